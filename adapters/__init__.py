@@ -1,0 +1,1 @@
+"""What stands outside: LSL, recordings, and later devices."""

@@ -1,0 +1,1 @@
+"""The daemon: configuration, protocol, real-time loop, command line."""

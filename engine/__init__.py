@@ -1,0 +1,1 @@
+"""The spiking network: pure computation, no I/O, no clock."""

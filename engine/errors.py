@@ -1,0 +1,28 @@
+"""Every error that neuromod raises on purpose.
+
+Each also derives from the built-in that Python users would catch.
+"""
+
+
+class NeuromodError(Exception):
+    """Base of all errors that neuromod raises on purpose."""
+
+
+class ConfigError(NeuromodError, ValueError):
+    """A configuration, or a value in it, cannot be used."""
+
+
+class AdapterError(NeuromodError):
+    """A device, stream or recording outside cannot be used."""
+
+
+class AdapterTimeoutError(AdapterError, TimeoutError):
+    """A device, stream or recording did not answer in time."""
+
+
+class RecordingError(AdapterError, ValueError):
+    """A recording is missing, corrupt or of a form that cannot be played."""
+
+
+class ProtocolError(NeuromodError, ValueError):
+    """A message is not what PROTOCOL.md says it must be."""

@@ -1,0 +1,1 @@
+"""Samples in, stimuli out: front end and encoding."""
