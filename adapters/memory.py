@@ -1,0 +1,166 @@
+"""A source in memory: the reference of the contract, and the example to copy."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from neuromod.adapters.base import Chunk, Kind, Marker, StreamInfo, empty_chunk, not_open
+from neuromod.engine.errors import ConfigError
+from numpy.typing import ArrayLike, NDArray
+
+
+class MemorySource:
+    """Arrays, played as any other source.
+
+    Parameters
+    ----------
+    samples : array_like, shape (n, n_channels)
+        Converted to float32.
+    sampling_frequency : float
+        Samples per second, in Hz.
+    stamps : array_like of float64, shape (n,), optional
+        Seconds on the clock of the source, in any order. By default sample i is at i / sampling_frequency.
+    markers : sequence of Marker
+        Handed over when the samples reach them.
+    kind : {"signal", "features"}
+        What the samples are.
+    name, channel_names, units, source_id, hostname, stream_type : optional
+        As in `StreamInfo`.
+    """
+
+    def __init__(
+        self,
+        samples: ArrayLike,
+        sampling_frequency: float,
+        *,
+        stamps: ArrayLike | None = None,
+        markers: Sequence[Marker] = (),
+        kind: Kind = "signal",
+        name: str = "memory",
+        channel_names: Sequence[str] | None = None,
+        units: Sequence[str] | None = None,
+        source_id: str = "",
+        hostname: str = "",
+        stream_type: str = "",
+    ) -> None:
+        array = np.ascontiguousarray(samples, np.float32)
+        if array.ndim != 2 or array.shape[1] == 0:
+            raise ConfigError(f"samples must have the shape (n, n_channels), n_channels at least 1; got {array.shape}")
+        if not (np.isfinite(sampling_frequency) and sampling_frequency > 0):
+            raise ConfigError(f"sampling_frequency must be a positive number of Hz, got {sampling_frequency}")
+        n, n_channels = array.shape
+        if stamps is None:
+            stamps = np.arange(n, dtype=np.float64) / sampling_frequency
+        self._samples = array
+        self._stamps: NDArray[np.float64] = np.ascontiguousarray(stamps, np.float64)
+        if self._stamps.shape != (n,):
+            raise ConfigError(f"stamps must be one per sample: expected shape ({n},), got {self._stamps.shape}")
+        names = tuple(channel_names or (f"ch{i + 1}" for i in range(n_channels)))
+        unit_words = tuple(units or ("uV" if kind == "signal" else "",) * n_channels)
+        for what, words in (("channel_names", names), ("units", unit_words)):
+            if len(words) != n_channels:
+                raise ConfigError(f"{what} must be one per channel: expected {n_channels}, got {len(words)}")
+        self._info = StreamInfo(
+            name=name,
+            kind=kind,
+            n_channels=n_channels,
+            sampling_frequency=float(sampling_frequency),
+            channel_names=names,
+            units=unit_words,
+            source_id=source_id,
+            hostname=hostname,
+            stream_type=stream_type,
+            n_samples=n,
+            duration_s=float(np.ptp(self._stamps)) + 1.0 / sampling_frequency if n else 0.0,
+        )
+        self._track = MarkerTrack(markers)
+        self._position = 0
+        self._is_open = False
+
+    @property
+    def info(self) -> StreamInfo:
+        """What the stream is."""
+        self._check_open()
+        return self._info
+
+    @property
+    def ended(self) -> bool:
+        """True once every sample was read."""
+        return self._is_open and self._position >= len(self._stamps)
+
+    @property
+    def quirks(self) -> dict[str, int]:
+        """Nothing is odd about arrays."""
+        return {}
+
+    def open(self) -> None:
+        """Begin at the first sample."""
+        if not self._is_open:
+            self._is_open = True
+            self._position = 0
+            self._track.rewind()
+
+    def read(self, max_samples: int, timeout_s: float = 0.0) -> Chunk:
+        """Return the next samples at once."""
+        self._check_open()
+        start, stop = self._position, min(self._position + max_samples, len(self._stamps))
+        if start >= stop:
+            return empty_chunk(self._info.n_channels)
+        self._position = stop
+        stamps = self._stamps[start:stop].copy()
+        self._track.reach(stamps)
+        return Chunk(self._samples[start:stop].copy(), stamps)
+
+    def markers(self) -> list[Marker]:
+        """Return the markers that the samples reached since the last call."""
+        self._check_open()
+        return self._track.take(everything=self.ended)
+
+    def close(self) -> None:
+        """Nothing is held."""
+        self._is_open = False
+
+    def __enter__(self) -> "MemorySource":
+        self.open()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+    def _check_open(self) -> None:
+        if not self._is_open:
+            raise not_open(f"memory source {self._info.name!r}")
+
+
+class MarkerTrack:
+    """The markers of a recording, handed over when its samples reach them.
+
+    Parameters
+    ----------
+    markers : sequence of Marker
+        In any order; equal stamps keep theirs.
+    """
+
+    def __init__(self, markers: Sequence[Marker]) -> None:
+        self._markers = sorted(markers, key=lambda marker: marker.t)
+        self.rewind()
+
+    def __len__(self) -> int:
+        return len(self._markers)
+
+    def rewind(self) -> None:
+        """Begin again."""
+        self._next = 0
+        self._reached = -np.inf
+
+    def reach(self, stamps: NDArray[np.float64]) -> None:
+        """Note that samples of these stamps were handed over."""
+        if len(stamps):
+            self._reached = max(self._reached, float(np.max(stamps)))
+
+    def take(self, *, everything: bool = False) -> list[Marker]:
+        """Return the markers at or before the newest stamp, or all that are left, each once."""
+        start = self._next
+        while self._next < len(self._markers) and (everything or self._markers[self._next].t <= self._reached):
+            self._next += 1
+        return self._markers[start : self._next]
