@@ -1,0 +1,797 @@
+"""The wire format, Python side: every message of PROTOCOL.md packed, unpacked and checked.
+
+The daemon's slow paths, the client and the tests use these functions; the compiled loop fills the per-tick frames in
+place, from the same templates and offsets (`spikes_frame`, `stimuli_frame`). Whatever arrives, unpacking either returns
+a checked message or raises `MessageError`, whose `reason` is the name under which the daemon counts it.
+"""
+
+import enum
+import math
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import msgpack
+import numpy as np
+from neuromod.engine.errors import ProtocolError
+from numpy.typing import ArrayLike, NDArray
+
+PROTOCOL_VERSION: Final = 1
+
+DEFAULT_INGEST: Final = "tcp://127.0.0.1:5555"
+DEFAULT_OUTPUT: Final = "tcp://127.0.0.1:5556"
+DEFAULT_CONTROL: Final = "tcp://127.0.0.1:5557"
+
+TOPIC_SPIKES: Final = b"spikes"
+TOPIC_STIMULI: Final = b"stimuli"
+TOPIC_STATE: Final = b"state"
+TOPIC_HEALTH: Final = b"health"
+TOPIC_EVENT: Final = b"event"
+TOPIC_MODULATORS: Final = b"modulators"
+TOPIC_REWARD: Final = b"reward"
+TOPIC_STRESS: Final = b"stress"
+
+OUTPUT_TOPICS: Final = (TOPIC_SPIKES, TOPIC_STIMULI, TOPIC_STATE, TOPIC_HEALTH, TOPIC_EVENT)
+INGEST_TOPICS: Final = (TOPIC_STIMULI, TOPIC_MODULATORS, TOPIC_REWARD, TOPIC_STRESS, TOPIC_EVENT)
+
+N_CHANNELS: Final = 16
+MAX_CHANNELS: Final = 2040  # bin8 carries at most 255 bytes of spike bits
+
+# What a client may send. libzmq's MAXMSGSIZE drops far larger messages before they are seen; this is the exact bound.
+MAX_INBOUND_BYTES: Final = 4096
+MAX_OUTBOUND_BYTES: Final = 1 << 20
+MAX_DEPTH: Final = 8
+MAX_NAME_CHARACTERS: Final = 256
+
+# Order and inclusive limits of the four neuromodulators, as neuromod.engine.modulators has them (a test compares).
+MODULATOR_LIMITS: Final[Mapping[str, tuple[float, float]]] = {
+    "dopamine": (-1.0, 1.0),
+    "cortisol": (0.0, 1.0),
+    "acetylcholine": (0.0, 1.0),
+    "tempo": (0.1, 4.0),
+}
+
+_FLOAT32_MAX: Final = float(np.finfo(np.float32).max)
+
+
+class Flag(enum.IntFlag):
+    """Bits of `flags` in a `spikes` message. The loop sets them; several may be set at once."""
+
+    FILLER = 1
+    """The source is silent. The network was not advanced; `tick` repeats the last one and no bit of `spikes` is set."""
+    FILLED = 2
+    """The block holds samples that were filled in for a gap."""
+    EXTERNAL = 4
+    """Stimuli from ingest were added."""
+    NONFINITE = 8
+    """The block held NaN or Inf, replaced before the front end."""
+    DISCONTINUITY = 16
+    """The time grid was laid anew: reset, backward step, or gap beyond the fill limit."""
+    LATE = 32
+    """The tick ended later than `timing.late_ms` after its newest sample."""
+    MODULATED = 64
+    """A modulator level, a reward or a stress took effect at the start of this tick."""
+    PAUSED = 128
+    """The session is paused by the control socket."""
+
+
+class Reason(enum.StrEnum):
+    """Why a message was refused: the names under which the daemon counts refusals in `health`."""
+
+    OVERSIZED = "oversized"
+    PARTS = "parts"
+    TOPIC = "topic"
+    MSGPACK = "msgpack"
+    NESTING = "nesting"
+    TYPE = "type"
+    MISSING_KEY = "missing_key"
+    UNKNOWN_KEY = "unknown_key"
+    LENGTH = "length"
+    RANGE = "range"
+    NONFINITE = "nonfinite"
+    VERSION = "version"
+
+
+class MessageError(ProtocolError):
+    """A message cannot be used; `reason` says why in one countable word."""
+
+    def __init__(self, reason: Reason, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Frames of fixed width, filled in place by the compiled loop
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """A msgpack map whose values all have a fixed width, so that it can be filled in place.
+
+    Attributes
+    ----------
+    template : bytes
+        The whole message with every value zero, except `v` and `n`, which are set.
+    offsets : mapping of str to int
+        Where the bytes of each value begin, past the msgpack type byte (and length byte of a bin). Integers and floats
+        are big-endian, as msgpack has them; the contents of a bin are little-endian.
+    """
+
+    template: bytes
+    offsets: Mapping[str, int]
+
+
+def _frame(values: Sequence[tuple[str, bytes, bytes]]) -> Frame:
+    """Lay (key, type bytes, value bytes) one after the other into a fixmap."""
+    data = bytearray([0x80 | len(values)])
+    offsets: dict[str, int] = {}
+    for key, header, value in values:
+        name = key.encode()
+        data += bytes([0xA0 | len(name)]) + name + header
+        offsets[key] = len(data)
+        data += value
+    return Frame(bytes(data), offsets)
+
+
+def _bin_header(n_bytes: int) -> bytes:
+    return struct.pack(">BB", 0xC4, n_bytes) if n_bytes < 256 else struct.pack(">BH", 0xC5, n_bytes)
+
+
+def spikes_frame(n: int = N_CHANNELS) -> Frame:
+    """Frame of a `spikes` message of `n` channels: 108 bytes for sixteen.
+
+    Examples
+    --------
+    >>> len(spikes_frame(16).template), spikes_frame(16).offsets["seq"]
+    (108, 9)
+    """
+    _check_n(n)
+    u64, f64 = bytes(8), bytes(8)
+    n_bytes = (n + 7) // 8
+    return _frame(
+        [
+            ("v", b"", bytes([PROTOCOL_VERSION])),
+            ("seq", b"\xcf", u64),
+            ("tick", b"\xcf", u64),
+            ("sample", b"\xcf", u64),
+            ("t_sample", b"\xcb", f64),
+            ("t_tick", b"\xcb", f64),
+            ("n", b"\xcd", struct.pack(">H", n)),
+            ("spikes", _bin_header(n_bytes), bytes(n_bytes)),
+            ("flags", b"\xce", bytes(4)),
+        ]
+    )
+
+
+def stimuli_frame(n: int = N_CHANNELS) -> Frame:
+    """Frame of an output `stimuli` message of `n` channels."""
+    _check_n(n)
+    return _frame(
+        [
+            ("v", b"", bytes([PROTOCOL_VERSION])),
+            ("seq", b"\xcf", bytes(8)),
+            ("tick", b"\xcf", bytes(8)),
+            ("n", b"\xcd", struct.pack(">H", n)),
+            ("values", _bin_header(4 * n), bytes(4 * n)),
+        ]
+    )
+
+
+def _check_n(n: int) -> None:
+    if not 1 <= n <= MAX_CHANNELS:
+        raise MessageError(Reason.RANGE, f"n must be 1 to {MAX_CHANNELS} channels, not {n}")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Output: what the daemon publishes
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SpikesMessage:
+    """Spikes of one tick.
+
+    Attributes
+    ----------
+    seq : int
+        Counts the messages of this socket's topic; a jump is a loss between daemon and subscriber.
+    tick : int
+        Number of network steps since the session began.
+    sample : int
+        Number of samples of the source up to and including the newest one of this tick.
+    t_sample, t_tick : float
+        Seconds on the daemon's `lsl_local_clock`: time of the newest sample (source's stamp, corrected), and end of the
+        tick. NaN where unknown.
+    spikes : ndarray of bool, shape (n,)
+    flags : Flag
+    """
+
+    seq: int
+    tick: int
+    sample: int
+    t_sample: float
+    t_tick: float
+    spikes: NDArray[np.bool_]
+    flags: Flag
+
+    @property
+    def channels(self) -> list[int]:
+        """Indices of the channels that fired."""
+        return [int(i) for i in np.flatnonzero(self.spikes)]
+
+    @property
+    def latency_us(self) -> float:
+        """Microseconds from the newest sample to the end of the tick."""
+        return (self.t_tick - self.t_sample) * 1e6
+
+    @property
+    def is_filler(self) -> bool:
+        """True where the source is silent and the network was not advanced."""
+        return Flag.FILLER in self.flags
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StimuliMessage:
+    """Stimuli that drove one tick: `values` is float32, shape (n,), in units of the encoder's output."""
+
+    seq: int
+    tick: int
+    values: NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StateMessage:
+    """State of the network, some times a second.
+
+    Attributes
+    ----------
+    tick : int
+    t : float
+        Seconds on the daemon's `lsl_local_clock`.
+    membrane : ndarray of float32, shape (16,)
+        Potential above rest, mV.
+    modulators : dict of str to float
+        The four levels.
+    rates_hz : ndarray of float32, shape (16,)
+        Spikes per second of network time, smoothed.
+    """
+
+    tick: int
+    t: float
+    membrane: NDArray[np.float32]
+    modulators: dict[str, float]
+    rates_hz: NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class HealthMessage:
+    """Health of the daemon, once a second. `body` is the whole map: see PROTOCOL.md for its keys."""
+
+    t: float
+    state: str
+    body: dict[str, Any]
+
+    @property
+    def counters(self) -> dict[str, int]:
+        """Everything counted since the session began."""
+        counters: dict[str, int] = self.body.get("counters", {})
+        return counters
+
+
+@dataclass(frozen=True, slots=True)
+class EventMessage:
+    """A marker, aligned to a tick: from a marker stream, a recording's digital events, ingest, or the daemon itself."""
+
+    name: str
+    t: float
+    tick: int
+    source: str
+    value: Any = None
+
+
+OutputMessage = SpikesMessage | StimuliMessage | StateMessage | HealthMessage | EventMessage
+
+
+def pack_spikes(message: SpikesMessage) -> bytes:
+    """Pack a `spikes` message exactly as the compiled loop does."""
+    n = len(message.spikes)
+    frame = spikes_frame(n)
+    data, at = bytearray(frame.template), frame.offsets
+    _put_u64(data, at["seq"], "seq", message.seq)
+    _put_u64(data, at["tick"], "tick", message.tick)
+    _put_u64(data, at["sample"], "sample", message.sample)
+    struct.pack_into(">d", data, at["t_sample"], message.t_sample)
+    struct.pack_into(">d", data, at["t_tick"], message.t_tick)
+    bits = np.packbits(np.asarray(message.spikes, dtype=np.bool_), bitorder="little").tobytes()
+    data[at["spikes"] : at["spikes"] + len(bits)] = bits
+    struct.pack_into(">I", data, at["flags"], int(message.flags))
+    return bytes(data)
+
+
+def pack_stimuli(message: StimuliMessage) -> bytes:
+    """Pack an output `stimuli` message exactly as the compiled loop does."""
+    frame = stimuli_frame(len(message.values))
+    data, at = bytearray(frame.template), frame.offsets
+    _put_u64(data, at["seq"], "seq", message.seq)
+    _put_u64(data, at["tick"], "tick", message.tick)
+    values = np.asarray(message.values, dtype="<f4").tobytes()
+    data[at["values"] : at["values"] + len(values)] = values
+    return bytes(data)
+
+
+def pack_state(message: StateMessage) -> bytes:
+    """Pack a `state` message."""
+    return _pack(
+        {
+            "v": PROTOCOL_VERSION,
+            "tick": message.tick,
+            "t": message.t,
+            "membrane": np.asarray(message.membrane, dtype="<f4").tobytes(),
+            "modulators": {name: float(level) for name, level in message.modulators.items()},
+            "rates_hz": np.asarray(message.rates_hz, dtype="<f4").tobytes(),
+        }
+    )
+
+
+def pack_health(message: HealthMessage) -> bytes:
+    """Pack a `health` message; `t` and `state` are set from the fields, all else comes from `body`."""
+    rest = {key: value for key, value in message.body.items() if key not in ("v", "t", "state")}
+    return _pack({"v": PROTOCOL_VERSION, "t": message.t, "state": message.state, **rest})
+
+
+def pack_event(message: EventMessage) -> bytes:
+    """Pack an output `event` message; `value` is left out where there is none."""
+    body: dict[str, Any] = {
+        "v": PROTOCOL_VERSION,
+        "name": message.name,
+        "t": message.t,
+        "tick": message.tick,
+        "source": message.source,
+    }
+    if message.value is not None:
+        body["value"] = message.value
+    return _pack(body)
+
+
+def unpack_output(topic: bytes, payload: bytes) -> OutputMessage:
+    """Check and unpack one published message.
+
+    Keys that this version does not know are ignored, so that a later daemon may add some.
+
+    Raises
+    ------
+    MessageError
+        The topic is unknown, the payload is malformed, or it is of another protocol version.
+    """
+    body = _unpack_map(payload, MAX_OUTBOUND_BYTES)
+    version = body.get("v")
+    if type(version) is not int or version != PROTOCOL_VERSION:
+        raise MessageError(
+            Reason.VERSION,
+            f"the message is of protocol version {version!r}, this client speaks {PROTOCOL_VERSION}; "
+            "use the client that came with the daemon",
+        )
+    if topic == TOPIC_SPIKES:
+        n = _integer(body, "n", 1, MAX_CHANNELS)
+        bits = _binary(body, "spikes", (n + 7) // 8)
+        return SpikesMessage(
+            seq=_integer(body, "seq"),
+            tick=_integer(body, "tick"),
+            sample=_integer(body, "sample"),
+            t_sample=_number(body, "t_sample"),
+            t_tick=_number(body, "t_tick"),
+            spikes=np.unpackbits(np.frombuffer(bits, np.uint8), count=n, bitorder="little").astype(np.bool_),
+            flags=Flag(_integer(body, "flags", 0, 0xFFFF_FFFF)),
+        )
+    if topic == TOPIC_STIMULI:
+        n = _integer(body, "n", 1, MAX_CHANNELS)
+        return StimuliMessage(_integer(body, "seq"), _integer(body, "tick"), _floats(body, "values", n))
+    if topic == TOPIC_STATE:
+        modulators = _get(body, "modulators")
+        if not isinstance(modulators, dict):
+            raise MessageError(Reason.TYPE, f"modulators must be a map of levels, not {_kind(modulators)}")
+        return StateMessage(
+            tick=_integer(body, "tick"),
+            t=_number(body, "t"),
+            membrane=_floats(body, "membrane", None),
+            modulators={name: _number(modulators, name) for name in modulators},
+            rates_hz=_floats(body, "rates_hz", None),
+        )
+    if topic == TOPIC_HEALTH:
+        for key in ("counters", "latency_us", "source", "errors"):
+            if not isinstance(body.get(key, {}), dict):
+                raise MessageError(Reason.TYPE, f"{key} must be a map, not {_kind(body[key])}")
+        return HealthMessage(_number(body, "t"), _text(body, "state"), body)
+    if topic == TOPIC_EVENT:
+        return EventMessage(
+            name=_text(body, "name"),
+            t=_number(body, "t"),
+            tick=_integer(body, "tick"),
+            source=_text(body, "source"),
+            value=body.get("value"),
+        )
+    raise _unknown_topic(topic, OUTPUT_TOPICS)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Ingest: what clients send in
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StimuliInput:
+    """Stimuli to add to the source's, or to drive one tick with `source.kind = "zmq"`: finite float32, shape (n,)."""
+
+    values: NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class ModulatorsInput:
+    """Levels to set, each within `MODULATOR_LIMITS`; those not named keep their level."""
+
+    levels: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class RewardInput:
+    """A reward to add: any finite amount, negative for a punishment."""
+
+    amount: float
+
+
+@dataclass(frozen=True, slots=True)
+class StressInput:
+    """A stress to add: finite, not negative."""
+
+    amount: float
+
+
+@dataclass(frozen=True, slots=True)
+class EventInput:
+    """A marker. `t` is in seconds on the daemon's `lsl_local_clock`; without it, the time of arrival is taken."""
+
+    name: str
+    t: float | None = None
+    value: Any = None
+
+
+IngestMessage = StimuliInput | ModulatorsInput | RewardInput | StressInput | EventInput
+
+
+def pack_ingest(message: IngestMessage) -> tuple[bytes, bytes]:
+    """Check and pack one message for the ingest socket.
+
+    Returns
+    -------
+    topic, payload : bytes
+        Sixteen stimuli always give the 74 bytes that the compiled loop reads by itself.
+
+    Raises
+    ------
+    MessageError
+        The daemon would refuse it.
+    """
+    match message:
+        case StimuliInput(values):
+            topic, payload = TOPIC_STIMULI, _pack({"values": _as_float32(values).tobytes()})
+            unpack_ingest(topic, payload, n=len(values))
+        case ModulatorsInput(levels):
+            topic, payload = TOPIC_MODULATORS, _pack(dict(levels))
+            unpack_ingest(topic, payload)
+        case RewardInput(amount):
+            topic, payload = TOPIC_REWARD, _pack({"amount": amount})
+            unpack_ingest(topic, payload)
+        case StressInput(amount):
+            topic, payload = TOPIC_STRESS, _pack({"amount": amount})
+            unpack_ingest(topic, payload)
+        case EventInput(name, t, value):
+            body = {"name": name, "t": t, "value": value}
+            topic, payload = TOPIC_EVENT, _pack({key: item for key, item in body.items() if item is not None})
+            unpack_ingest(topic, payload)
+    return topic, payload
+
+
+def unpack_ingest(topic: bytes, payload: bytes, n: int = N_CHANNELS) -> IngestMessage:
+    """Check and unpack one message that arrived at the ingest socket.
+
+    Parameters
+    ----------
+    topic, payload : bytes
+        The two parts of the message.
+    n : int
+        Number of channels of the network; stimuli of another length are refused.
+
+    Raises
+    ------
+    MessageError
+        For everything that PROTOCOL.md does not allow; nothing else is ever raised.
+    """
+    if topic not in INGEST_TOPICS:
+        raise _unknown_topic(topic, INGEST_TOPICS)
+    body = _unpack_map(payload, MAX_INBOUND_BYTES)
+    if topic == TOPIC_STIMULI:
+        _only(body, ("values",))
+        values = _stimuli(_get(body, "values"), n)
+        if not np.isfinite(values).all():
+            raise MessageError(Reason.NONFINITE, "values must be finite in float32: no NaN, no Inf")
+        return StimuliInput(values)
+    if topic == TOPIC_MODULATORS:
+        _only(body, tuple(MODULATOR_LIMITS))
+        if not body:
+            raise MessageError(Reason.MISSING_KEY, f"name at least one of {', '.join(MODULATOR_LIMITS)}")
+        return ModulatorsInput({name: _within(body, name, *MODULATOR_LIMITS[name]) for name in body})
+    if topic == TOPIC_REWARD:
+        _only(body, ("amount",))
+        return RewardInput(_within(body, "amount", -_FLOAT32_MAX, _FLOAT32_MAX))
+    if topic == TOPIC_STRESS:
+        _only(body, ("amount",))
+        return StressInput(_within(body, "amount", 0.0, _FLOAT32_MAX))
+    _only(body, ("name", "t", "value"))
+    name = _text(body, "name")
+    if not 1 <= len(name) <= MAX_NAME_CHARACTERS:
+        raise MessageError(Reason.LENGTH, f"name must have 1 to {MAX_NAME_CHARACTERS} characters, not {len(name)}")
+    t = _finite(body, "t") if body.get("t") is not None else None
+    _check_finite(body.get("value"))
+    return EventInput(name, t, body.get("value"))
+
+
+def split_parts(frames: Sequence[bytes]) -> tuple[bytes, bytes]:
+    """Return topic and payload of a multipart message; refuse any other number of parts."""
+    if len(frames) != 2:
+        raise MessageError(Reason.PARTS, f"a message has two parts, topic and payload; this one has {len(frames)}")
+    return frames[0], frames[1]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Control: request and reply
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request to the control socket; `id`, where given, comes back with the reply."""
+
+    cmd: str
+    args: dict[str, Any] = field(default_factory=dict)
+    id: int | str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """The answer to a `Request`: a `result`, or an `error` sentence and its countable `reason`."""
+
+    ok: bool
+    result: Any = None
+    error: str = ""
+    reason: str = ""
+    id: int | str | None = None
+
+
+def pack_request(request: Request) -> bytes:
+    """Pack a request; refuse what the daemon would refuse to read."""
+    body: dict[str, Any] = {"cmd": request.cmd, "args": request.args}
+    if request.id is not None:
+        body["id"] = request.id
+    payload = _pack(body)
+    unpack_request(payload)
+    return payload
+
+
+def unpack_request(payload: bytes) -> Request:
+    """Check and unpack a request. Whether the command exists is for `neuromod.bridge.commands` to say."""
+    body = _unpack_map(payload, MAX_INBOUND_BYTES)
+    _only(body, ("cmd", "args", "id"))
+    args = body.get("args", {})
+    if not isinstance(args, dict):
+        raise MessageError(Reason.TYPE, f"args must be a map, not {_kind(args)}")
+    _check_finite(args)
+    return Request(_text(body, "cmd"), args, _identifier(body))
+
+
+def pack_reply(reply: Reply) -> bytes:
+    """Pack a reply: `result` where it is ok, else `error` and `reason`."""
+    body: dict[str, Any] = {"ok": reply.ok}
+    if reply.ok:
+        body["result"] = reply.result
+    else:
+        body |= {"error": reply.error, "reason": reply.reason}
+    if reply.id is not None:
+        body["id"] = reply.id
+    return _pack(body)
+
+
+def unpack_reply(payload: bytes) -> Reply:
+    """Check and unpack a reply."""
+    body = _unpack_map(payload, MAX_OUTBOUND_BYTES)
+    ok = _get(body, "ok")
+    if not isinstance(ok, bool):
+        raise MessageError(Reason.TYPE, f"ok must be true or false, not {_kind(ok)}")
+    if ok:
+        return Reply(True, body.get("result"), id=_identifier(body))
+    return Reply(False, error=_text(body, "error"), reason=_text(body, "reason"), id=_identifier(body))
+
+
+def split_envelope(frames: Sequence[bytes]) -> tuple[list[bytes], bytes]:
+    """Split what a ROUTER received into the envelope, to be sent back in front of the reply, and the payload.
+
+    A DEALER sends [payload]; a REQ sends [empty, payload]; the ROUTER puts the identity in front of both.
+    """
+    frames = list(frames)
+    if len(frames) == 2 or (len(frames) == 3 and not frames[1]):
+        return frames[:-1], frames[-1]
+    raise MessageError(
+        Reason.PARTS, f"a request is one part, after an empty one from a REQ; this one has {len(frames)}"
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# msgpack, and the checks that all messages share
+
+
+def _pack(body: dict[str, Any]) -> bytes:
+    try:
+        packed: bytes = msgpack.packb(body, use_bin_type=True)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise MessageError(Reason.TYPE, f"this cannot be packed as msgpack: {error}") from None
+    return packed
+
+
+def _refuse_ext(code: int, data: bytes) -> None:
+    raise MessageError(Reason.MSGPACK, f"msgpack extension type {code} is not part of the protocol")
+
+
+def _unique_pairs(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
+    body = dict(pairs)
+    if len(body) != len(pairs):
+        raise MessageError(Reason.MSGPACK, "a key occurs twice in one map")
+    return body
+
+
+def _unpack_map(payload: bytes, limit: int) -> dict[str, Any]:
+    """Decode one plain, bounded msgpack map with string keys."""
+    if len(payload) > limit:
+        raise MessageError(Reason.OVERSIZED, f"the payload has {len(payload)} bytes, at most {limit} are read")
+    try:
+        body = msgpack.unpackb(
+            payload, raw=False, strict_map_key=True, ext_hook=_refuse_ext, object_pairs_hook=_unique_pairs
+        )
+    except MessageError:
+        raise
+    except msgpack.StackError:
+        raise MessageError(Reason.NESTING, f"the payload is nested deeper than {MAX_DEPTH} levels") from None
+    except (ValueError, TypeError, OverflowError, RecursionError, MemoryError) as error:
+        # a truncated message, bytes after its end, broken UTF-8, a key that is no string
+        raise MessageError(Reason.MSGPACK, f"the payload is not one msgpack value: {error}") from None
+    if not isinstance(body, dict):
+        raise MessageError(Reason.TYPE, f"the payload must be a msgpack map, not {_kind(body)}")
+    _check_plain(body, 1)
+    return body
+
+
+def _check_plain(value: Any, depth: int) -> None:
+    """Refuse what has no business in a message: deep nesting, keys that are bytes, msgpack's timestamps."""
+    if depth > MAX_DEPTH:
+        raise MessageError(Reason.NESTING, f"the payload is nested deeper than {MAX_DEPTH} levels")
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if not isinstance(key, str):
+                raise MessageError(Reason.TYPE, f"keys must be strings, not {_kind(key)}")
+            _check_plain(item, depth + 1)
+    elif isinstance(value, list):
+        for item in value:
+            _check_plain(item, depth + 1)
+    elif value is not None and not isinstance(value, bool | int | float | str | bytes):
+        raise MessageError(Reason.MSGPACK, f"{_kind(value)} is not part of the protocol")
+
+
+def _check_finite(value: Any) -> None:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise MessageError(Reason.NONFINITE, "numbers must be finite: no NaN, no Inf")
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        for item in value:
+            _check_finite(item)
+
+
+def _kind(value: Any) -> str:
+    return "nothing" if value is None else type(value).__name__
+
+
+def _unknown_topic(topic: bytes, known: Sequence[bytes]) -> MessageError:
+    names = ", ".join(name.decode() for name in known)
+    return MessageError(Reason.TOPIC, f"topic {topic[:32]!r} is not one of {names}")
+
+
+def _only(body: dict[str, Any], known: Sequence[str]) -> None:
+    for key in body:
+        if key not in known:
+            raise MessageError(Reason.UNKNOWN_KEY, f"{key[:32]!r} is not one of the keys {', '.join(known)}")
+
+
+def _get(body: dict[str, Any], key: str) -> Any:
+    if key not in body:
+        raise MessageError(Reason.MISSING_KEY, f"{key} is missing")
+    return body[key]
+
+
+def _number(body: dict[str, Any], key: str) -> float:
+    value = _get(body, key)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise MessageError(Reason.TYPE, f"{key} must be a number, not {_kind(value)}")
+    return float(value)
+
+
+def _finite(body: dict[str, Any], key: str) -> float:
+    value = _number(body, key)
+    if not math.isfinite(value):
+        raise MessageError(Reason.NONFINITE, f"{key} must be finite, not {value}")
+    return value
+
+
+def _within(body: dict[str, Any], key: str, low: float, high: float) -> float:
+    value = _finite(body, key)
+    if not low <= value <= high:
+        raise MessageError(Reason.RANGE, f"{key} must be {low:g} to {high:g}, not {value:g}")
+    return value
+
+
+def _integer(body: dict[str, Any], key: str, low: int = 0, high: int = (1 << 64) - 1) -> int:
+    value = _get(body, key)
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise MessageError(Reason.TYPE, f"{key} must be an integer, not {_kind(value)}")
+    if not low <= value <= high:
+        raise MessageError(Reason.RANGE, f"{key} must be {low} to {high}, not {value}")
+    return value
+
+
+def _text(body: dict[str, Any], key: str) -> str:
+    value = _get(body, key)
+    if not isinstance(value, str):
+        raise MessageError(Reason.TYPE, f"{key} must be a string, not {_kind(value)}")
+    return value
+
+
+def _binary(body: dict[str, Any], key: str, n_bytes: int) -> bytes:
+    value = _get(body, key)
+    if not isinstance(value, bytes):
+        raise MessageError(Reason.TYPE, f"{key} must be binary, not {_kind(value)}")
+    if len(value) != n_bytes:
+        raise MessageError(Reason.LENGTH, f"{key} must have {n_bytes} bytes, not {len(value)}")
+    return value
+
+
+def _floats(body: dict[str, Any], key: str, n: int | None) -> NDArray[np.float32]:
+    value = _get(body, key)
+    if n is None:
+        n = len(value) // 4 if isinstance(value, bytes) else 0
+    return np.frombuffer(_binary(body, key, 4 * n), dtype="<f4").astype(np.float32)
+
+
+def _stimuli(values: Any, n: int) -> NDArray[np.float32]:
+    if isinstance(values, bytes):
+        return _floats({"values": values}, "values", n)
+    if not isinstance(values, list):
+        raise MessageError(Reason.TYPE, f"values must be binary or a list of numbers, not {_kind(values)}")
+    if len(values) != n:
+        raise MessageError(Reason.LENGTH, f"values must have {n} numbers, not {len(values)}")
+    for value in values:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise MessageError(Reason.TYPE, f"values must be numbers, not {_kind(value)}")
+    return _as_float32([float(value) for value in values])
+
+
+def _as_float32(values: ArrayLike) -> NDArray[np.float32]:
+    with np.errstate(over="ignore"):  # a float64 beyond float32 becomes Inf, which the caller refuses
+        return np.asarray(values, dtype=np.float64).astype("<f4")
+
+
+def _identifier(body: dict[str, Any]) -> int | str | None:
+    value = body.get("id")
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int | str)):
+        raise MessageError(Reason.TYPE, f"id must be an integer or a string, not {_kind(value)}")
+    return value
+
+
+def _put_u64(data: bytearray, at: int, name: str, value: int) -> None:
+    if not 0 <= value < 1 << 64:
+        raise MessageError(Reason.RANGE, f"{name} must fit 64 bits without sign, not {value}")
+    struct.pack_into(">Q", data, at, value)
