@@ -1,0 +1,361 @@
+"""The session file: everything a session is built from, in TOML, checked before a socket or a stream is opened."""
+
+import ipaddress
+import json
+import re
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import pydantic
+from neuromod.adapters.config import LslConfig, MarkerConfig, SourceConfig, XdfConfig
+from neuromod.bridge import wire
+from neuromod.bridge.config_errors import explain
+from neuromod.bridge.toml_text import to_toml
+from neuromod.engine.config import NetworkConfig
+from neuromod.engine.errors import ConfigError
+from neuromod.sorting.config import EncoderConfig, FrontEndConfig
+from pydantic import Field
+from pydantic_core import PydanticCustomError
+
+Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+AnyModel = TypeVar("AnyModel", bound=pydantic.BaseModel)
+
+_TCP = re.compile(r"^tcp://(\[[^\]]+\]|[^:\[\]]+):(\*|\d+)$")
+_CURVE = (
+    "sockets away from loopback need CURVE keys, which come with a later release: "
+    "bind to 127.0.0.1 and reach the port from elsewhere through ssh -L"
+)
+
+
+def _check_address(address: str) -> str:
+    """Allow loopback TCP and ipc; write localhost as the number, since libzmq does not bind to names."""
+    if address.startswith("ipc://") and len(address) > len("ipc://"):
+        return address
+    match = _TCP.match(address)
+    if match is None:
+        raise ValueError(f"must look like tcp://127.0.0.1:5556, not {address!r}")
+    host, port = match[1].strip("[]"), match[2]
+    if port != "*" and not 0 <= int(port) <= 65535:
+        raise ValueError(f"names port {port}, but ports end at 65535: choose a free one above 1023")
+    if host == "localhost":
+        host = "127.0.0.1"
+    try:
+        is_loopback = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        is_loopback = False
+    if not is_loopback:
+        raise ValueError(f"binds away from loopback ({address}); {_CURVE}")
+    return f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
+
+
+Address = Annotated[str, pydantic.AfterValidator(_check_address)]
+
+
+class _Section(pydantic.BaseModel, frozen=True, extra="forbid"):
+    """Frozen, unknown keys refused, defaults checked too."""
+
+
+class SessionInfo(_Section, frozen=True, extra="forbid"):
+    """What the session is called, and the baseline it stands on.
+
+    Attributes
+    ----------
+    name : str
+        Appears in `health` and in the names of files that the session writes.
+    baseline : Path, optional
+        File that `neuromod baseline` wrote: thresholds, exclusions and normalisation, frozen for the session.
+    """
+
+    name: Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[\w .-]+$")] = "session"
+    baseline: Path | None = None
+
+
+class SocketsConfig(_Section, frozen=True, extra="forbid"):
+    """Where the three sockets bind: loopback TCP (`*` as port takes a free one) or ipc."""
+
+    ingest: Address = wire.DEFAULT_INGEST
+    output: Address = wire.DEFAULT_OUTPUT
+    control: Address = wire.DEFAULT_CONTROL
+
+    @pydantic.model_validator(mode="after")
+    def _are_different(self) -> "SocketsConfig":
+        taken: dict[str, str] = {}
+        for name in ("ingest", "output", "control"):
+            address = getattr(self, name)
+            if address in taken:
+                raise PydanticCustomError(
+                    "combination",
+                    "sockets.{name} and sockets.{other} both bind {address}: give each its own port",
+                    {"key": f"sockets.{name}", "name": name, "other": taken[address], "address": address},
+                )
+            if not address.endswith((":*", ":0")):
+                taken[address] = name
+        return self
+
+
+class PublishConfig(_Section, frozen=True, extra="forbid"):
+    """What goes out, and how often.
+
+    Attributes
+    ----------
+    spikes : {"every", "spiking"}
+        A `spikes` message each tick, or only for ticks with a spike or a flag.
+    stimuli : bool
+        Whether the stimuli of each tick go out too.
+    state_hz : float
+        How often `state` goes out; 0 for never.
+    health_s : float
+        Seconds between `health` messages.
+    """
+
+    spikes: Literal["every", "spiking"] = "every"
+    stimuli: bool = False
+    state_hz: Annotated[float, Field(ge=0.0, le=100.0)] = 10.0
+    health_s: Annotated[float, Field(ge=0.1, le=60.0)] = 1.0
+
+
+class TimingConfig(_Section, frozen=True, extra="forbid"):
+    """Blocks, and what is done about samples that are late, missing or out of order.
+
+    Attributes
+    ----------
+    block_ms : float
+        Length of a block of signal (features and zmq bring their own), at least one sample; the network advances in
+        steps of at most 1 ms within it.
+    stall_ms : float
+        A source silent for longer has stalled; never taken as less than three blocks, see `stall_bound_ms`.
+    late_ms : float
+        A tick that ends later than this after its newest sample counts as late.
+    jitter_ms : float
+        A stamp may stand this far from its place on the grid before it counts as a gap or a step.
+    fill : {"hold", "zero"}
+        Missing samples repeat the last one, or are zero.
+    max_fill_ms : float
+        Longer gaps are not filled: the grid is laid anew and the tick flagged.
+    """
+
+    block_ms: Annotated[float, Field(gt=0.0, le=100.0)] = 1.0
+    stall_ms: Annotated[float, Field(ge=5.0, le=60_000.0)] = 50.0
+    late_ms: Annotated[float, Field(gt=0.0, le=60_000.0)] = 10.0
+    jitter_ms: Annotated[float, Field(gt=0.0, le=1000.0)] = 20.0
+    fill: Literal["hold", "zero"] = "hold"
+    max_fill_ms: Annotated[float, Field(ge=0.0, le=60_000.0)] = 1000.0
+
+    def stall_bound_ms(self, block_ms: float) -> float:
+        """Silence after which a source of such blocks has stalled: a block that is merely due is no stall."""
+        return max(self.stall_ms, 3.0 * block_ms)
+
+
+class RuntimeConfig(_Section, frozen=True, extra="forbid"):
+    """What the loop asks of the operating system; each refusal is reported, none stops the session.
+
+    Attributes
+    ----------
+    loop : {"compiled", "python"}
+        The loop that never enters the interpreter, or its twin in Python for unusual platforms.
+    realtime_priority : int
+        SCHED_FIFO priority of the loop's thread, 1 to 98; 0 leaves the scheduler alone.
+    cpus : tuple of int
+        The loop's thread may run on these only; empty for all.
+    lock_memory : bool
+        Keep the daemon's memory from being paged out (mlockall).
+    timer_slack_ns : int
+        How late the kernel may wake the loop's thread to save power.
+    """
+
+    loop: Literal["compiled", "python"] = "compiled"
+    realtime_priority: Annotated[int, Field(ge=0, le=98)] = 0
+    cpus: tuple[Annotated[int, Field(ge=0, le=4095)], ...] = ()
+    lock_memory: bool = False
+    timer_slack_ns: Annotated[int, Field(ge=1, le=1_000_000)] = 1
+
+
+class SessionConfig(_Section, frozen=True, extra="forbid"):
+    """A whole session. `load` reads it from a file, `effective_toml` writes it back with every default.
+
+    Attributes
+    ----------
+    source : SourceConfig
+        Where signal, features or stimuli come from. `source = "zmq"` is short for a table with that kind.
+    front_end : FrontEndConfig
+        From signal to features; used by sources of signal only.
+    encoder : EncoderConfig
+        From features to sixteen stimuli; not used by `zmq`, whose messages are stimuli already.
+    network : NetworkConfig
+    markers : tuple of MarkerConfig
+        LSL streams of markers.
+    session, sockets, publish, timing, runtime
+        See each section's class.
+    """
+
+    session: SessionInfo = SessionInfo()
+    source: SourceConfig
+    front_end: FrontEndConfig = FrontEndConfig()
+    encoder: EncoderConfig = EncoderConfig()
+    network: NetworkConfig = NetworkConfig()
+    markers: tuple[MarkerConfig, ...] = ()
+    sockets: SocketsConfig = SocketsConfig()
+    publish: PublishConfig = PublishConfig()
+    timing: TimingConfig = TimingConfig()
+    runtime: RuntimeConfig = RuntimeConfig()
+
+    @pydantic.field_validator("source", mode="before")
+    @classmethod
+    def _short_source(cls, source: Any) -> Any:
+        return {"kind": source} if isinstance(source, str) else source
+
+    @pydantic.model_validator(mode="after")
+    def _sections_fit_the_source(self) -> "SessionConfig":
+        given = self.model_fields_set
+        kind = self.source.kind
+        if self.source_content == "features" and "front_end" in given:
+            raise _combination(
+                "front_end", f"front_end works on a signal, but source {kind!r} brings features: remove [front_end]"
+            )
+        if self.source_content == "stimuli" and (unused := {"front_end", "encoder"} & given):
+            section = max(unused)
+            raise _combination(
+                section, f"source 'zmq' brings stimuli that go straight to the network: remove [{section}]"
+            )
+        if self.source_content in ("features", "stimuli") and "block_ms" in self.timing.model_fields_set:
+            length = "source.block_ms" if kind == "zmq" else "the source's bin_ms"
+            raise _combination(
+                "timing.block_ms",
+                f"timing.block_ms cuts a signal into blocks; here {length} says how long one is: remove it",
+            )
+        return self
+
+    @property
+    def source_content(self) -> Literal["signal", "features", "stimuli"] | None:
+        """What the source brings; None for a plug-in, which says so only once it is open."""
+        match self.source.kind:
+            case "lsl":
+                assert isinstance(self.source, LslConfig)
+                return self.source.content
+            case "recording":
+                return "signal"
+            case "xdf":
+                assert isinstance(self.source, XdfConfig)
+                return "signal" if self.source.bin_ms is None else "features"
+            case "features" | "units":
+                return "features"
+            case "zmq":
+                return "stimuli"
+            case _:
+                return None
+
+    def effective(self) -> dict[str, Any]:
+        """Return the complete configuration as plain data, without the sections that this source does not use."""
+        body = self.model_dump(mode="json")
+        if self.source_content in ("features", "stimuli"):
+            del body["front_end"], body["timing"]["block_ms"]
+        if self.source_content == "stimuli":
+            del body["encoder"]
+        return body
+
+    def effective_toml(self) -> str:
+        """Return the complete configuration as TOML; `parse` reads it back to an equal session."""
+        return to_toml(self.effective())
+
+    def effective_json(self) -> str:
+        """Return the complete configuration as JSON."""
+        return json.dumps(self.effective(), indent=2)
+
+
+def load(path: Path | str) -> SessionConfig:
+    """Read and check a session file.
+
+    Relative paths in it are taken from its own folder, and every file that it names must be there.
+
+    Raises
+    ------
+    ConfigError
+        The file cannot be read, is not TOML, or says something that cannot be; one sentence for each fault.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file; 'neuromod init {path}' writes a commented one") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 text (byte {error.start}); a session file is TOML") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}); check its name and permissions") from None
+    return parse(text, folder=path.absolute().parent, where=str(path))
+
+
+def parse(text: str, *, folder: Path | None = None, where: str = "session") -> SessionConfig:
+    """Check a session given as TOML text.
+
+    Parameters
+    ----------
+    text : str
+        The TOML.
+    folder : Path, optional
+        What relative paths start from; without it paths stay as they are and are not looked for.
+    where : str
+        What to call the text in messages.
+
+    Raises
+    ------
+    ConfigError
+        As `load`.
+    """
+    try:
+        raw = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{where}: not TOML: {error}") from None
+    try:
+        config = SessionConfig.model_validate(raw)
+    except pydantic.ValidationError as error:
+        raise ConfigError(explain(error, SessionConfig, raw, text, where)) from None
+    if folder is None:
+        return config
+    config = _with_paths_from(config, folder)
+    for key, path in _paths(config, ""):
+        if not path.exists():
+            fix = (
+                "'neuromod baseline' writes one"
+                if key == "session.baseline"
+                else "mend the path, or put the file there"
+            )
+            raise ConfigError(f"{where}: {key} names {path}, which does not exist; {fix}")
+    return config
+
+
+def _combination(key: str, sentence: str) -> PydanticCustomError:
+    return PydanticCustomError("combination", "{sentence}", {"key": key, "sentence": sentence})
+
+
+def _with_paths_from(model: AnyModel, folder: Path) -> AnyModel:
+    """Return a copy in which every relative path starts from `folder`."""
+
+    def absolute(value: Any) -> Any:
+        if isinstance(value, Path):
+            return folder / value.expanduser()
+        if isinstance(value, pydantic.BaseModel):
+            return _with_paths_from(value, folder)
+        if isinstance(value, tuple):
+            return tuple(absolute(item) for item in value)
+        return value
+
+    changed = {
+        name: new
+        for name in type(model).model_fields
+        if (new := absolute(value := getattr(model, name))) is not value and new != value
+    }
+    return model.model_copy(update=changed) if changed else model
+
+
+def _paths(value: Any, key: str) -> list[tuple[str, Path]]:
+    """Every path in a configuration, with the key that names it."""
+    if isinstance(value, Path):
+        return [(key, value)]
+    if isinstance(value, pydantic.BaseModel):
+        inner = [(name, getattr(value, name)) for name in type(value).model_fields]
+    elif isinstance(value, tuple):
+        inner = [(str(index), item) for index, item in enumerate(value)]
+    else:
+        return []
+    return [found for name, item in inner for found in _paths(item, f"{key}.{name}" if key else name)]

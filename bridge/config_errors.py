@@ -1,0 +1,154 @@
+"""From pydantic's errors to sentences that name the key, its line and the fix."""
+
+import difflib
+import types
+import typing
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pydantic
+from neuromod.bridge.toml_text import find_line
+from pydantic_core import ErrorDetails
+
+Path = tuple[str | int, ...]
+
+# unit of a key's ending: (what it measures, how many of its smallest unit)
+_UNITS = {
+    "ns": ("time", 1.0),
+    "us": ("time", 1e3),
+    "ms": ("time", 1e6),
+    "s": ("time", 1e9),
+    "sec": ("time", 1e9),
+    "seconds": ("time", 1e9),
+    "min": ("time", 60e9),
+    "hz": ("frequency", 1.0),
+    "khz": ("frequency", 1e3),
+    "uv": ("voltage", 1.0),
+    "mv": ("voltage", 1e3),
+    "v": ("voltage", 1e6),
+    "ua": ("current", 1.0),
+    "ma": ("current", 1e3),
+}
+
+
+def explain(
+    error: pydantic.ValidationError, model: type[pydantic.BaseModel], raw: dict[str, Any], text: str, where: str
+) -> str:
+    """Return one sentence for each thing wrong with a configuration.
+
+    Parameters
+    ----------
+    error : ValidationError
+        What pydantic found.
+    model : type
+        The model that was validated.
+    raw : dict
+        What was validated, as read from TOML.
+    text : str
+        The text it was read from, for line numbers.
+    where : str
+        Name of the file.
+    """
+    sentences = []
+    for detail in error.errors(include_url=False):
+        path = _path_in(raw, detail["loc"])
+        if detail["type"] == "combination":
+            path = tuple(str(detail["ctx"]["key"]).split("."))
+        line = find_line(text, path) if path else None
+        place = f"{where}, line {line}" if line else where
+        sentences.append(f"{place}: {_sentence(detail, path, model)}")
+    return "\n".join(dict.fromkeys(sentences))
+
+
+def _sentence(detail: ErrorDetails, path: Path, model: type[pydantic.BaseModel]) -> str:
+    key = ".".join(str(part) for part in path)
+    kind, message = detail["type"], detail["msg"]
+    if kind == "extra_forbidden":
+        return _unknown_key(path, detail["input"], list(_known_keys(model, detail["loc"][:-1])))
+    if kind == "missing":
+        return f"{key} is missing; give it a value ('neuromod init' writes a commented example)"
+    if kind == "combination":
+        return message
+    message = message.removeprefix("Value error, ").removeprefix("Assertion failed, ")
+    if kind in ("value_error", "assertion_error"):
+        return f"{key}: {message}" if key else message
+    shown = detail["input"]
+    shown = (
+        "a table" if isinstance(shown, dict) else f"{shown!r}" if len(repr(shown)) <= 60 else f"{repr(shown)[:60]}..."
+    )
+    return f"{key} {message.replace('Input should', 'should', 1)}, not {shown}"
+
+
+def _unknown_key(path: Path, value: Any, known: list[str]) -> str:
+    name = str(path[-1])
+    full = ".".join(str(part) for part in path)
+    stem, unit = _split_unit(name)
+    for candidate in known:
+        candidate_stem, candidate_unit = _split_unit(candidate)
+        if candidate_unit is None or candidate_stem != stem:
+            continue
+        if unit is None:
+            return f"{full} needs its unit in its name: write {candidate}"
+        if _UNITS[unit][0] == _UNITS[candidate_unit][0]:
+            fix = candidate
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                fix += f" = {value * _UNITS[unit][1] / _UNITS[candidate_unit][1]:.12g}"
+            return f"{full} has the wrong unit: write {fix}"
+        return f"{full} has the wrong unit: it is given as {candidate}"
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    if close:
+        return f"{full} is not a known key: did you mean {close[0]}?"
+    return f"{full} is not a known key: remove it, or use one of {', '.join(sorted(known))}"
+
+
+def _split_unit(key: str) -> tuple[str, str | None]:
+    stem, _, unit = key.rpartition("_")
+    return (stem, unit) if stem and unit in _UNITS else (key, None)
+
+
+def _path_in(raw: Any, loc: Sequence[str | int]) -> Path:
+    """Drop from a pydantic location what is not in the file: the tags of unions."""
+    path: list[str | int] = []
+    for index, part in enumerate(loc):
+        inside = (isinstance(raw, dict) and part in raw) or (
+            isinstance(raw, list) and isinstance(part, int) and part < len(raw)
+        )
+        if inside:
+            raw = raw[part]
+            path.append(part)
+        elif index == len(loc) - 1 and isinstance(raw, dict):
+            path.append(part)  # a missing key
+    return tuple(path)
+
+
+def _known_keys(model: type[pydantic.BaseModel], loc: Sequence[str | int]) -> Iterator[str]:
+    """Names of the keys that are known at a location, aliases included."""
+    models = [model]
+    for part in loc:
+        if isinstance(part, int):
+            continue
+        inner = [
+            found
+            for candidate in models
+            if part in candidate.model_fields
+            for found in _models_in(candidate.model_fields[part].annotation)
+        ]
+        tagged = [candidate for candidate in models if _is_tagged(candidate, part)]
+        models = inner or tagged or models
+    for candidate in models:
+        yield from candidate.model_fields
+
+
+def _is_tagged(model: type[pydantic.BaseModel], tag: str) -> bool:
+    return model.__name__ == tag or any(
+        tag in typing.get_args(field.annotation) for field in model.model_fields.values() if field.default == tag
+    )
+
+
+def _models_in(annotation: Any) -> Iterator[type[pydantic.BaseModel]]:
+    if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias):
+        if issubclass(annotation, pydantic.BaseModel):
+            yield annotation
+        return
+    for argument in typing.get_args(annotation):
+        yield from _models_in(argument)
