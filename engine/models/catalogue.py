@@ -1,0 +1,18 @@
+"""All neuron models. A new one is declared in its own file, listed here and called by the tick."""
+
+from neuromod.engine.models.lif import LIF
+from neuromod.engine.models.model import Model
+
+MODELS: tuple[Model, ...] = (LIF,)
+
+N_PARAMETERS = max(len(model.parameters) for model in MODELS)
+N_VARIABLES = max(len(model.variables) for model in MODELS)
+N_DERIVED = max(len(model.derived) for model in MODELS)
+
+NO_MODEL = 0
+"""Model number of a channel that is no neuron: the coincidence detector."""
+
+
+def model_named(name: str) -> Model:
+    """The model called `name` in the configuration."""
+    return next(model for model in MODELS if model.name == name)

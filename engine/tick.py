@@ -1,0 +1,264 @@
+"""The tick: one step of the network, and what may be changed between two of them.
+
+Live service, replay, hardware runs, benchmarks and tests all call `tick`; they differ only in who paces it. It checks
+nothing: `SpikingNetwork` checked and allocated. Order within a tick:
+
+1. last tick's spikes start inhibition, arrive at their targets, and are tested for a coincidence;
+2. drive = bias + gain x stimulus - inhibition;
+3. each model advances its channels by dt x tempo;
+4. spikes are collected, and times since the last spike advanced;
+5. modulators relax, so that a level set between two ticks acts in full on the next.
+
+All durations of neurons and circuit (membrane, refractoriness, inhibition, coincidence window) count in model time, dt x
+tempo; modulators relax in wall time.
+"""
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from neuromod.engine.compiled import jit
+from neuromod.engine.layout import COINCIDENCE, INHIBITORY, N_SENSORY
+from neuromod.engine.layout_types import Record, State
+from neuromod.engine.models import lif
+
+DOPAMINE, CORTISOL, ACETYLCHOLINE, TEMPO = 0, 1, 2, 3
+"""Indices of the modulators, in the order of `modulators.MODULATORS`."""
+
+NEVER_MS = np.float32(1e9)
+"""Time since the last spike of a channel that has not fired."""
+
+_SENSORY_BITS = (1 << N_SENSORY) - 1
+_INPUT_GAIN, _RECURRENT_GAIN, _STRENGTH, _DURATION, _WINDOW, _MIN_CHANNELS = 0, 1, 2, 3, 4, 5  # the order of LIVE
+_ZERO = np.float32(0.0)
+_HALF = np.float32(0.5)
+_UNITY = np.float64(1.0)
+
+
+@jit
+def tick(state: State, stimuli: NDArray[np.float32]) -> int:
+    """Advance the network by one tick.
+
+    Parameters
+    ----------
+    state : State
+        The block. Changed in place.
+    stimuli : ndarray of float32, shape (16,)
+        One number per channel. A value that is not finite counts as 0 and is counted in `bad_stimuli`; magnitudes are
+        held to `stimulus_limit`.
+
+    Returns
+    -------
+    int
+        The spikes: bit i is channel i.
+    """
+    block = state[0]
+    levels = block["levels"]
+    step_ms = np.float32(block["dt_ms"] * levels[TEMPO])
+    if step_ms != block["prepared_ms"]:
+        lif.prepare(block, step_ms)
+        block["prepared_ms"] = step_ms
+    _drive(block, stimuli, step_ms)
+    _kick(block)
+    coincidence = _detect(block, step_ms)
+    lif.advance(block, step_ms, np.float32(_UNITY + block["cortisol_threshold"] * levels[CORTISOL]))
+    spikes = _collect(block, step_ms) | coincidence << COINCIDENCE
+    _relax(block)
+    block["spikes"] = spikes
+    block["step"] += 1
+    return spikes
+
+
+@jit
+def run(state: State, stimuli: NDArray[np.float32], modulators: NDArray[np.float32], spikes: NDArray[np.bool_]) -> None:
+    """Advance the network by one tick per row of `stimuli`.
+
+    Parameters
+    ----------
+    state : State
+        The block. Changed in place.
+    stimuli : ndarray of float32, shape (n, 16)
+        As for `tick`.
+    modulators : ndarray of float32, shape (0, 4) or (n, 4)
+        Levels set before each tick; without rows, the network's own go on.
+    spikes : ndarray of bool, shape (n, 16)
+        Overwritten.
+    """
+    for k in range(stimuli.shape[0]):
+        if modulators.shape[0] > 0:
+            for m in range(modulators.shape[1]):
+                set_modulator(state, m, modulators[k, m])
+        mask = tick(state, stimuli[k])
+        for i in range(spikes.shape[1]):
+            spikes[k, i] = mask >> i & 1 == 1
+
+
+@jit
+def set_modulator(state: State, index: int, level: np.float32) -> None:
+    """Set a modulator, held to its range; a level that is not finite is ignored and counted in `bad_levels`."""
+    block = state[0]
+    if not math.isfinite(level):
+        block["bad_levels"] += 1
+        return
+    low = np.float64(0.0)
+    high = _UNITY
+    if index == DOPAMINE:
+        low = -_UNITY
+    if index == TEMPO:
+        low = np.float64(0.1)
+        high = np.float64(4.0)
+    block["levels"][index] = min(max(np.float64(level), low), high)
+
+
+@jit
+def add_reward(state: State, amount: np.float32) -> None:
+    """Deliver a reward: dopamine moves by reward - running baseline, which then moves towards the reward.
+
+    An amount that is not finite is ignored and counted in `bad_levels`.
+    """
+    block = state[0]
+    if not math.isfinite(amount):
+        block["bad_levels"] += 1
+        return
+    error = np.float64(amount) - block["reward_baseline"]
+    block["reward_baseline"] += block["reward_rate"] * error
+    block["levels"][DOPAMINE] = min(max(block["levels"][DOPAMINE] + error, -_UNITY), _UNITY)
+
+
+@jit
+def add_stress(state: State, amount: np.float32) -> None:
+    """Add to cortisol, held to its range; an amount that is not finite is ignored and counted in `bad_levels`."""
+    block = state[0]
+    if not math.isfinite(amount):
+        block["bad_levels"] += 1
+        return
+    block["levels"][CORTISOL] = min(max(block["levels"][CORTISOL] + np.float64(amount), np.float64(0.0)), _UNITY)
+
+
+@jit
+def set_learning(state: State, on: bool) -> None:
+    """Allow or freeze plasticity."""
+    state[0]["learning"] = 1 if on else 0
+
+
+@jit
+def set_parameter(state: State, index: int, value: np.float64) -> None:
+    """Set the parameter `LIVE[index]`. The caller checked its range (`config.LIVE_RANGES`)."""
+    state[0]["live"][index] = value
+
+
+@jit
+def membrane(state: State, out: NDArray[np.float32]) -> None:
+    """Copy the membrane potentials, mV above rest, into `out` (16,).
+
+    The coincidence detector has no membrane: its entry is the number of channels that it last found within its window.
+    """
+    v = state[0]["variables"][0]
+    for i in range(out.shape[0]):
+        out[i] = v[i]
+
+
+@jit
+def levels(state: State, out: NDArray[np.float32]) -> None:
+    """Copy the levels of the modulators into `out` (4,)."""
+    level = state[0]["levels"]
+    for i in range(out.shape[0]):
+        out[i] = np.float32(level[i])
+
+
+@jit
+def _drive(block: Record, stimuli: NDArray[np.float32], step_ms: np.float32) -> None:
+    """What each membrane would settle at: bias + gain x stimulus - inhibition."""
+    n_channels = block["n_channels"]
+    levels = block["levels"]
+    live = block["live"]
+    gain_mv, bias_mv, inhibited = block["gain_mv"], block["bias_mv"], block["inhibited"]
+    drive = block["drive"]
+    limit = block["stimulus_limit"]
+    input_gain = np.float32(
+        live[_INPUT_GAIN]
+        * (_UNITY + block["acetylcholine_input"] * levels[ACETYLCHOLINE])
+        * (_UNITY + block["dopamine_input"] * levels[DOPAMINE])
+    )
+    left = block["inhibition_left_ms"]
+    if block["spikes"] >> INHIBITORY & 1:
+        left = np.float32(live[_DURATION])
+    inhibition = _ZERO
+    if left > step_ms * _HALF:
+        inhibition = np.float32(live[_STRENGTH] * (_UNITY + block["cortisol_inhibition"] * levels[CORTISOL]))
+    left = left - step_ms
+    block["inhibition_left_ms"] = left if left > _ZERO else _ZERO
+    bad = 0
+    for i in range(n_channels):
+        x = stimuli[i]
+        finite = math.isfinite(x)
+        bad += 0 if finite else 1
+        x = x if finite else _ZERO
+        x = x if x < limit else limit
+        x = x if x > -limit else -limit
+        drive[i] = bias_mv[i] + gain_mv[i] * (x * input_gain) - inhibition * inhibited[i]
+    block["bad_stimuli"] += bad
+
+
+@jit
+def _kick(block: Record) -> None:
+    """Charge that last tick's spikes bring: the rows of their weights, added in the order of the sources."""
+    n_channels = block["n_channels"]
+    weights, kick = block["weights_mv"], block["kick"]
+    spikes = block["spikes"]
+    gain = np.float32(
+        block["live"][_RECURRENT_GAIN] * (_UNITY - block["acetylcholine_recurrent"] * block["levels"][ACETYLCHOLINE])
+    )
+    for i in range(n_channels):
+        kick[i] = _ZERO
+    for j in range(n_channels):
+        if spikes >> j & 1:
+            row = weights[j]
+            for i in range(n_channels):
+                kick[i] += row[i] * gain
+
+
+@jit
+def _detect(block: Record, step_ms: np.float32) -> int:
+    """1 where a sensory spike of the last tick completes a coincidence and the detector is not refractory.
+
+    Exact: every sensory channel counts once, by the time since its own last spike.
+    """
+    n_channels = block["n_channels"]
+    since, live = block["since_spike_ms"], block["live"]
+    half_step = step_ms * _HALF
+    # at most half a step above the window: the times are sums of steps, and rounded
+    edge = np.float32(live[_WINDOW]) + half_step
+    distinct = 0
+    for i in range(n_channels):
+        distinct += 1 if since[i] < edge else 0
+    block["variables"][0][COINCIDENCE] = np.float32(distinct)
+    left = block["coincidence_left_ms"]
+    fires = block["spikes"] & _SENSORY_BITS != 0 and distinct >= live[_MIN_CHANNELS] and left <= half_step
+    left = np.float32(block["coincidence_refractory_ms"]) if fires else left - step_ms
+    block["coincidence_left_ms"] = left if left > _ZERO else _ZERO
+    return 1 if fires else 0
+
+
+@jit
+def _collect(block: Record, step_ms: np.float32) -> int:
+    """Gather the spikes of all neurons into bits, and advance the times since the last spike."""
+    n_channels = block["n_channels"]
+    fired, since = block["fired"], block["since_spike_ms"]
+    for i in range(n_channels):
+        since[i] = _ZERO if fired[i] > _ZERO else since[i] + step_ms
+    for i in range(N_SENSORY, n_channels):
+        since[i] = NEVER_MS
+    spikes = 0
+    for i in range(n_channels):
+        spikes |= (1 if fired[i] > _ZERO else 0) << i
+    return spikes
+
+
+@jit
+def _relax(block: Record) -> None:
+    """Let every modulator go its part of the way to its baseline."""
+    level, baseline, part = block["levels"], block["baselines"], block["relaxation"]
+    for i in range(level.shape[0]):
+        level[i] += (baseline[i] - level[i]) * part[i]
