@@ -6,14 +6,15 @@ members of `Source`, named in the entry-point group `neuromod.sources`; `neuromo
 copy and `tests/conformance/` the suite to subclass.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Literal, Protocol
 
 import numpy as np
-from neuromod.engine.errors import AdapterError, ConfigError
 from numpy.typing import NDArray
+
+from neuromod.engine.errors import AdapterError, ConfigError
 
 ENTRY_POINT_GROUP = "neuromod.sources"
 
@@ -97,7 +98,7 @@ class Chunk:
     stamps: NDArray[np.float64] = field(repr=False)
 
     def __len__(self) -> int:
-        return self.stamps.shape[0]
+        return int(self.stamps.shape[0])
 
 
 class Source(Protocol):
@@ -219,3 +220,20 @@ def open_source(config: Any) -> Source:
 def not_open(name: str) -> AdapterError:
     """Return the error of a source that is used before `open`."""
     return AdapterError(f"{name} is not open; call open() first, or use open_source()")
+
+
+def unique_names(names: Iterable[str | None]) -> tuple[str, ...]:
+    """Return usable channel names: empty ones become ch1, ch2, ...; a repeated one gets its place added.
+
+    Examples
+    --------
+    >>> unique_names(["Fz", "", "Fz"])
+    ('Fz', 'ch2', 'Fz_3')
+    """
+    taken: dict[str, None] = {}
+    for i, name in enumerate(names):
+        word = (name or "").strip() or f"ch{i + 1}"
+        while word in taken:
+            word = f"{word}_{i + 1}"
+        taken[word] = None
+    return tuple(taken)

@@ -4,8 +4,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pydantic
-from neuromod.adapters.base import source_kinds
 from pydantic import Discriminator, Field, Tag
+
+from neuromod.adapters.base import source_kinds
 
 FeatureBinMs = Annotated[float, Field(ge=1.0, le=100.0)]
 Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
@@ -57,7 +58,7 @@ class LslConfig(_StreamQuery, frozen=True, extra="forbid"):
     sampling_frequency_hz: Positive | None = None
     bin_ms: FeatureBinMs | None = None
     n_channels: Annotated[int, Field(ge=1)] | None = None
-    max_buflen_s: Annotated[float, Field(ge=1.0, le=3600.0)] = 60.0
+    max_buflen_s: Annotated[float, Field(ge=1.0, le=3600.0)] = 10.0
 
     @pydantic.model_validator(mode="after")
     def _rate_fits_content(self) -> "LslConfig":

@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
 from neuromod.adapters.base import Chunk, Kind, Marker, StreamInfo, empty_chunk, not_open
 from neuromod.engine.errors import ConfigError
-from numpy.typing import ArrayLike, NDArray
 
 
 class MemorySource:
