@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import pydantic
+from pydantic import Field
+from pydantic_core import PydanticCustomError
+
 from neuromod.adapters.config import LslConfig, MarkerConfig, SourceConfig, XdfConfig
 from neuromod.bridge import wire
 from neuromod.bridge.config_errors import explain
@@ -15,8 +18,6 @@ from neuromod.bridge.toml_text import to_toml
 from neuromod.engine.config import NetworkConfig
 from neuromod.engine.errors import ConfigError
 from neuromod.sorting.config import EncoderConfig, FrontEndConfig
-from pydantic import Field
-from pydantic_core import PydanticCustomError
 
 Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 AnyModel = TypeVar("AnyModel", bound=pydantic.BaseModel)
@@ -34,10 +35,10 @@ def _check_address(address: str) -> str:
         return address
     match = _TCP.match(address)
     if match is None:
-        raise ValueError(f"must look like tcp://127.0.0.1:5556, not {address!r}")
+        raise ValueError(f"an address looks like tcp://127.0.0.1:5556, this is {address!r}")
     host, port = match[1].strip("[]"), match[2]
     if port != "*" and not 0 <= int(port) <= 65535:
-        raise ValueError(f"names port {port}, but ports end at 65535: choose a free one above 1023")
+        raise ValueError(f"port {port} does not exist, ports end at 65535: choose a free one above 1023")
     if host == "localhost":
         host = "127.0.0.1"
     try:
@@ -45,7 +46,7 @@ def _check_address(address: str) -> str:
     except ValueError:
         is_loopback = False
     if not is_loopback:
-        raise ValueError(f"binds away from loopback ({address}); {_CURVE}")
+        raise ValueError(f"{address} is away from loopback; {_CURVE}")
     return f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
 
 

@@ -7,8 +7,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pydantic
-from neuromod.bridge.toml_text import find_line
 from pydantic_core import ErrorDetails
+
+from neuromod.bridge.toml_text import find_line
 
 Path = tuple[str | int, ...]
 
@@ -49,15 +50,19 @@ def explain(
     where : str
         Name of the file.
     """
-    sentences = []
+    sentences: dict[Path, list[str]] = {}
     for detail in error.errors(include_url=False):
-        path = _path_in(raw, detail["loc"])
+        path = _path_in(raw, detail)
         if detail["type"] == "combination":
             path = tuple(str(detail["ctx"]["key"]).split("."))
+        sentences.setdefault(path, []).append(_sentence(detail, path, model))
+    found = []
+    for path, said in sentences.items():
         line = find_line(text, path) if path else None
         place = f"{where}, line {line}" if line else where
-        sentences.append(f"{place}: {_sentence(detail, path, model)}")
-    return "\n".join(dict.fromkeys(sentences))
+        # a value that fits no member of a union is refused by each of them: one fault, not several
+        found.append(f"{place}: {'; or: '.join(dict.fromkeys(said))}")
+    return "\n".join(found)
 
 
 def _sentence(detail: ErrorDetails, path: Path, model: type[pydantic.BaseModel]) -> str:
@@ -106,9 +111,10 @@ def _split_unit(key: str) -> tuple[str, str | None]:
     return (stem, unit) if stem and unit in _UNITS else (key, None)
 
 
-def _path_in(raw: Any, loc: Sequence[str | int]) -> Path:
-    """Drop from a pydantic location what is not in the file: the tags of unions."""
+def _path_in(raw: Any, detail: ErrorDetails) -> Path:
+    """Drop from the location of an error what is not in the file: the tags of unions."""
     path: list[str | int] = []
+    loc = detail["loc"]
     for index, part in enumerate(loc):
         inside = (isinstance(raw, dict) and part in raw) or (
             isinstance(raw, list) and isinstance(part, int) and part < len(raw)
@@ -116,8 +122,8 @@ def _path_in(raw: Any, loc: Sequence[str | int]) -> Path:
         if inside:
             raw = raw[part]
             path.append(part)
-        elif index == len(loc) - 1 and isinstance(raw, dict):
-            path.append(part)  # a missing key
+        elif index == len(loc) - 1 and detail["type"] == "missing":
+            path.append(part)
     return tuple(path)
 
 

@@ -14,8 +14,9 @@ from typing import Any, Final
 
 import msgpack
 import numpy as np
-from neuromod.engine.errors import ProtocolError
 from numpy.typing import ArrayLike, NDArray
+
+from neuromod.engine.errors import ProtocolError
 
 PROTOCOL_VERSION: Final = 1
 

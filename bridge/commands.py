@@ -1,0 +1,102 @@
+"""The commands of the control socket: names, arguments, what each does. PROTOCOL.md is checked against this."""
+
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import pydantic
+from pydantic import Field
+
+from neuromod.engine.errors import ProtocolError
+
+
+class CommandError(ProtocolError):
+    """A request that cannot be carried out; `reason` is the countable word for it."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class NoArgs(pydantic.BaseModel, frozen=True, extra="forbid"):
+    """Takes no arguments."""
+
+
+class SetArgs(pydantic.BaseModel, frozen=True, extra="forbid"):
+    """Parameters to change, by dotted name."""
+
+    parameters: Annotated[dict[str, bool | int | float | str], Field(min_length=1, max_length=64)]
+
+
+class PathArgs(pydantic.BaseModel, frozen=True, extra="forbid"):
+    """A file on the daemon's host."""
+
+    path: Annotated[str, Field(min_length=1, max_length=1024)]
+
+
+class OptionalPathArgs(pydantic.BaseModel, frozen=True, extra="forbid"):
+    """A file on the daemon's host; without it the daemon names one."""
+
+    path: Annotated[str, Field(min_length=1, max_length=1024)] | None = None
+
+
+class LearningArgs(pydantic.BaseModel, frozen=True, extra="forbid"):
+    """Whether plasticity may change weights."""
+
+    on: pydantic.StrictBool
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """One command: what it takes, and what it does, in one sentence."""
+
+    name: str
+    args: type[pydantic.BaseModel]
+    doc: str
+
+
+COMMANDS: dict[str, Command] = {
+    command.name: command
+    for command in (
+        Command("status", NoArgs, "The last `health` map, and the settable parameters with their values."),
+        Command("pause", NoArgs, "Go on reading the source, but do not advance the network; flag PAUSED."),
+        Command("resume", NoArgs, "Advance the network again from the next sample on."),
+        Command("stop", NoArgs, "End the session; the daemon answers, then exits."),
+        Command("set", SetArgs, "Change parameters at the next tick boundary, all or none."),
+        Command("checkpoint", OptionalPathArgs, "Write the whole state of the loop to a file; the result names it."),
+        Command("restore", PathArgs, "Load such a file at a tick boundary; refused if it is of another layout."),
+        Command("learning", LearningArgs, "Let plasticity change weights, or freeze them."),
+        Command("version", NoArgs, "Versions of the package, the protocol and the state layout."),
+    )
+}
+
+
+def parse_args(cmd: str, args: dict[str, Any]) -> pydantic.BaseModel:
+    """Check a request against the registry.
+
+    Parameters
+    ----------
+    cmd : str
+        Name of the command.
+    args : dict
+        As they came in the request.
+
+    Returns
+    -------
+    BaseModel
+        An instance of the command's `args` class.
+
+    Raises
+    ------
+    CommandError
+        There is no such command (`unknown_command`), or the arguments do not fit it (`bad_args`).
+    """
+    command = COMMANDS.get(cmd)
+    if command is None:
+        raise CommandError("unknown_command", f"{cmd[:32]!r} is not one of {', '.join(COMMANDS)}")
+    try:
+        return command.args.model_validate(args)
+    except pydantic.ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        key = ".".join(str(part) for part in first["loc"])
+        known = ", ".join(command.args.model_fields) or "none"
+        raise CommandError("bad_args", f"{cmd}: {key}: {first['msg']}; it takes: {known}") from None
