@@ -26,3 +26,11 @@ class RecordingError(AdapterError, ValueError):
 
 class ProtocolError(NeuromodError, ValueError):
     """A message is not what PROTOCOL.md says it must be."""
+
+
+class StimulusError(NeuromodError, ValueError):
+    """Stimuli or modulator levels that a network cannot take."""
+
+
+class CheckpointError(NeuromodError, ValueError):
+    """A checkpoint that cannot be restored."""

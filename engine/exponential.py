@@ -29,8 +29,8 @@ def one_minus_exp(x: np.float64) -> np.float64:
 
     Notes
     -----
-    The series gives e = 1 - exp(-x / 64); each of six squarings of exp(-x / 64), written for e as e (2 - e), doubles the
-    argument. No cancellation, no table, no branch.
+    The series gives e = 1 - exp(-x / 64); each of six squarings of exp(-x / 64), written for e as e (2 - e), doubles
+    the argument. No cancellation, no table, no branch.
     """
     x = x if x < _LIMIT else _LIMIT
     z = x * _SHARE

@@ -9,8 +9,8 @@ nothing: `SpikingNetwork` checked and allocated. Order within a tick:
 4. spikes are collected, and times since the last spike advanced;
 5. modulators relax, so that a level set between two ticks acts in full on the next.
 
-All durations of neurons and circuit (membrane, refractoriness, inhibition, coincidence window) count in model time, dt x
-tempo; modulators relax in wall time.
+All durations of neurons and circuit (membrane, refractoriness, inhibition, coincidence window) count in model time,
+dt x tempo; modulators relax in wall time.
 """
 
 import math

@@ -1,9 +1,9 @@
 """Leaky integrate-and-fire with exact integration, an absolute refractory period and a floor.
 
 Between spikes tau dv/dt = drive - v, v in mV above rest. For a drive held over a step h the solution is
-v + (drive - v)(1 - exp(-h / tau)), exact for any h [1]_. Synaptic input is a charge: it moves v at the end of the step by
-its weight, in full. The factor is kept as 1 - exp rather than exp: in float32 exp(-h / tau) lies just below 1, where
-a short step would lose most of its digits.
+v + (drive - v)(1 - exp(-h / tau)), exact for any h [1]_. Synaptic input is a charge: it moves v at the end of the step
+by its weight, in full. The factor is kept as 1 - exp rather than exp: in float32 exp(-h / tau) lies just below 1,
+where a short step would lose most of its digits.
 
 References
 ----------

@@ -1,0 +1,315 @@
+"""SpikingNetwork: checks what comes in, owns the state, calls the tick."""
+
+import struct
+import zlib
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from neuromod.engine import tick as kernels
+from neuromod.engine.config import GivenWeightsConfig, NetworkConfig, check_live
+from neuromod.engine.errors import CheckpointError, ConfigError, StimulusError
+from neuromod.engine.layout import (
+    BLOCK_BYTES,
+    COINCIDENCE,
+    INHIBITORY,
+    LAYOUT_ID,
+    LAYOUT_VERSION,
+    LIVE,
+    N_CHANNELS,
+    N_MODULATORS,
+    N_SENSORY,
+    allocate,
+)
+from neuromod.engine.layout_types import State
+from neuromod.engine.models.catalogue import NO_MODEL, model_named
+from neuromod.engine.modulators import MODULATORS, NeuroModulators
+
+MIN_DT_MS, MAX_DT_MS = 0.001, 1.0
+
+# magic, layout version, layout id, checksum of the block
+_HEADER = struct.Struct("<8sI16sI")
+_MAGIC = b"NMODNET\0"
+
+
+class SpikingNetwork:
+    """Sixteen spiking channels: 0 to 13 sensory, 14 the coincidence detector, 15 the global inhibitory interneuron.
+
+    Parameters
+    ----------
+    config : NetworkConfig, optional
+        What the network is; the default is a lively one.
+    seed : int, optional
+        Seed of the initial weights, instead of the configuration's.
+    dt_ms : float
+        Wall time of one tick, 0.001 to 1 ms.
+
+    Raises
+    ------
+    ConfigError
+        If `dt_ms` or `seed` cannot be used.
+
+    Examples
+    --------
+    >>> network = SpikingNetwork(seed=7)
+    >>> spikes = network.run(np.full((1000, 16), 2.0, dtype=np.float32))
+    >>> spikes.shape
+    (1000, 16)
+    """
+
+    def __init__(
+        self, config: NetworkConfig | None = None, *, seed: int | None = None, dt_ms: float = MAX_DT_MS
+    ) -> None:
+        if not MIN_DT_MS <= dt_ms <= MAX_DT_MS:
+            raise ConfigError(f"dt_ms must lie within {MIN_DT_MS} and {MAX_DT_MS}, got {dt_ms}; take several ticks")
+        config = config or NetworkConfig()
+        if seed is not None:
+            if not 0 <= seed < 2**63:
+                raise ConfigError(f"seed must lie within 0 and 2**63 - 1, got {seed}")
+            config = config.model_copy(update={"seed": seed})
+        self.config = config
+        self._state = allocate()
+        _fill(self._state, config, dt_ms)
+        self._initial = self._state.tobytes()
+        self._warm()
+
+    @property
+    def state(self) -> State:
+        """The block, for the functions of `tick`; the same memory for the life of the network."""
+        return self._state
+
+    @property
+    def dt_ms(self) -> float:
+        """Wall time of one tick, ms."""
+        return float(self._state[0]["dt_ms"])
+
+    @property
+    def n_ticks(self) -> int:
+        """Ticks since the start or the last reset."""
+        return int(self._state[0]["step"])
+
+    @property
+    def weights(self) -> NDArray[np.float32]:
+        """Copy of the weights, shape (16, 16), mV per spike; row = source, column = target."""
+        return np.array(self._state[0]["weights_mv"])
+
+    @property
+    def modulators(self) -> NeuroModulators:
+        """Levels of the neuromodulators that the next tick will use."""
+        return NeuroModulators(**dict(zip(MODULATORS, self._state[0]["levels"].tolist(), strict=True)))
+
+    def step(self, stimuli: ArrayLike, modulators: NeuroModulators | None = None) -> NDArray[np.bool_]:
+        """Advance by one tick.
+
+        Parameters
+        ----------
+        stimuli : array_like, shape (16,)
+            Finite numbers, one per channel.
+        modulators : NeuroModulators, optional
+            Levels set before the tick; without, those of the network go on relaxing to their baselines.
+
+        Returns
+        -------
+        ndarray of bool, shape (16,)
+            Which channels fired.
+
+        Raises
+        ------
+        StimulusError
+            If the stimuli have another shape or are not all finite. The network has not moved then.
+        """
+        values = _as_float32(stimuli)
+        if values.shape != (N_CHANNELS,):
+            raise StimulusError(f"expected stimuli of shape ({N_CHANNELS},), got {values.shape}")
+        spikes: NDArray[np.bool_] = self.run(values[np.newaxis], modulators)[0]
+        return spikes
+
+    def run(self, stimuli: ArrayLike, modulators: NeuroModulators | ArrayLike | None = None) -> NDArray[np.bool_]:
+        """Advance by one tick per row of `stimuli`, in one compiled call: the same bits as as many `step`.
+
+        Parameters
+        ----------
+        stimuli : array_like, shape (n, 16)
+            Finite numbers.
+        modulators : NeuroModulators or array_like of shape (n, 4), optional
+            Levels set before every tick, in the order of `MODULATORS`; without, those of the network go on.
+
+        Returns
+        -------
+        ndarray of bool, shape (n, 16)
+            Which channels fired at which tick.
+
+        Raises
+        ------
+        StimulusError
+            If stimuli or modulators have another shape or are not all finite. The network has not moved then.
+        """
+        values = _as_float32(stimuli)
+        if values.ndim != 2 or values.shape[1] != N_CHANNELS:
+            raise StimulusError(f"expected stimuli of shape (n, {N_CHANNELS}), got {values.shape}")
+        _refuse_non_finite(values, "stimulus")
+        spikes = np.empty(values.shape, dtype=np.bool_)
+        kernels.run(self._state, values, _level_rows(modulators, len(values)), spikes)
+        return spikes
+
+    def set_parameters(self, **values: float) -> dict[str, tuple[float, float]]:
+        """Change parameters of the running network: any of `layout.LIVE`.
+
+        Returns
+        -------
+        dict
+            Name to (old, new) of those that changed.
+
+        Raises
+        ------
+        ConfigError
+            If a name is not among them or a value is outside its range. Nothing has changed then.
+        """
+        checked = {name: check_live(name, value) for name, value in values.items()}
+        live = self._state[0]["live"]
+        changed = {}
+        for name, value in checked.items():
+            index = LIVE.index(name)
+            if live[index] != value:
+                changed[name] = (float(live[index]), value)
+                kernels.set_parameter(self._state, index, np.float64(value))
+        return changed
+
+    def reset(self) -> None:
+        """Put everything back to the start: potentials, weights, modulators, parameters, counters."""
+        self._load(self._initial)
+
+    def checkpoint(self) -> bytes:
+        """Return the whole network as bytes that `restore` takes."""
+        block = self._state.tobytes()
+        return _HEADER.pack(_MAGIC, LAYOUT_VERSION, LAYOUT_ID, zlib.crc32(block)) + block
+
+    def restore(self, checkpoint: bytes) -> None:
+        """Continue bit for bit where `checkpoint` was taken, parameters included.
+
+        Raises
+        ------
+        CheckpointError
+            If it is none of ours, of another version, damaged, or of a network with another `dt_ms`. The network is
+            unchanged then.
+        """
+        if len(checkpoint) < _HEADER.size or checkpoint[: len(_MAGIC)] != _MAGIC:
+            raise CheckpointError("not a checkpoint of a network: it does not start with the mark of one")
+        _, version, layout, checksum = _HEADER.unpack_from(checkpoint)
+        if (version, layout) != (LAYOUT_VERSION, LAYOUT_ID):
+            raise CheckpointError(
+                f"the checkpoint has layout version {version} ({layout.hex()}), this program has {LAYOUT_VERSION} "
+                f"({LAYOUT_ID.hex()}): restore it with the version of neuromod that wrote it"
+            )
+        block = checkpoint[_HEADER.size :]
+        if len(block) != BLOCK_BYTES or zlib.crc32(block) != checksum:
+            raise CheckpointError("the checkpoint is damaged: its length or its checksum is wrong; take an older one")
+        dt_ms = float(np.frombuffer(block, dtype=self._state.dtype)[0]["dt_ms"])
+        if dt_ms != self.dt_ms:
+            raise CheckpointError(
+                f"the checkpoint's network has ticks of {dt_ms:g} ms, this one of {self.dt_ms:g} ms: "
+                "build the network with the same dt_ms"
+            )
+        self._load(block)
+
+    def _load(self, block: bytes) -> None:
+        """Overwrite the block in place, so that everyone who holds the state sees it."""
+        self._state.view(np.uint8)[:] = np.frombuffer(block, dtype=np.uint8)
+
+    def _warm(self) -> None:
+        """Compile every function of the tick now, so that nothing compiles during a session."""
+        state = self._state
+        kernels.run(
+            state,
+            np.zeros((1, N_CHANNELS), dtype=np.float32),
+            np.zeros((0, N_MODULATORS), dtype=np.float32),
+            np.empty((1, N_CHANNELS), dtype=np.bool_),
+        )
+        kernels.set_parameter(state, 0, np.float64(1.0))
+        self.reset()
+
+
+def initial_weights(config: NetworkConfig) -> NDArray[np.float32]:
+    """Weights that a configuration starts with, shape (16, 16), mV per spike; row = source, column = target."""
+    if isinstance(config.weights, GivenWeightsConfig):
+        return np.array(config.weights.matrix_mv, dtype=np.float32)
+    chosen = config.weights
+    weights = np.zeros((N_CHANNELS, N_CHANNELS))
+    between = np.random.default_rng(config.seed).uniform(chosen.low_mv, chosen.high_mv, (N_SENSORY, N_SENSORY))
+    weights[:N_SENSORY, :N_SENSORY] = between
+    np.fill_diagonal(weights, 0.0)
+    weights[COINCIDENCE, :N_SENSORY] = chosen.from_coincidence_mv
+    weights[:N_SENSORY, INHIBITORY] = chosen.to_interneuron_mv
+    return weights.astype(np.float32)
+
+
+def _fill(state: State, config: NetworkConfig, dt_ms: float) -> None:
+    """Write the start of a network into a zeroed block."""
+    block = state[0]
+    block["learning"] = 1
+    block["n_channels"] = N_CHANNELS
+    modulation = config.modulation
+    levels = [getattr(modulation.baseline, name) for name in MODULATORS]
+    block["levels"][:] = levels
+    block["baselines"][:] = levels
+    block["relaxation"][:] = [-np.expm1(-dt_ms / getattr(modulation, f"{name}_tau_ms")) for name in MODULATORS]
+    for name in (
+        "reward_rate",
+        "dopamine_input",
+        "cortisol_threshold",
+        "cortisol_inhibition",
+        "acetylcholine_input",
+        "acetylcholine_recurrent",
+    ):
+        block[name] = getattr(modulation, name)
+    block["dt_ms"] = dt_ms
+    block["live"][:] = config.live_values()
+    block["stimulus_limit"] = config.stimulus_limit
+    block["coincidence_refractory_ms"] = config.coincidence.refractory_ms
+    block["since_spike_ms"][:] = kernels.NEVER_MS
+    block["inhibited"][:N_SENSORY] = 1.0
+    block["weights_mv"][:] = initial_weights(config)
+    for i in range(N_CHANNELS):
+        if i == COINCIDENCE:
+            block["model"][i] = NO_MODEL
+            continue
+        channel = config.channel(i)
+        model = model_named(channel.model)
+        block["model"][i] = model.number
+        block["gain_mv"][i] = channel.gain_mv
+        block["bias_mv"][i] = channel.bias_mv
+        for k, value in enumerate(channel.complete_parameters().values()):
+            block["parameters"][k, i] = value
+        for k, variable in enumerate(model.variables):
+            block["variables"][k, i] = variable.initial
+
+
+def _level_rows(modulators: NeuroModulators | ArrayLike | None, n_ticks: int) -> NDArray[np.float32]:
+    """Levels for each tick as the kernel wants them, checked."""
+    if modulators is None:
+        return np.zeros((0, N_MODULATORS), dtype=np.float32)
+    if isinstance(modulators, NeuroModulators):
+        return np.tile(modulators.as_array(), (n_ticks, 1))
+    rows = _as_float32(modulators)
+    if rows.shape != (n_ticks, N_MODULATORS):
+        raise StimulusError(f"expected modulators of shape ({n_ticks}, {N_MODULATORS}), got {rows.shape}")
+    _refuse_non_finite(rows, "modulator")
+    return rows
+
+
+def _refuse_non_finite(values: NDArray[np.float32], what: str) -> None:
+    """Raise where a value is NaN or infinite, naming the first."""
+    if np.isfinite(values).all():
+        return
+    bad = np.argwhere(~np.isfinite(values))
+    row, column = bad[0]
+    raise StimulusError(
+        f"expected finite float32 numbers, got {values[row, column]} as {what} {column} of tick {row}, "
+        f"{len(bad)} such in all; replace them before they reach the network"
+    )
+
+
+def _as_float32(values: ArrayLike) -> NDArray[np.float32]:
+    """C-contiguous float32; what is too large becomes infinite without a warning, and is refused by name later."""
+    with np.errstate(over="ignore"):
+        return np.asarray(values, dtype=np.float32, order="C")
