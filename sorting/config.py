@@ -1,0 +1,155 @@
+"""What a user may choose between samples and stimuli, with units in the names and the reasons for the defaults."""
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+import pydantic
+from pydantic import Field
+
+FeatureKind = Literal["crossings", "spiking_band", "bands", "raw"]
+ReferenceKind = Literal["none", "mean", "median", "clipped-mean"]
+
+PositiveHz = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+PositiveMs = Annotated[float, Field(gt=0, le=60_000, allow_inf_nan=False)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Order = Annotated[int, Field(ge=1, le=4)]
+
+
+class _Band(pydantic.BaseModel, frozen=True, extra="forbid"):
+    """A pass band; order-2 Butterworth is what cost sorting accuracy least among causal filters."""
+
+    low_hz: PositiveHz
+    high_hz: PositiveHz
+    order: Order = 2
+
+    @pydantic.model_validator(mode="after")
+    def _ascending(self) -> Self:
+        if not self.low_hz < self.high_hz:
+            raise ValueError(f"low_hz = {self.low_hz:g} must lie below high_hz = {self.high_hz:g}")
+        return self
+
+
+class CrossingsConfig(_Band, frozen=True, extra="forbid"):
+    """Negative threshold crossings, counted per channel and block."""
+
+    low_hz: PositiveHz = 300.0
+    high_hz: PositiveHz = 6000.0
+    threshold_noise: Annotated[float, Field(lt=0, ge=-100)] = -4.5
+    """Threshold as a multiple of the channel's robust noise, MAD / 0.6745."""
+    threshold_uv: Annotated[float, Field(lt=0, allow_inf_nan=False)] | None = None
+    """The same absolute threshold for all channels, in units of the stream; replaces `threshold_noise`."""
+    dead_time_ms: Annotated[float, Field(ge=0, le=100)] = 1.0
+    """Least time between two crossings of a channel."""
+
+
+class SpikingBandConfig(_Band, frozen=True, extra="forbid"):
+    """Spiking-band power: mean square of 300 to 1000 Hz, smoothed."""
+
+    low_hz: PositiveHz = 300.0
+    high_hz: PositiveHz = 1000.0
+    window_ms: Annotated[float, Field(ge=0, le=60_000)] = 20.0
+    """Time constant of the exponential that smooths the block means; 0 leaves them as they are."""
+    log: bool = False
+    """Give 10 log10(power) instead of power."""
+
+
+class BandsConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
+    """Power of LFP, ECoG or EEG bands, each smoothed."""
+
+    ranges_hz: Annotated[tuple[tuple[PositiveHz, PositiveHz], ...], Field(min_length=1, max_length=32)] = (
+        (4.0, 8.0),
+        (8.0, 13.0),
+        (13.0, 30.0),
+        (30.0, 70.0),
+    )
+    order: Order = 2
+    reference: ReferenceKind = "none"
+    """Own reference: a common reference takes away the widespread part of a slow field, which may be what is wanted."""
+    window_ms: Annotated[float, Field(ge=0, le=60_000)] = 200.0
+    log: bool = False
+
+    @pydantic.model_validator(mode="after")
+    def _ascending(self) -> Self:
+        for low_hz, high_hz in self.ranges_hz:
+            if not low_hz < high_hz:
+                raise ValueError(f"ranges_hz has [{low_hz:g}, {high_hz:g}]: the first must lie below the second")
+        return self
+
+
+class FrontEndConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
+    """From samples to one vector of features per block."""
+
+    features: Annotated[tuple[FeatureKind, ...], Field(min_length=1)] = ("crossings",)
+    """Any of crossings, spiking_band, bands, raw (mean of the block's samples, unfiltered); per channel, in this order."""
+    reference: ReferenceKind | Literal["auto"] = "auto"
+    """Of crossings and spiking band, after their filter; auto: clipped-mean from 16 channels up, else none."""
+    clip_noise: Annotated[float, Field(gt=0, le=100)] = 3.0
+    """Clipped mean: how far, in multiples of its noise, one channel may pull the reference."""
+    exclude_channels: tuple[str | int, ...] = ()
+    """Names, or numbers from 0, of channels that take no part; their features are 0."""
+    dead_below: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """A channel is dead where its noise is below this multiple of the median noise."""
+    noisy_above: Annotated[float, Field(gt=1)] = 8.0
+    """A channel is noisy where its noise is above this multiple of the median noise."""
+    saturation_uv: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    """Level of the amplifier's rails; a channel on them for over 1 % of the warm-up is excluded. Not judged where absent."""
+    warmup_s: Annotated[float, Field(gt=0, le=3600)] = 10.0
+    """Without a baseline file: stream time over which noise is measured before the first features; then frozen."""
+    crossings: CrossingsConfig = CrossingsConfig()
+    spiking_band: SpikingBandConfig = SpikingBandConfig()
+    bands: BandsConfig = BandsConfig()
+
+    @pydantic.model_validator(mode="after")
+    def _no_twins(self) -> Self:
+        if len(set(self.features)) != len(self.features):
+            raise ValueError(f"features = {list(self.features)} names a kind twice")
+        return self
+
+
+class EncoderConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
+    """From features to the 16 stimuli.
+
+    In order: smooth each feature, normalise it, mix the features into stimuli, then
+    ``clip(offset + gain * rectify(mixed))``. Stimuli that no feature reaches are 0.
+
+    The defaults make any feature (counts, power, a stream of rates) a stimulus of about 1 at rest that moves by about 1
+    per standard deviation and stays within 0 and 5: enough to keep a network of default LIF neurons awake at rest and
+    to silence or saturate it with the signal, whatever the number of channels and the unit of the features.
+    """
+
+    kind: Literal["identity", "groups", "matrix"] = "groups"
+    """identity: feature i is stimulus i; groups: features pooled into the 14 sensory channels; matrix: from a file."""
+    groups: Annotated[tuple[tuple[str | int, ...], ...], Field(max_length=16)] = ()
+    """Names of channels or features, or feature numbers from 0, for stimulus 0, 1, ...; empty: contiguous, 14 sensory."""
+    combine: Literal["sum", "mean", "unit"] = "unit"
+    """Pooling of a group of n: sum, sum / n, or sum / sqrt(n), which keeps unit variance whatever n is."""
+    matrix_path: Path | None = None
+    """.npy or .csv of shape (16, n_features), or (14, n_features) for the sensory channels alone."""
+    smoothing_ms: Annotated[float, Field(ge=0, le=60_000)] = 30.0
+    """Time constant of an exponential on each feature, before normalisation; 0 switches it off."""
+    normalisation: Literal["none", "zscore", "scale"] = "zscore"
+    """zscore: constants of the baseline or of the warm-up; scale: (feature - centre) / scale with the constants below."""
+    warmup_s: Annotated[float, Field(gt=0, le=3600)] = 10.0
+    """zscore without a baseline: stream time over which mean and deviation are measured; stimuli are 0 until then."""
+    limit_sd: Annotated[float, Field(gt=0)] = 5.0
+    """zscore: each feature's value is kept within this many standard deviations, so that no single one rules a group."""
+    centre: Finite | tuple[Finite, ...] = 0.0
+    scale: Annotated[float, Field(gt=0, allow_inf_nan=False)] | tuple[
+        Annotated[float, Field(gt=0, allow_inf_nan=False)], ...
+    ] = 1.0
+    gain: Finite = 1.0
+    rectify: Literal["none", "half", "full"] = "none"
+    offset: Finite = 1.0
+    clip: tuple[Finite, Finite] = (0.0, 5.0)
+
+    @pydantic.model_validator(mode="after")
+    def _whole(self) -> Self:
+        if not self.clip[0] < self.clip[1]:
+            raise ValueError(f"clip = {list(self.clip)}: the first must lie below the second")
+        if max(abs(limit) for limit in self.clip) > 3e38:
+            raise ValueError(f"clip = {list(self.clip)} does not fit float32; stay within 3e38")
+        if (self.kind == "matrix") != (self.matrix_path is not None):
+            raise ValueError('matrix_path and kind = "matrix" go together: give both or neither')
+        if self.groups and self.kind != "groups":
+            raise ValueError(f'groups is given but kind = "{self.kind}"; set kind = "groups" or drop groups')
+        return self

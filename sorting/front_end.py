@@ -1,0 +1,663 @@
+"""Samples in, features out: the compiled, causal front end that runs inside the loop.
+
+A sample takes as many *paths* as there are kinds of features: filter, common reference, then what the kind does with
+it (count crossings, add up power or values). Everything is clocked by samples, one at a time, so that how they were cut
+into chunks cannot change a bit. The online sorter will be one more kind in `_advance`: something that sees a filtered,
+referenced sample of all channels and adds to the features of the block.
+
+Without a baseline the noise of each channel is measured in the stream itself: over the first half of the warm-up with a
+plain mean as reference, to find channels to exclude and where the clipped mean clips; over the second half as the
+session will run, for the thresholds. Until then features are NaN: unknown is not zero.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import scipy.signal
+from numpy.typing import NDArray
+
+from neuromod.engine.compiled import jit
+from neuromod.engine.errors import ConfigError
+from neuromod.sorting import noise, reference
+from neuromod.sorting.baseline import Baseline
+from neuromod.sorting.config import FrontEndConfig
+from neuromod.sorting.snapshot import identity, pack, unpack
+
+# What a path does with a sample.
+CROSSINGS, POWER, LOG_POWER, RAW = range(4)
+
+# Columns of FrontEndState.paths.
+_KIND, _REFERENCE, _HISTOGRAM, _SECTIONS = range(4)
+
+# Entries of FrontEndState.settings.
+_N_CHANNELS, _DEAD_SAMPLES, _SECOND_HALF = range(3)
+
+# Entries of FrontEndState.counters.
+_STARTED, _STAGE, _STAGE_LEFT, _STAGE_SAMPLES, _BLOCK_SAMPLES, _BLOCKS = range(6)
+
+# Entries of FrontEndState.limits.
+_CLIP_NOISE, _THRESHOLD_NOISE, _THRESHOLD_UV, _DEAD_BELOW, _NOISY_ABOVE, _SATURATION_UV = range(6)
+
+# Stages.
+_SURVEY, _MEASURE, READY = range(3)
+
+# Why a channel takes no part.
+INCLUDED, CONFIGURED, DEAD, NOISY, SATURATED = range(5)
+REASONS = ("included", "configured", "dead", "noisy", "saturated")
+
+_PAD = 8
+_LARGEST_F32 = float(np.finfo(np.float32).max)
+_SATURATED_FRACTION = 0.01
+_DENORMAL_GUARD = 1e-60
+
+
+class FrontEndState(NamedTuple):
+    """Everything the kernels read and write; `n_padded` is the number of channels rounded up to a multiple of 8."""
+
+    # fixed at construction
+    settings: NDArray[np.int64]
+    limits: NDArray[np.float64]
+    paths: NDArray[np.int64]  # (n_paths, 4)
+    sos: NDArray[np.float64]  # (n_paths, n_sections, 5): b0 b1 b2 a1 a2
+    at_rest: NDArray[np.float64]  # (n_paths, n_sections, 2): filter state for a constant input of 1
+    window_samples: NDArray[np.float64]  # (n_paths,)
+    edges: NDArray[np.float64]  # (BINS + 1,)
+    # frozen after the warm-up
+    weight: NDArray[np.float64]  # (n_padded,) 1: takes part
+    inverse: NDArray[np.float64]  # (1,) 1 / channels that take part
+    reason: NDArray[np.int64]  # (n_padded,)
+    noise: NDArray[np.float64]  # (n_measured, n_padded)
+    clip: NDArray[np.float64]  # (n_paths, n_padded)
+    threshold: NDArray[np.float64]  # (n_padded,)
+    # moving with every sample or block
+    counters: NDArray[np.int64]
+    z: NDArray[np.float64]  # (n_paths, n_sections, 2, n_padded)
+    hold: NDArray[np.int64]  # (n_padded,) samples until a crossing counts again
+    total: NDArray[np.float64]  # (n_paths, n_padded) sums of the block
+    smoothed: NDArray[np.float64]  # (n_paths, n_padded)
+    saturated: NDArray[np.float64]  # (n_padded,) samples on the rails in this stage
+    histogram: NDArray[np.int32]  # (n_measured, n_padded, BINS)
+    # scratch
+    x: NDArray[np.float64]  # (n_padded,)
+    y: NDArray[np.float64]  # (n_padded,)
+    scratch: NDArray[np.float64]  # (n_padded,)
+    magnitude: NDArray[np.float32]  # (n_padded,)
+    magnitude_bits: NDArray[np.int32]  # the same memory
+
+
+_FROZEN = ("weight", "inverse", "reason", "noise", "clip", "threshold")
+_MOVING = ("counters", "z", "hold", "total", "smoothed", "saturated", "histogram")
+
+
+@jit
+def push(state: FrontEndState, samples: NDArray[np.float32]) -> None:
+    """Take in samples of the current block.
+
+    Parameters
+    ----------
+    state : FrontEndState
+        Changed in place.
+    samples : ndarray of float32, shape (n, n_channels), C-contiguous
+        Any number of samples, finite, all of one block.
+    """
+    n_channels = state.settings[_N_CHANNELS]
+    x = state.x
+    for i in range(samples.shape[0]):
+        for c in range(n_channels):
+            x[c] = samples[i, c]
+        if state.counters[_STARTED] == 0:
+            _rest_at(state)
+            state.counters[_STARTED] = 1
+        for path in range(state.paths.shape[0]):
+            _advance(state, path)
+        state.counters[_BLOCK_SAMPLES] += 1
+        if state.counters[_STAGE] != READY:
+            _measure_rails(state)
+            state.counters[_STAGE_SAMPLES] += 1
+            state.counters[_STAGE_LEFT] -= 1
+            if state.counters[_STAGE_LEFT] == 0:
+                _next_stage(state)
+
+
+@jit
+def finish_block(state: FrontEndState, features: NDArray[np.float32]) -> None:
+    """Write the features of the block that ends here, and start the next.
+
+    Parameters
+    ----------
+    state : FrontEndState
+        Changed in place.
+    features : ndarray of float32, shape (n_features,)
+        Channel by channel, within a channel kind by kind. NaN during the warm-up, 0 for excluded channels.
+    """
+    n_channels = state.settings[_N_CHANNELS]
+    n_paths = state.paths.shape[0]
+    n_samples = state.counters[_BLOCK_SAMPLES]
+    ready = state.counters[_STAGE] == READY
+    for path in range(n_paths):
+        kind = state.paths[path, _KIND]
+        total = state.total[path]
+        smoothed = state.smoothed[path]
+        if kind == CROSSINGS:
+            for c in range(n_channels):
+                smoothed[c] = total[c]
+        elif n_samples > 0:
+            keep = 0.0
+            if state.window_samples[path] > 0.0 and state.counters[_BLOCKS] > 0:
+                keep = math.exp(-float(n_samples) / state.window_samples[path])
+            for c in range(n_channels):
+                mean = total[c] / float(n_samples)
+                smoothed[c] = mean + (smoothed[c] - mean) * keep
+        for c in range(n_channels):
+            value = smoothed[c]
+            if kind == LOG_POWER:
+                value = 10.0 * math.log10(max(value, 1e-30))
+            if state.weight[c] == 0.0:
+                value = 0.0
+            value = min(max(value, -_LARGEST_F32), _LARGEST_F32)
+            features[c * n_paths + path] = np.float32(value) if ready else np.float32(np.nan)
+            total[c] = 0.0
+    if n_samples > 0:
+        state.counters[_BLOCKS] += 1
+    state.counters[_BLOCK_SAMPLES] = 0
+    _flush_denormals(state)
+
+
+@jit
+def is_ready(state: FrontEndState) -> bool:
+    """Whether the warm-up is over, and with it whether features are numbers."""
+    return state.counters[_STAGE] == READY  # type: ignore[no-any-return]
+
+
+@jit
+def _rest_at(state: FrontEndState) -> None:
+    """Filters in the state they would have, had the first sample stood for ever: no step response to an offset."""
+    for path in range(state.paths.shape[0]):
+        for s in range(state.paths[path, _SECTIONS]):
+            for k in range(2):
+                for c in range(state.x.shape[0]):
+                    state.z[path, s, k, c] = state.at_rest[path, s, k] * state.x[c]
+
+
+@jit
+def _advance(state: FrontEndState, path: int) -> None:
+    """Take one sample of all channels through one path."""
+    y = state.y
+    x = state.x
+    n = y.shape[0]
+    for c in range(n):
+        y[c] = x[c]
+    for s in range(state.paths[path, _SECTIONS]):
+        _filter(y, state.z[path, s, 0], state.z[path, s, 1], state.sos[path, s])
+
+    common = 0.0
+    kind = state.paths[path, _REFERENCE]
+    if kind == reference.CLIPPED_MEAN:
+        common = reference.clipped_mean(y, state.weight, state.inverse[0], state.clip[path], state.scratch)
+    elif kind == reference.MEAN:
+        common = reference.mean(y, state.weight, state.inverse[0])
+    elif kind == reference.MEDIAN:
+        common = reference.median(y, state.weight, state.scratch, state.settings[_N_CHANNELS])
+
+    row = state.paths[path, _HISTOGRAM]
+    if row >= 0 and state.counters[_STAGE] != READY:
+        for c in range(n):
+            size = abs(y[c] - common)
+            state.magnitude[c] = size if size < 1e30 else 1e30
+        noise.add_magnitudes(state.histogram[row], state.magnitude_bits, state.settings[_N_CHANNELS])
+
+    kind = state.paths[path, _KIND]
+    total = state.total[path]
+    if kind == CROSSINGS:
+        _count_crossings(y, common, state.threshold, state.hold, total, state.settings[_DEAD_SAMPLES])
+    elif kind == RAW:
+        for c in range(n):
+            total[c] += y[c] - common
+    else:
+        for c in range(n):
+            total[c] += (y[c] - common) * (y[c] - common)
+
+
+@jit
+def _filter(
+    y: NDArray[np.float64], z0: NDArray[np.float64], z1: NDArray[np.float64], sos: NDArray[np.float64]
+) -> None:
+    """One second-order section, transposed direct form II, on one sample of all channels."""
+    b0 = sos[0]
+    b1 = sos[1]
+    b2 = sos[2]
+    a1 = sos[3]
+    a2 = sos[4]
+    for c in range(y.shape[0]):
+        v = y[c]
+        out = b0 * v + z0[c]
+        z0[c] = b1 * v - a1 * out + z1[c]
+        z1[c] = b2 * v - a2 * out
+        y[c] = out
+
+
+@jit
+def _count_crossings(
+    y: NDArray[np.float64],
+    common: float,
+    threshold: NDArray[np.float64],
+    hold: NDArray[np.int64],
+    total: NDArray[np.float64],
+    dead_samples: int,
+) -> None:
+    """Count the channels that came down through their threshold.
+
+    `hold` counts down the dead time and then stays at 1 while the signal is still below: a crossing needs a way down.
+    """
+    for c in range(y.shape[0]):
+        below = 1 if y[c] - common < threshold[c] else 0
+        held = hold[c]
+        left = held - 1 if held > 0 else 0
+        left = left if left > below else below
+        crossed = below == 1 and held == 0
+        total[c] += 1.0 if crossed else 0.0
+        hold[c] = dead_samples if crossed else left
+
+
+@jit
+def _measure_rails(state: FrontEndState) -> None:
+    rail = state.limits[_SATURATION_UV]
+    if rail > 0.0:
+        for c in range(state.settings[_N_CHANNELS]):
+            if abs(state.x[c]) >= rail:
+                state.saturated[c] += 1.0
+
+
+@jit
+def _next_stage(state: FrontEndState) -> None:
+    """Turn what a stage of the warm-up saw into noise, exclusions, clipping and thresholds."""
+    n_channels = state.settings[_N_CHANNELS]
+    for row in range(state.noise.shape[0]):
+        for c in range(n_channels):
+            median = noise.median_of(state.histogram[row, c], state.edges)
+            state.noise[row, c] = median / noise.MAD_OF_UNIT_NOISE
+    _exclude(state)
+    measured = state.counters[_STAGE] == _MEASURE
+    _set_levels(state, measured)
+    for row in range(state.histogram.shape[0]):
+        for c in range(n_channels):
+            for i in range(noise.BINS):
+                state.histogram[row, c, i] = 0
+    for c in range(n_channels):
+        state.saturated[c] = 0.0
+    state.counters[_STAGE] += 1
+    state.counters[_STAGE_SAMPLES] = 0
+    state.counters[_STAGE_LEFT] = state.settings[_SECOND_HALF] if state.counters[_STAGE] == _MEASURE else 0
+
+
+@jit
+def _exclude(state: FrontEndState) -> None:
+    """Judge channels by the first measured path against the median of those that still take part."""
+    n_channels = state.settings[_N_CHANNELS]
+    measured = state.noise[0]
+    typical = reference.median(measured, state.weight, state.scratch, n_channels)
+    allowed = _SATURATED_FRACTION * float(state.counters[_STAGE_SAMPLES])
+    for c in range(n_channels):
+        if state.reason[c] != INCLUDED:
+            continue
+        if state.limits[_SATURATION_UV] > 0.0 and state.saturated[c] > allowed:
+            state.reason[c] = SATURATED
+        elif measured[c] <= 0.0 or measured[c] < state.limits[_DEAD_BELOW] * typical:
+            state.reason[c] = DEAD
+        elif typical > 0.0 and measured[c] > state.limits[_NOISY_ABOVE] * typical:
+            state.reason[c] = NOISY
+    _set_weights(state)
+
+
+@jit
+def _set_weights(state: FrontEndState) -> None:
+    n = 0.0
+    for c in range(state.settings[_N_CHANNELS]):
+        state.weight[c] = 1.0 if state.reason[c] == INCLUDED else 0.0
+        n += state.weight[c]
+    state.inverse[0] = 1.0 / n if n > 0.0 else 0.0
+
+
+@jit
+def _set_levels(state: FrontEndState, with_thresholds: bool) -> None:
+    """Set clipping, and thresholds where wanted, from noise and exclusions."""
+    for path in range(state.paths.shape[0]):
+        row = state.paths[path, _HISTOGRAM]
+        for c in range(state.settings[_N_CHANNELS]):
+            if row >= 0:
+                state.clip[path, c] = state.limits[_CLIP_NOISE] * state.noise[row, c]
+            if state.paths[path, _KIND] == CROSSINGS and with_thresholds:
+                level = state.limits[_THRESHOLD_UV]
+                if level == 0.0:
+                    level = state.limits[_THRESHOLD_NOISE] * state.noise[row, c]
+                state.threshold[c] = level if state.weight[c] > 0.0 else -np.inf
+
+
+@jit
+def _flush_denormals(state: FrontEndState) -> None:
+    """Zero what is left of filter states after a silence.
+
+    Subnormal numbers cost up to a hundred times a normal operation; 1e-60 is far below anything a float32 feature
+    can show, and far enough above 1e-308 that no block is long enough to decay into them.
+    """
+    z = state.z
+    for path in range(z.shape[0]):
+        for s in range(z.shape[1]):
+            for k in range(2):
+                for c in range(z.shape[3]):
+                    if abs(z[path, s, k, c]) < _DENORMAL_GUARD:
+                        z[path, s, k, c] = 0.0
+
+
+class FrontEnd:
+    """The front end of one stream: checks its configuration, owns its state, warms its kernels.
+
+    Parameters
+    ----------
+    config : FrontEndConfig
+        What to compute.
+    n_channels : int
+        Channels of a sample.
+    sampling_frequency : float
+        Samples per second.
+    channel_names : sequence of str, optional
+        Default ``ch1``, ``ch2``, ...
+    baseline : Baseline, optional
+        Frozen noise and exclusions; without one they are measured in the first `warmup_s` seconds of the stream, where
+        anything needs them.
+
+    Raises
+    ------
+    ConfigError
+        The configuration cannot work on such a stream, or the baseline is not one of such a stream.
+
+    Notes
+    -----
+    A crossing is counted at the first sample below threshold, and needs the signal to have come back above before the
+    next. Power is the mean square over the block, smoothed by an exponential of `window_ms`. Reference channels and
+    noise are those of the filtered signal.
+    """
+
+    def __init__(
+        self,
+        config: FrontEndConfig,
+        n_channels: int,
+        sampling_frequency: float,
+        channel_names: Sequence[str] | None = None,
+        baseline: Baseline | None = None,
+    ) -> None:
+        names = tuple(channel_names) if channel_names is not None else default_names(n_channels)
+        if n_channels < 1 or len(names) != n_channels:
+            raise ConfigError(f"{len(names)} channel names for {n_channels} channels; at least 1, and one name each")
+        if not (math.isfinite(sampling_frequency) and sampling_frequency > 0):
+            raise ConfigError(f"sampling frequency {sampling_frequency} Hz; a positive number expected")
+        self.config = config
+        self.n_channels = n_channels
+        self.sampling_frequency = float(sampling_frequency)
+        self.channel_names = names
+        self._configured = _excluded_indices(config, names)
+        n_left = n_channels - len(self._configured)
+        self._paths = _paths(config, self.sampling_frequency, n_left)
+        self._baseline = baseline
+        if baseline is not None:
+            baseline.check_stream(self.sampling_frequency, names)
+            baseline.check_front_end(config)
+        self.state = _allocate(config, self._paths, n_channels, self.sampling_frequency)
+        self._identity = identity("front end 1", config.model_dump_json(), names, self.sampling_frequency)
+        self.reset()
+        self._warm()
+
+    @property
+    def n_features(self) -> int:
+        """Length of a feature vector: channels times kinds."""
+        return self.n_channels * len(self._paths)
+
+    @property
+    def feature_names(self) -> tuple[str, ...]:
+        """``channel.kind`` of each feature, channel by channel."""
+        return tuple(f"{name}.{path.name}" for name in self.channel_names for path in self._paths)
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether thresholds are known and features are numbers."""
+        return bool(self.state.counters[_STAGE] == READY)
+
+    @property
+    def excluded(self) -> dict[str, str]:
+        """Channels that take no part, and why: configured, dead, noisy or saturated."""
+        return {
+            name: REASONS[code]
+            for name, code in zip(self.channel_names, self.state.reason[: self.n_channels].tolist(), strict=True)
+            if code != INCLUDED
+        }
+
+    @property
+    def noise(self) -> dict[str, NDArray[np.float64]]:
+        """Standard deviation of the noise by path (`crossings`, `spiking_band`, ...), where measured; units of the stream."""
+        rows = [path for path in self._paths if path.is_measured]
+        return {path.name: self.state.noise[i, : self.n_channels].copy() for i, path in enumerate(rows)}
+
+    @property
+    def threshold(self) -> NDArray[np.float64]:
+        """Threshold of each channel in units of the stream; -inf where nothing can cross."""
+        return self.state.threshold[: self.n_channels].copy()
+
+    def reset(self) -> None:
+        """Back to the state of a new front end, warm-up included."""
+        state = self.state
+        for name in (*_FROZEN, *_MOVING):
+            getattr(state, name).fill(0)
+        for c in self._configured:
+            state.reason[c] = CONFIGURED
+        state.clip.fill(np.inf)
+        state.threshold.fill(-np.inf)
+        if self._baseline is not None:
+            codes = {name: REASONS.index(reason) for name, reason in self._baseline.excluded.items()}
+            for c, name in enumerate(self.channel_names):
+                state.reason[c] = codes.get(name, INCLUDED)
+            for row, path in enumerate(path for path in self._paths if path.is_measured):
+                state.noise[row, : self.n_channels] = self._baseline.noise[path.name]
+        _set_weights(state)
+        needs_warmup = self._baseline is None and any(path.is_measured for path in self._paths)
+        if needs_warmup:
+            samples = max(2, round(self.config.warmup_s * self.sampling_frequency))
+            state.settings[_SECOND_HALF] = samples - samples // 2
+            state.counters[_STAGE] = _SURVEY
+            state.counters[_STAGE_LEFT] = samples // 2
+        else:
+            _set_levels(state, True)
+            state.counters[_STAGE] = READY
+
+    def snapshot(self) -> bytes:
+        """Everything that changes, as bytes."""
+        return pack(b"frontend", self._identity, self._changing(self.is_ready))
+
+    def restore(self, data: bytes) -> None:
+        """Go on, bit for bit, where `snapshot` was taken.
+
+        Raises
+        ------
+        ConfigError
+            Not a snapshot of a front end of this configuration and these channels.
+        """
+        # the histograms are nearly all of it, and nothing once the warm-up is over
+        was_ready = len(data) < sum(array.nbytes for array in self._changing(False).values())
+        unpack(data, b"frontend", self._identity, self._changing(was_ready))
+        if was_ready:
+            self.state.histogram.fill(0)
+
+    def _changing(self, is_ready: bool) -> dict[str, NDArray[Any]]:
+        names = [name for name in (*_FROZEN, *_MOVING) if not (is_ready and name == "histogram")]
+        return {name: getattr(self.state, name) for name in names}
+
+    def _warm(self) -> None:
+        """Compile, or load from the disk cache, before anything is live."""
+        push(self.state, np.empty((0, self.n_channels), dtype=np.float32))
+        finish_block(self.state, np.empty(self.n_features, dtype=np.float32))
+        is_ready(self.state)
+        self.reset()
+
+
+class _Path(NamedTuple):
+    """One kind of feature: how it is filtered, referenced and summed up."""
+
+    name: str
+    kind: int
+    reference: int
+    sos: NDArray[np.float64]
+    window_ms: float
+    is_measured: bool
+
+
+def default_names(n_channels: int) -> tuple[str, ...]:
+    """``ch1``, ``ch2``, ..."""
+    return tuple(f"ch{i + 1}" for i in range(n_channels))
+
+
+def band_pass(low_hz: float, high_hz: float, order: int, sampling_frequency: float, key: str) -> NDArray[np.float64]:
+    """Second-order sections of a Butterworth band-pass, shape (order, 6).
+
+    Raises
+    ------
+    ConfigError
+        The band does not fit below half the sampling frequency; says which key to change to what.
+    """
+    nyquist = 0.5 * sampling_frequency
+    if low_hz >= nyquist:
+        raise ConfigError(
+            f"front_end.{key}: {low_hz:g} to {high_hz:g} Hz lies above {nyquist:g} Hz, half of the stream's "
+            f'{sampling_frequency:g} Hz; choose a lower band, or front_end.features = ["bands"] or ["raw"] for slow signals'
+        )
+    if high_hz >= nyquist:
+        raise ConfigError(
+            f"front_end.{key}: the upper edge {high_hz:g} Hz must lie below {nyquist:g} Hz, half of the stream's "
+            f"{sampling_frequency:g} Hz; set it to {0.9 * nyquist:g} or less"
+        )
+    sos: NDArray[np.float64] = scipy.signal.butter(
+        order, [low_hz, high_hz], btype="bandpass", fs=sampling_frequency, output="sos"
+    )
+    if not (np.all(np.isfinite(sos)) and np.all(np.abs(sos[:, 5]) < 1.0)):
+        raise ConfigError(
+            f"front_end.{key}: {low_hz:g} to {high_hz:g} Hz is too narrow for a filter at {sampling_frequency:g} Hz; "
+            "widen the band or lower its order"
+        )
+    return sos
+
+
+def _paths(config: FrontEndConfig, sampling_frequency: float, n_included: int) -> list[_Path]:
+    main = config.reference
+    if main == "auto":
+        main = "clipped-mean" if n_included >= 16 else "none"
+    uses_main = bool({"crossings", "spiking_band"} & set(config.features))
+    for key, kind, used in (
+        ("reference", main, uses_main),
+        ("bands.reference", config.bands.reference, "bands" in config.features),
+    ):
+        if used and kind != "none" and n_included < 2:
+            raise ConfigError(
+                f'front_end.{key} = "{kind}" on {n_included} channel(s) would leave nothing of the signal; '
+                'it takes at least 2 channels: set it to "none"'
+            )
+    code = reference.CODES[main]
+    paths: list[_Path] = []
+    for feature in config.features:
+        if feature == "crossings":
+            c = config.crossings
+            sos = band_pass(c.low_hz, c.high_hz, c.order, sampling_frequency, "crossings")
+            measured = c.threshold_uv is None or main == "clipped-mean"
+            paths.append(_Path("crossings", CROSSINGS, code, sos, 0.0, measured))
+        elif feature == "spiking_band":
+            s = config.spiking_band
+            sos = band_pass(s.low_hz, s.high_hz, s.order, sampling_frequency, "spiking_band")
+            kind = LOG_POWER if s.log else POWER
+            paths.append(_Path("spiking_band", kind, code, sos, s.window_ms, main == "clipped-mean"))
+        elif feature == "bands":
+            b = config.bands
+            kind = LOG_POWER if b.log else POWER
+            own = reference.CODES[b.reference]
+            for low_hz, high_hz in b.ranges_hz:
+                sos = band_pass(low_hz, high_hz, b.order, sampling_frequency, "bands.ranges_hz")
+                name = f"{low_hz:g}-{high_hz:g}Hz"
+                paths.append(_Path(name, kind, own, sos, b.window_ms, b.reference == "clipped-mean"))
+        else:
+            paths.append(_Path("raw", RAW, reference.NONE, np.empty((0, 6)), 0.0, False))
+    return paths
+
+
+def _excluded_indices(config: FrontEndConfig, names: tuple[str, ...]) -> tuple[int, ...]:
+    found = []
+    for channel in config.exclude_channels:
+        if isinstance(channel, int):
+            if not 0 <= channel < len(names):
+                raise ConfigError(
+                    f"front_end.exclude_channels: there is no channel {channel}; the stream has 0 to {len(names) - 1}"
+                )
+            found.append(channel)
+        elif channel in names:
+            found.append(names.index(channel))
+        else:
+            raise ConfigError(
+                f'front_end.exclude_channels: the stream has no channel "{channel}"; it has {", ".join(names[:8])}'
+                + (", ..." if len(names) > 8 else "")
+            )
+    if len(set(found)) == len(names):
+        raise ConfigError("front_end.exclude_channels excludes every channel of the stream; leave at least one")
+    return tuple(sorted(set(found)))
+
+
+def _allocate(config: FrontEndConfig, paths: list[_Path], n_channels: int, sampling_frequency: float) -> FrontEndState:
+    n_padded = -(-n_channels // _PAD) * _PAD
+    n_paths = len(paths)
+    n_sections = max([1, *(path.sos.shape[0] for path in paths)])
+    rows = [path.is_measured for path in paths]
+    n_measured = sum(rows)
+
+    settings = np.zeros(3, dtype=np.int64)
+    settings[_N_CHANNELS] = n_channels
+    settings[_DEAD_SAMPLES] = max(1, round(config.crossings.dead_time_ms * 1e-3 * sampling_frequency))
+    limits = np.zeros(6)
+    limits[_CLIP_NOISE] = config.clip_noise
+    limits[_THRESHOLD_NOISE] = config.crossings.threshold_noise
+    limits[_THRESHOLD_UV] = config.crossings.threshold_uv or 0.0
+    limits[_DEAD_BELOW] = config.dead_below
+    limits[_NOISY_ABOVE] = config.noisy_above
+    limits[_SATURATION_UV] = config.saturation_uv or 0.0
+    table = np.zeros((n_paths, 4), dtype=np.int64)
+    sos = np.zeros((n_paths, n_sections, 5))
+    at_rest = np.zeros((n_paths, n_sections, 2))
+    for i, path in enumerate(paths):
+        n = path.sos.shape[0]
+        table[i] = path.kind, path.reference, sum(rows[:i]) if path.is_measured else -1, n
+        if n:
+            sos[i, :n] = path.sos[:, [0, 1, 2, 4, 5]]
+            at_rest[i, :n] = scipy.signal.sosfilt_zi(path.sos)
+    magnitude = np.zeros(n_padded, dtype=np.float32)
+    return FrontEndState(
+        settings=settings,
+        limits=limits,
+        paths=table,
+        sos=sos,
+        at_rest=at_rest,
+        window_samples=np.array([path.window_ms * 1e-3 * sampling_frequency for path in paths]),
+        edges=noise.bin_edges(),
+        weight=np.zeros(n_padded),
+        inverse=np.zeros(1),
+        reason=np.zeros(n_padded, dtype=np.int64),
+        noise=np.zeros((n_measured, n_padded)),
+        clip=np.zeros((n_paths, n_padded)),
+        threshold=np.zeros(n_padded),
+        counters=np.zeros(6, dtype=np.int64),
+        z=np.zeros((n_paths, n_sections, 2, n_padded)),
+        hold=np.zeros(n_padded, dtype=np.int64),
+        total=np.zeros((n_paths, n_padded)),
+        smoothed=np.zeros((n_paths, n_padded)),
+        saturated=np.zeros(n_padded),
+        histogram=np.zeros((n_measured, n_padded, noise.BINS), dtype=np.int32),
+        x=np.zeros(n_padded),
+        y=np.zeros(n_padded),
+        scratch=np.zeros(n_padded),
+        magnitude=magnitude,
+        magnitude_bits=magnitude.view(np.int32),
+    )
