@@ -4,6 +4,7 @@ import ipaddress
 import json
 import re
 import tomllib
+import warnings
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -184,6 +185,7 @@ class SessionConfig(_Section, frozen=True, extra="forbid"):
     encoder : EncoderConfig
         From features to sixteen stimuli; not used by `zmq`, whose messages are stimuli already.
     network : NetworkConfig
+        In the file, `weights = {kind = "file", path = "weights.npy"}` (or .csv) stands for the matrix in that file.
     markers : tuple of MarkerConfig
         LSL streams of markers.
     session, sockets, publish, timing, runtime
@@ -307,6 +309,7 @@ def parse(text: str, *, folder: Path | None = None, where: str = "session") -> S
         raw = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{where}: not TOML: {error}") from None
+    _read_weights(raw, folder, where)
     try:
         config = SessionConfig.model_validate(raw)
     except pydantic.ValidationError as error:
@@ -323,6 +326,32 @@ def parse(text: str, *, folder: Path | None = None, where: str = "session") -> S
             )
             raise ConfigError(f"{where}: {key} names {path}, which does not exist; {fix}")
     return config
+
+
+def _read_weights(raw: dict[str, Any], folder: Path | None, where: str) -> None:
+    """Replace `network.weights` of kind "file" by the numbers in the file, so that the session is whole in itself."""
+    network = raw.get("network")
+    weights = network.get("weights") if isinstance(network, dict) else None
+    if not isinstance(network, dict) or not isinstance(weights, dict) or weights.get("kind") != "file":
+        return
+    import numpy as np  # here, since most sessions need no numpy to be checked
+
+    name = weights.get("path")
+    if not isinstance(name, str) or len(weights) != 2:
+        raise ConfigError(f'{where}: network.weights of kind "file" takes path, a .npy or .csv, and nothing else')
+    path = (folder or Path()) / Path(name).expanduser()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # numpy warns about an empty file, and the shape says it better
+            matrix = np.load(path) if path.suffix == ".npy" else np.loadtxt(path, delimiter=",", ndmin=2)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{where}: network.weights.path: {path} cannot be read as a matrix: {error}") from None
+    if matrix.shape != (16, 16) or matrix.dtype.kind not in "fiu":
+        raise ConfigError(
+            f"{where}: network.weights.path: {path} holds {matrix.dtype} of shape {matrix.shape}; "
+            "expected 16 rows (sources) of 16 numbers (targets), in mV"
+        )
+    network["weights"] = {"kind": "given", "matrix_mv": matrix.tolist()}
 
 
 def _combination(key: str, sentence: str) -> PydanticCustomError:
