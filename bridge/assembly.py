@@ -1,0 +1,180 @@
+"""Builds the parts of a loop from its configuration and the stream it will work on.
+
+The daemon, replay and benchmarks all come through here, so that they run the same front end, encoder and network.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from neuromod.adapters.base import StreamInfo
+from neuromod.adapters.config import ZmqConfig
+from neuromod.bridge.config import SessionConfig
+from neuromod.bridge.pipeline import TICK, Pipeline, consume, make_pipeline
+from neuromod.engine.layout import N_CHANNELS
+from neuromod.engine.network import SpikingNetwork
+from neuromod.sorting.baseline import Baseline
+from neuromod.sorting.config import EncoderConfig, FrontEndConfig
+from neuromod.sorting.encoder import Encoder
+from neuromod.sorting.front_end import FrontEnd
+
+LONGEST_TICK_MS = 1.0
+
+# A feature vector is a block of one sample that needs no filter, so that all kinds of source share one path.
+_NO_FRONT_END = FrontEndConfig(features=("raw",), reference="none")
+# Stimuli messages reach the network as they are.
+_NO_ENCODER = EncoderConfig(
+    kind="identity", smoothing_ms=0.0, normalisation="none", offset=0.0, clip=(-3e38, 3e38)
+)
+_STIMULI_NAMES = tuple(f"stimulus{i}" for i in range(N_CHANNELS))
+
+
+@dataclass(frozen=True, slots=True)
+class Assembly:
+    """The parts of one loop, ready to run.
+
+    Attributes
+    ----------
+    info : StreamInfo
+        The stream it was built for.
+    block_ms : float
+        Length of a block, in ms.
+    ticks_per_block : int
+        Network steps per block, of `block_ms` / `ticks_per_block` each.
+    pipeline : Pipeline
+        State of `consume`.
+    front_end, encoder, network
+        The parts themselves.
+    """
+
+    info: StreamInfo
+    block_ms: float
+    ticks_per_block: int
+    pipeline: Pipeline
+    front_end: FrontEnd
+    encoder: Encoder
+    network: SpikingNetwork
+
+    @property
+    def samples_per_block(self) -> float:
+        """Samples of a block; not necessarily a whole number."""
+        return max(1.0, self.info.sampling_frequency * self.block_ms / 1000.0)
+
+    def parts(self) -> list[NDArray[Any]]:
+        """Return the arrays that together are the state of the loop: what a checkpoint holds."""
+        return [*self.pipeline, *self.front_end.state, *self.encoder.state, self.network.state]
+
+    def consume(
+        self,
+        samples: NDArray[np.float32],
+        stamps: NDArray[np.float64],
+        first: int,
+        records: NDArray[Any],
+        n_records: int = 0,
+    ) -> tuple[int, int]:
+        """Call `pipeline.consume` on the parts."""
+        return consume(
+            self.pipeline,
+            self.front_end.state,
+            self.encoder.state,
+            self.network.state,
+            samples,
+            stamps,
+            first,
+            stamps.shape[0],
+            records,
+            n_records,
+        )
+
+    def records(self, at_least: int = 1024) -> NDArray[Any]:
+        """Return room for the records of at least one block."""
+        return np.zeros(max(at_least, self.ticks_per_block), TICK)
+
+
+def stimuli_stream(config: ZmqConfig) -> StreamInfo:
+    """Describe the stream that stimuli messages make up."""
+    return StreamInfo(
+        name="zmq",
+        kind="features",
+        n_channels=N_CHANNELS,
+        sampling_frequency=1000.0 / config.block_ms,
+        channel_names=_STIMULI_NAMES,
+        units=("",) * N_CHANNELS,
+    )
+
+
+def block_length_ms(config: SessionConfig, info: StreamInfo) -> float:
+    """Return the length of a block: of signal at least one sample, of features exactly one vector."""
+    period_ms = 1000.0 / info.sampling_frequency
+    return max(config.timing.block_ms, period_ms) if info.kind == "signal" else period_ms
+
+
+def assemble(
+    config: SessionConfig,
+    info: StreamInfo,
+    *,
+    regular: bool = True,
+    scale: NDArray[np.float32] | None = None,
+) -> Assembly:
+    """Build the parts of a loop.
+
+    Parameters
+    ----------
+    config : SessionConfig
+        The session.
+    info : StreamInfo
+        The stream, of a source that is open.
+    regular : bool
+        Whether the stream's stamps lie on its nominal grid.
+    scale : ndarray of float32, shape (n_channels,), optional
+        Factor of each raw sample to microvolts, where the source has not applied it.
+
+    Raises
+    ------
+    ConfigError
+        Where front end, encoder or baseline do not fit the stream.
+    """
+    block_ms = block_length_ms(config, info)
+    ticks_per_block = max(1, math.ceil(block_ms / LONGEST_TICK_MS - 1e-9))
+    is_stimuli = config.source_content == "stimuli"
+    baseline = Baseline.load(config.session.baseline) if config.session.baseline is not None else None
+    is_signal = info.kind == "signal"
+    front_end = FrontEnd(
+        config.front_end if is_signal else _NO_FRONT_END,
+        info.n_channels,
+        info.sampling_frequency,
+        info.channel_names,
+        baseline if is_signal else None,
+    )
+    names = front_end.feature_names if is_signal else info.channel_names
+    encoder = Encoder(
+        _NO_ENCODER if is_stimuli else config.encoder,
+        front_end.n_features,
+        names,
+        baseline,
+        block_ms=block_ms,
+    )
+    timing = config.timing
+    return Assembly(
+        info=info,
+        block_ms=block_ms,
+        ticks_per_block=ticks_per_block,
+        pipeline=make_pipeline(
+            n_channels=info.n_channels,
+            n_features=front_end.n_features,
+            sampling_frequency=info.sampling_frequency,
+            block_ms=block_ms,
+            ticks_per_block=ticks_per_block,
+            regular=regular and not is_stimuli,
+            jitter_ms=timing.jitter_ms,
+            fill=timing.fill,
+            max_fill_ms=timing.max_fill_ms,
+            scale=scale,
+        ),
+        front_end=front_end,
+        encoder=encoder,
+        network=SpikingNetwork(config.network, dt_ms=block_ms / ticks_per_block),
+    )

@@ -1,0 +1,168 @@
+"""Per-tick messages, filled and read in place by the compiled loop.
+
+The layout of these frames is part of PROTOCOL.md: every number has a fixed-width msgpack form, so a frame is made once
+from a template of `neuromod.bridge.wire` (the same protocol, Python side) and afterwards only its numbers are stored.
+"""
+
+import msgpack
+import numpy as np
+from numpy.typing import NDArray
+
+from neuromod.bridge import wire
+from neuromod.bridge.native import bits_of, store_big_endian
+from neuromod.engine.compiled import jit
+from neuromod.engine.layout import N_CHANNELS
+
+TOPIC_SPIKES = np.frombuffer(wire.TOPIC_SPIKES, np.uint8)
+TOPIC_STIMULI = np.frombuffer(wire.TOPIC_STIMULI, np.uint8)
+
+_F64, _FIXMAP = 0xCB, 0x80
+_VALUES_BYTES = 4 * N_CHANNELS
+
+_SPIKES = wire.spikes_frame(N_CHANNELS)
+_SEQ, _TICK, _SAMPLE, _T_SAMPLE, _T_TICK, _MASK, _FLAGS = (
+    _SPIKES.offsets[key] for key in ("seq", "tick", "sample", "t_sample", "t_tick", "spikes", "flags")
+)
+_MASK_BYTES = (N_CHANNELS + 7) // 8
+
+_STIMULI = wire.stimuli_frame(N_CHANNELS)
+_S_SEQ, _S_TICK, _S_VALUES = (_STIMULI.offsets[key] for key in ("seq", "tick", "values"))
+
+_INGEST_STIMULI = np.frombuffer(msgpack.packb({"values": bytes(_VALUES_BYTES)})[: -_VALUES_BYTES], np.uint8)
+INGEST_STIMULI_BYTES = _INGEST_STIMULI.size + _VALUES_BYTES
+
+
+def keys_table(names: tuple[str, ...]) -> NDArray[np.uint8]:
+    """Return msgpack keys for `read_numbers`, one row a name: the encoded key, padded with zeros."""
+    table = np.zeros((len(names), 32), np.uint8)
+    for row, name in zip(table, names, strict=True):
+        key = msgpack.packb(name)
+        row[: len(key)] = np.frombuffer(key, np.uint8)
+    return table
+
+
+def spikes_frame() -> NDArray[np.uint8]:
+    """Return a spikes frame to be filled again and again."""
+    return np.frombuffer(_SPIKES.template, np.uint8).copy()
+
+
+def stimuli_frame() -> NDArray[np.uint8]:
+    """Return a stimuli frame to be filled again and again."""
+    return np.frombuffer(_STIMULI.template, np.uint8).copy()
+
+
+@jit
+def fill_spikes(
+    frame: NDArray[np.uint8],
+    seq: int,
+    tick: int,
+    sample: int,
+    t_sample: float,
+    t_tick: float,
+    mask: int,
+    flags: int,
+) -> None:
+    """Store the numbers of one spikes message; bit i of `mask` is channel i."""
+    store_big_endian(frame, _SEQ, np.uint64(seq))
+    store_big_endian(frame, _TICK, np.uint64(tick))
+    store_big_endian(frame, _SAMPLE, np.uint64(sample))
+    store_big_endian(frame, _T_SAMPLE, bits_of(t_sample))
+    store_big_endian(frame, _T_TICK, bits_of(t_tick))
+    for i in range(_MASK_BYTES):
+        frame[_MASK + i] = (mask >> (8 * i)) & 0xFF
+    store_big_endian(frame, _FLAGS, np.uint32(flags))
+
+
+@jit
+def fill_stimuli(frame: NDArray[np.uint8], seq: int, tick: int, values: NDArray[np.float32]) -> None:
+    """Store the numbers of one stimuli message; `values` has shape (N_CHANNELS,)."""
+    store_big_endian(frame, _S_SEQ, np.uint64(seq))
+    store_big_endian(frame, _S_TICK, np.uint64(tick))
+    raw = values.view(np.uint8)
+    for i in range(_VALUES_BYTES):
+        frame[_S_VALUES + i] = raw[i]
+
+
+@jit
+def read_stimuli(payload: NDArray[np.uint8], size: int, values: NDArray[np.float32]) -> bool:
+    """Read the fixed layout of an ingest ``stimuli`` message.
+
+    Returns
+    -------
+    bool
+        False where the payload is not of the fixed layout or a value is not finite; `values` is then not to be used.
+    """
+    if size != INGEST_STIMULI_BYTES:
+        return False
+    for i in range(_INGEST_STIMULI.size):
+        if payload[i] != _INGEST_STIMULI[i]:
+            return False
+    raw = values.view(np.uint8)
+    for i in range(_VALUES_BYTES):
+        raw[i] = payload[_INGEST_STIMULI.size + i]
+    for i in range(N_CHANNELS):
+        if not np.isfinite(values[i]):
+            return False
+    return True
+
+
+@jit
+def read_numbers(
+    payload: NDArray[np.uint8],
+    size: int,
+    keys: NDArray[np.uint8],
+    values: NDArray[np.float64],
+    present: NDArray[np.bool_],
+) -> bool:
+    """Read a map of numbers in their usual forms: float64, and integers from -32 to 127.
+
+    Parameters
+    ----------
+    payload : ndarray of uint8
+        The message; only its first `size` bytes count.
+    size : int
+        Its length in bytes.
+    keys : ndarray of uint8, shape (n, 32)
+        The keys that may occur, from `keys_table`.
+    values : ndarray of float64, shape (n,)
+        Overwritten where the key is present.
+    present : ndarray of bool, shape (n,)
+        Set to whether each key is present.
+
+    Returns
+    -------
+    bool
+        False for anything else: the message is then for the slower, complete reader in `neuromod.bridge.wire`.
+    """
+    present[:] = False
+    if size < 1 or (payload[0] & 0xF0) != _FIXMAP:
+        return False
+    at = 1
+    for _ in range(payload[0] & 0x0F):
+        found = -1
+        for k in range(keys.shape[0]):
+            n = 1 + (keys[k, 0] & 0x1F)
+            same = at + n <= size
+            for i in range(n):
+                same = same and payload[at + i] == keys[k, i]
+            if same and not present[k]:
+                found = k
+                at += n
+                break
+        if found < 0 or at >= size:
+            return False
+        kind = payload[at]
+        at += 1
+        if kind == _F64 and at + 8 <= size:
+            raw = values[found : found + 1].view(np.uint8)
+            for i in range(8):
+                raw[i] = payload[at + 7 - i]
+            at += 8
+        elif kind <= 0x7F or kind >= 0xE0:
+            values[found] = np.int8(kind)
+        else:
+            return False
+        if not np.isfinite(values[found]):
+            return False
+        present[found] = True
+    return at == size

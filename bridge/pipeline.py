@@ -1,0 +1,407 @@
+"""From samples to spikes: the one compiled function that live service, replay, benchmarks and tests all call.
+
+`consume` lays samples on the grid of their stream, fills gaps by the stated policy, runs the front end, closes blocks,
+encodes stimuli and steps the network, and appends one record per tick. It does no I/O and reads no clock: who paces it,
+and what becomes of the records, is its caller's business. How the samples are split over calls makes no difference to
+any bit of the result.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from neuromod.bridge.wire import Flag
+from neuromod.engine.compiled import jit
+from neuromod.engine.layout import N_CHANNELS
+from neuromod.engine.tick import levels, membrane, tick
+from neuromod.sorting.encoder import encode
+from neuromod.sorting.front_end import finish_block, push
+
+TICK = np.dtype(
+    [
+        ("seq", np.uint64),  # number of its message, or of the next one where it is not published
+        ("tick", np.uint64),  # counts network steps, from 0
+        ("sample", np.uint64),  # index of the newest sample laid on the grid
+        ("t_sample", np.float64),  # its stamp, s; the loop maps it to the local clock
+        ("t_arrival", np.float64),  # when the loop had it, s, local clock; 0 in a replay
+        ("t_tick", np.float64),  # when the tick ended, s, local clock; 0 in a replay
+        ("flags", np.uint32),  # FLAG_* of neuromod.bridge.wire
+        ("spikes", np.uint32),  # bit i = channel i
+        ("stimuli", np.float32, (N_CHANNELS,)),
+        ("membrane", np.float32, (N_CHANNELS,)),
+        ("modulators", np.float32, (4,)),
+    ],
+    align=True,
+)
+"""One record per tick. All that a subscriber, the recorder or a test may want to know of it."""
+
+# plain integers, which is what compiled code takes
+FLAG_FILLED, FLAG_EXTERNAL, FLAG_NONFINITE = int(Flag.FILLED), int(Flag.EXTERNAL), int(Flag.NONFINITE)
+FLAG_DISCONTINUITY, FLAG_MODULATED, FLAG_PAUSED = int(Flag.DISCONTINUITY), int(Flag.MODULATED), int(Flag.PAUSED)
+
+# what `Pipeline.numbers` (float64) holds
+_SLOT, _PERIOD, _FOLLOW, _TOLERANCE, _LONGEST_FILL, _BLOCK_SAMPLES, _LAST_STAMP = range(7)
+# what `Pipeline.words` (int64) holds
+(
+    _REGULAR,  # whether stamps are expected on a grid
+    _TICKS_PER_BLOCK,
+    _FILL_ZERO,  # fill gaps with zeros rather than the last sample
+    _ANCHORED,
+    _MISSING,  # samples of a gap still to be filled in
+    _PLACED,  # whether the sample at hand has been laid on the grid
+    _INDEX,  # samples laid on the grid so far
+    _BLOCK,  # blocks closed so far
+    TICK_NEXT,  # number of the next tick: at which an input applied now takes effect
+    FLAGS_NEXT,  # flags for the ticks of the open block
+    PAUSED,
+    _QUEUE_HEAD,
+    _QUEUE_TAIL,
+) = range(13)
+
+COUNTERS = (
+    "samples",
+    "samples_lost",
+    "samples_filled",
+    "gaps",
+    "duplicates",
+    "backward_steps",
+    "discontinuities",
+    "nonfinite_samples",
+    "bad_stamps",
+    "blocks",
+    "ticks",
+    "stimuli_applied",
+    "stimuli_overflow",
+)
+"""Names of `Pipeline.counters`, in order."""
+(
+    _SAMPLES,
+    _LOST,
+    _FILLED,
+    _GAPS,
+    _DUPLICATES,
+    _BACKWARD,
+    _DISCONTINUITIES,
+    _NONFINITE,
+    _BAD_STAMPS,
+    _BLOCKS,
+    _TICKS,
+    _STIMULI_APPLIED,
+    _STIMULI_OVERFLOW,
+) = range(len(COUNTERS))
+
+_QUEUE_LENGTH = 1024
+_FOLLOW_S = 2.0  # time constant with which the grid follows the drift of a stream's true rate against its nominal one
+
+
+class Pipeline(NamedTuple):
+    """State of `consume`, apart from that of front end, encoder and network. All arrays; changed in place."""
+
+    numbers: NDArray[np.float64]
+    words: NDArray[np.int64]
+    counters: NDArray[np.int64]
+    scale: NDArray[np.float32]  # per channel, to microvolts
+    last: NDArray[np.float32]  # last finite sample of each channel, scaled
+    features: NDArray[np.float32]
+    encoded: NDArray[np.float32]  # the source's stimuli of the block
+    queue: NDArray[np.float32]  # stimuli from ingest, one row a tick
+    added: NDArray[np.float32]  # the row that is being added
+
+
+def make_pipeline(
+    *,
+    n_channels: int,
+    n_features: int,
+    sampling_frequency: float,
+    block_ms: float,
+    ticks_per_block: int,
+    regular: bool,
+    jitter_ms: float,
+    fill: str,
+    max_fill_ms: float,
+    scale: NDArray[np.float32] | None = None,
+) -> Pipeline:
+    """Allocate the state of `consume` for one stream.
+
+    Parameters
+    ----------
+    n_channels, n_features : int
+        Width of the stream's samples and of the front end's output.
+    sampling_frequency : float
+        Nominal rate of the stream, in Hz.
+    block_ms : float
+        Length of a block, in ms; not necessarily a whole number of samples.
+    ticks_per_block : int
+        Network steps per block.
+    regular : bool
+        Whether stamps lie on a nominal grid. Where they do not, every sample is the next one.
+    jitter_ms : float
+        Deviation from the grid, in ms, up to which a stamp is jitter and beyond which it is a gap or a backward step.
+    fill : {"hold", "zero"}
+        What stands in for missing samples.
+    max_fill_ms : float
+        Longest gap that is filled in; a longer one re-anchors the grid and is flagged as a discontinuity.
+    scale : ndarray of float32, shape (n_channels,), optional
+        Factor of each channel to microvolts; 1 by default.
+    """
+    period = 1.0 / sampling_frequency
+    numbers = np.zeros(8, np.float64)
+    numbers[_PERIOD] = period
+    numbers[_FOLLOW] = -math.expm1(-period / _FOLLOW_S)
+    # a tolerance under half a sample would call rounding a gap
+    numbers[_TOLERANCE] = max(jitter_ms * 1e-3, 0.5 * period)
+    numbers[_LONGEST_FILL] = max_fill_ms * 1e-3
+    numbers[_BLOCK_SAMPLES] = max(1.0, sampling_frequency * block_ms / 1000.0)
+    words = np.zeros(16, np.int64)
+    words[_REGULAR] = regular
+    words[_TICKS_PER_BLOCK] = ticks_per_block
+    words[_FILL_ZERO] = fill == "zero"
+    return Pipeline(
+        numbers=numbers,
+        words=words,
+        counters=np.zeros(len(COUNTERS), np.int64),
+        scale=np.ones(n_channels, np.float32) if scale is None else np.ascontiguousarray(scale, np.float32),
+        last=np.zeros(n_channels, np.float32),
+        features=np.zeros(n_features, np.float32),
+        encoded=np.zeros(N_CHANNELS, np.float32),
+        queue=np.zeros((_QUEUE_LENGTH, N_CHANNELS), np.float32),
+        added=np.zeros(N_CHANNELS, np.float32),
+    )
+
+
+@jit
+def block_end(pipeline: Pipeline) -> int:
+    """Return the index of the sample that follows the open block."""
+    # the small term keeps a product of rounded factors such as 30 * 1e3 from falling one sample short
+    return np.int64(math.floor((pipeline.words[_BLOCK] + 1) * pipeline.numbers[_BLOCK_SAMPLES] + 1e-6))
+
+
+@jit
+def samples_wanted(pipeline: Pipeline) -> int:
+    """Return how many samples the open block still needs; at least 1."""
+    return max(1, block_end(pipeline) - pipeline.words[_INDEX] - pipeline.words[_MISSING])
+
+
+@jit
+def enqueue_stimuli(pipeline: Pipeline, values: NDArray[np.float32]) -> bool:
+    """Queue stimuli to be added to those of one tick. False, and counted, where the queue is full."""
+    words = pipeline.words
+    if words[_QUEUE_HEAD] - words[_QUEUE_TAIL] >= _QUEUE_LENGTH:
+        pipeline.counters[_STIMULI_OVERFLOW] += 1
+        return False
+    pipeline.queue[words[_QUEUE_HEAD] % _QUEUE_LENGTH, :] = values
+    words[_QUEUE_HEAD] += 1
+    return True
+
+
+@jit
+def dequeue_stimuli(pipeline: Pipeline, values: NDArray[np.float32]) -> bool:
+    """Take the oldest queued stimuli. False where there are none."""
+    words = pipeline.words
+    if words[_QUEUE_TAIL] == words[_QUEUE_HEAD]:
+        return False
+    values[:] = pipeline.queue[words[_QUEUE_TAIL] % _QUEUE_LENGTH]
+    words[_QUEUE_TAIL] += 1
+    return True
+
+
+@jit
+def _place(pipeline: Pipeline, stamp: float) -> int:
+    """Lay one sample on the grid; return how many samples are missing before it.
+
+    The slot of a sample follows its stamp slowly, so that jitter does not matter and a rate that differs from the
+    nominal one does not add up. A stamp that is later than its slot by more than the tolerance means missing samples;
+    one that is earlier by more means that the clock of the source was set back, and re-anchors the grid.
+    """
+    numbers, words, counters = pipeline.numbers, pipeline.words, pipeline.counters
+    expected = numbers[_SLOT] + numbers[_PERIOD]
+    if not np.isfinite(stamp):
+        counters[_BAD_STAMPS] += 1
+        stamp = expected if words[_ANCHORED] else 0.0
+    numbers[_LAST_STAMP] = stamp
+    if not words[_ANCHORED] or not words[_REGULAR]:
+        words[_ANCHORED] = 1
+        numbers[_SLOT] = stamp
+        return 0
+    late = stamp - expected
+    if late > numbers[_TOLERANCE]:
+        missing = np.int64(math.floor(late / numbers[_PERIOD] + 0.5))
+        counters[_GAPS] += 1
+        counters[_LOST] += missing
+        numbers[_SLOT] = stamp
+        if late <= numbers[_LONGEST_FILL]:
+            return missing
+        counters[_DISCONTINUITIES] += 1
+        words[FLAGS_NEXT] |= FLAG_DISCONTINUITY
+    elif late < -numbers[_TOLERANCE]:
+        counters[_BACKWARD] += 1
+        counters[_DISCONTINUITIES] += 1
+        words[FLAGS_NEXT] |= FLAG_DISCONTINUITY
+        numbers[_SLOT] = stamp
+    else:
+        numbers[_SLOT] = expected + numbers[_FOLLOW] * late
+    return 0
+
+
+@jit
+def _is_duplicate(pipeline: Pipeline, sample: NDArray[np.float32], stamp: float) -> bool:
+    """Say whether a sample has both the stamp and the values of the one before it."""
+    if stamp != pipeline.numbers[_LAST_STAMP] or not pipeline.words[_ANCHORED]:
+        return False
+    for c in range(sample.shape[0]):
+        if sample[c] * pipeline.scale[c] != pipeline.last[c]:
+            return False
+    return True
+
+
+@jit
+def _clean(pipeline: Pipeline, samples: NDArray[np.float32]) -> None:
+    """Scale samples in place, and hold the last finite value of a channel where a value is not finite."""
+    scale, last = pipeline.scale, pipeline.last
+    bad = 0
+    for i in range(samples.shape[0]):
+        for c in range(samples.shape[1]):
+            x = samples[i, c] * scale[c]
+            finite = np.isfinite(x)
+            x = x if finite else last[c]
+            bad += not finite
+            samples[i, c] = x
+            last[c] = x
+    if bad:
+        pipeline.counters[_NONFINITE] += bad
+        pipeline.words[FLAGS_NEXT] |= FLAG_NONFINITE
+
+
+@jit
+def _close_block(
+    pipeline: Pipeline, front_end: Any, encoder: Any, network: Any, records: NDArray[Any], n_records: int, stamp: float
+) -> int:
+    """Turn the block into stimuli, step the network, append the records; return how many there are now."""
+    words, counters = pipeline.words, pipeline.counters
+    finish_block(front_end, pipeline.features)
+    encode(encoder, pipeline.features, pipeline.encoded)
+    words[_BLOCK] += 1
+    counters[_BLOCKS] += 1
+    for _ in range(words[_TICKS_PER_BLOCK]):
+        record = records[n_records]
+        flags = words[FLAGS_NEXT]
+        stimuli = record["stimuli"]
+        stimuli[:] = pipeline.encoded
+        record["seq"] = 0
+        record["sample"] = words[_INDEX] - 1
+        record["t_sample"] = stamp
+        record["t_arrival"] = 0.0
+        record["t_tick"] = 0.0
+        if words[PAUSED]:
+            record["tick"] = max(0, words[TICK_NEXT] - 1)
+            record["spikes"] = 0
+            flags |= FLAG_PAUSED
+        else:
+            if dequeue_stimuli(pipeline, pipeline.added):
+                for c in range(N_CHANNELS):
+                    stimuli[c] += pipeline.added[c]
+                counters[_STIMULI_APPLIED] += 1
+                flags |= FLAG_EXTERNAL
+            record["spikes"] = tick(network, stimuli)
+            record["tick"] = words[TICK_NEXT]
+            words[TICK_NEXT] += 1
+            counters[_TICKS] += 1
+            # a modulator set at this boundary has taken effect with the first tick after it
+            words[FLAGS_NEXT] &= ~FLAG_MODULATED
+        record["flags"] = flags
+        membrane(network, record["membrane"])
+        levels(network, record["modulators"])
+        n_records += 1
+    words[FLAGS_NEXT] &= FLAG_MODULATED
+    return n_records
+
+
+@jit
+def consume(
+    pipeline: Pipeline,
+    front_end: Any,
+    encoder: Any,
+    network: Any,
+    samples: NDArray[np.float32],
+    stamps: NDArray[np.float64],
+    first: int,
+    n: int,
+    records: NDArray[Any],
+    n_records: int,
+) -> tuple[int, int]:
+    """Take samples ``[first, n)`` as far as there is room for the records of their ticks.
+
+    Parameters
+    ----------
+    pipeline, front_end, encoder, network
+        State of each part; changed in place.
+    samples : ndarray of float32, shape (>= n, n_channels)
+        Samples as the source gave them. Changed in place (scaled, made finite).
+    stamps : ndarray of float64, shape (>= n,)
+        Their times on the clock of the source, in seconds.
+    first, n : int
+        Range to take. A sample is taken once only: go on where the last call stopped.
+    records : ndarray of TICK, shape (capacity,)
+        Results; capacity at least the ticks of one block.
+    n_records : int
+        How many records there are already.
+
+    Returns
+    -------
+    first, n_records : int
+        Where to go on (`n` when all was taken), and how many records there are now.
+    """
+    numbers, words, counters = pipeline.numbers, pipeline.words, pipeline.counters
+    i = first
+    while i < n and n_records + words[_TICKS_PER_BLOCK] <= records.shape[0]:
+        room = block_end(pipeline) - words[_INDEX]
+        stamp = 0.0
+        if not words[_PLACED]:
+            if _is_duplicate(pipeline, samples[i], stamps[i]):
+                counters[_DUPLICATES] += 1
+                i += 1
+                continue
+            words[_MISSING] = _place(pipeline, stamps[i])
+            words[_PLACED] = 1
+        if words[_MISSING] > 0:
+            take = min(room, words[_MISSING])
+            if words[_FILL_ZERO]:
+                pipeline.last[:] = 0.0
+            held = pipeline.last.reshape((1, pipeline.last.shape[0]))
+            for _ in range(take):
+                push(front_end, held)
+            words[_MISSING] -= take
+            counters[_FILLED] += take
+            words[FLAGS_NEXT] |= FLAG_FILLED
+            stamp = stamps[i] - words[_MISSING] * numbers[_PERIOD] - numbers[_PERIOD]
+        else:
+            # as many samples as follow without a gap go through the front end in one call
+            take = 1
+            while (
+                i + take < n
+                and take < room
+                and stamps[i + take] != numbers[_LAST_STAMP]
+                and _follows(pipeline, stamps[i + take])
+            ):
+                _place(pipeline, stamps[i + take])
+                take += 1
+            run = samples[i : i + take]
+            _clean(pipeline, run)
+            push(front_end, run)
+            counters[_SAMPLES] += take
+            words[_PLACED] = 0
+            i += take
+            stamp = numbers[_LAST_STAMP]
+        words[_INDEX] += take
+        if words[_INDEX] >= block_end(pipeline):
+            n_records = _close_block(pipeline, front_end, encoder, network, records, n_records, stamp)
+    return i, n_records
+
+
+@jit
+def _follows(pipeline: Pipeline, stamp: float) -> bool:
+    """Say whether a stamp is the next one on the grid, within the tolerance."""
+    late = stamp - pipeline.numbers[_SLOT] - pipeline.numbers[_PERIOD]
+    return not pipeline.words[_REGULAR] or abs(late) <= pipeline.numbers[_TOLERANCE]

@@ -1,0 +1,137 @@
+"""Bounded rings between one producer and one consumer thread, compiled or not, without locks.
+
+Everything that enters or leaves the real-time loop travels by one of these. A full ring never blocks its producer: the
+new record is refused and counted.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from neuromod.bridge.native import load_acquire, load_relaxed, store_relaxed, store_release
+from neuromod.engine.compiled import jit
+
+# a cache line each, since producer and consumer write them from different cores
+_HEAD, _TAIL, _REFUSED = 0, 8, 16
+
+
+class Ring(NamedTuple):
+    """A ring of records of one structured dtype; make it with `make_ring`.
+
+    `records` and `rows` are two views of the same memory: rows of bytes are what the compiled code copies, whatever the
+    dtype.
+    """
+
+    index: NDArray[np.int64]
+    rows: NDArray[np.uint8]
+    records: NDArray[Any]
+
+
+def make_ring(dtype: DTypeLike, capacity: int) -> Ring:
+    """Allocate a ring of `capacity` records (a power of two)."""
+    if capacity < 1 or capacity & (capacity - 1):
+        raise ValueError(f"the capacity of a ring must be a power of two, not {capacity}")
+    records = np.zeros(capacity, dtype)
+    return Ring(np.zeros(24, np.int64), rows_of(records), records)
+
+
+class SampleRing(NamedTuple):
+    """A ring of samples. Apart from `Ring`, because a record's width would make compiled code depend on it."""
+
+    index: NDArray[np.int64]
+    samples: NDArray[np.float32]
+    stamps: NDArray[np.float64]
+
+
+def make_sample_ring(n_channels: int, capacity: int) -> SampleRing:
+    """Allocate a ring of `capacity` samples (a power of two) of `n_channels` values."""
+    if capacity < 1 or capacity & (capacity - 1):
+        raise ValueError(f"the capacity of a ring must be a power of two, not {capacity}")
+    return SampleRing(
+        np.zeros(24, np.int64), np.zeros((capacity, n_channels), np.float32), np.zeros(capacity, np.float64)
+    )
+
+
+@jit
+def put_samples(ring: SampleRing, samples: NDArray[np.float32], stamps: NDArray[np.float64], first: int) -> int:
+    """Append samples from `first` on as far as there is room; return how many. Producer's thread only."""
+    head = load_relaxed(ring.index, _HEAD)
+    room = ring.stamps.shape[0] - (head - load_acquire(ring.index, _TAIL))
+    n = min(room, stamps.shape[0] - first)
+    for i in range(n):
+        at = (head + i) & (ring.stamps.shape[0] - 1)
+        ring.stamps[at] = stamps[first + i]
+        ring.samples[at, :] = samples[first + i]
+    store_release(ring.index, _HEAD, head + n)
+    return n
+
+
+def rows_of(records: NDArray[Any]) -> NDArray[np.uint8]:
+    """View an array of records as rows of bytes, shape (n, itemsize)."""
+    return records.view(np.uint8).reshape(records.shape[0], records.dtype.itemsize)
+
+
+@jit
+def put(index: NDArray[np.int64], rows: NDArray[np.uint8], source: NDArray[np.uint8], i: int) -> bool:
+    """Append row `i` of `source`; False, and counted, where the ring is full. Producer's thread only."""
+    head = load_relaxed(index, _HEAD)
+    if head - load_acquire(index, _TAIL) >= rows.shape[0]:
+        store_relaxed(index, _REFUSED, load_relaxed(index, _REFUSED) + 1)
+        return False
+    row = rows[head & (rows.shape[0] - 1)]
+    for k in range(row.shape[0]):
+        row[k] = source[i, k]
+    store_release(index, _HEAD, head + 1)
+    return True
+
+
+@jit
+def take_many(index: NDArray[np.int64], rows: NDArray[np.uint8], target: NDArray[np.uint8]) -> int:
+    """Move as many rows as there are, and as `target` holds, into `target`; return how many. Consumer's thread only."""
+    tail = load_relaxed(index, _TAIL)
+    n = min(load_acquire(index, _HEAD) - tail, target.shape[0])
+    for i in range(n):
+        row = rows[(tail + i) & (rows.shape[0] - 1)]
+        for k in range(row.shape[0]):
+            target[i, k] = row[k]
+    store_release(index, _TAIL, tail + n)
+    return n
+
+
+@jit
+def available(index: NDArray[np.int64]) -> int:
+    """Return how many records wait. Consumer's thread only."""
+    return load_acquire(index, _HEAD) - load_relaxed(index, _TAIL)
+
+
+@jit
+def peek(index: NDArray[np.int64], capacity: int, ahead: int) -> int:
+    """Return the place of the waiting record `ahead` places from the next. Consumer's thread only."""
+    return (load_relaxed(index, _TAIL) + ahead) & (capacity - 1)
+
+
+@jit
+def release(index: NDArray[np.int64], n: int) -> None:
+    """Give the next `n` waiting records back to the producer. Consumer's thread only."""
+    store_release(index, _TAIL, load_relaxed(index, _TAIL) + n)
+
+
+@jit
+def refused(index: NDArray[np.int64]) -> int:
+    """Return how many records found the ring full."""
+    return load_relaxed(index, _REFUSED)
+
+
+def append(ring: Ring, record: NDArray[Any]) -> bool:
+    """Append one record, given as an array of length 1, from Python; False, and counted, where the ring is full."""
+    return bool(put(ring.index, ring.rows, rows_of(record), 0))
+
+
+def drain(ring: Ring, limit: int = 4096) -> NDArray[Any]:
+    """Take all waiting records, at most `limit`, as a new array."""
+    n = min(int(available(ring.index)), limit)
+    taken = np.empty(n, ring.records.dtype)
+    if n:
+        take_many(ring.index, ring.rows, rows_of(taken))
+    return taken
