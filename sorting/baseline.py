@@ -37,7 +37,7 @@ class Baseline(pydantic.BaseModel, frozen=True, extra="forbid"):
     noise: dict[str, tuple[float, ...]]
     """Standard deviation of the noise of each channel, by path, in units of the stream."""
     threshold_uv: tuple[float | None, ...]
-    """Crossing threshold of each channel; None where nothing can cross. For the reader: made of noise and configuration."""
+    """Crossing threshold of each channel, None where nothing can cross; for the reader: noise and config make it."""
     feature_names: tuple[str, ...]
     mean: tuple[float, ...]
     sd: tuple[float, ...]
@@ -58,7 +58,8 @@ class Baseline(pydantic.BaseModel, frozen=True, extra="forbid"):
                 self._refuse(f'name of channel {i}: "{a}" in the baseline, "{b}" in the stream')
         if abs(self.sampling_frequency - sampling_frequency) > 1e-6 * sampling_frequency:
             self._refuse(
-                f"sampling frequency: {self.sampling_frequency:g} Hz in the baseline, {sampling_frequency:g} Hz in the stream"
+                f"sampling frequency: {self.sampling_frequency:g} Hz in the baseline, "
+                f"{sampling_frequency:g} Hz in the stream"
             )
 
     def check_front_end(self, config: FrontEndConfig | None) -> None:
@@ -87,7 +88,10 @@ class Baseline(pydantic.BaseModel, frozen=True, extra="forbid"):
         """
         if tuple(self.feature_names) != tuple(feature_names):
             self._refuse(f"features: {len(self.feature_names)} in the baseline, {len(feature_names)} others here")
-        for key, ours, theirs in (("block_ms", self.block_ms, block_ms), ("smoothing_ms", self.smoothing_ms, smoothing_ms)):
+        for key, ours, theirs in (
+            ("block_ms", self.block_ms, block_ms),
+            ("smoothing_ms", self.smoothing_ms, smoothing_ms),
+        ):
             if abs(ours - theirs) > 1e-9:
                 self._refuse(f"{key}: {ours:g} in the baseline, {theirs:g} here")
 
@@ -116,7 +120,9 @@ class Baseline(pydantic.BaseModel, frozen=True, extra="forbid"):
         try:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"cannot read the baseline {path}: {error}; measure one with `neuromod baseline`") from error
+            raise ConfigError(
+                f"cannot read the baseline {path}: {error}; measure one with `neuromod baseline`"
+            ) from error
         try:
             baseline = cls.model_validate_json(text)
         except pydantic.ValidationError as error:
@@ -137,13 +143,17 @@ class Baseline(pydantic.BaseModel, frozen=True, extra="forbid"):
         } | {f"noise.{name}": (len(values), n_channels) for name, values in self.noise.items()}
         for key, (found, expected) in lengths.items():
             if found != expected:
-                raise ConfigError(f"{path}: {key} holds {found} values, {expected} expected; measure the baseline again")
+                raise ConfigError(
+                    f"{path}: {key} holds {found} values, {expected} expected; measure the baseline again"
+                )
         if self.front_end_hash != front_end_hash(self.front_end):
-            raise ConfigError(f"{path}: front_end does not match its hash: the file was edited; measure the baseline again")
+            raise ConfigError(
+                f"{path}: front_end does not match its hash: the file was edited; measure the baseline again"
+            )
 
     def _refuse(self, difference: str) -> None:
         raise ConfigError(
-            f'the baseline of "{self.stream_name}" measured {self.measured_at:%Y-%m-%d %H:%M} does not fit: {difference}; '
+            f'the baseline of "{self.stream_name}" of {self.measured_at:%Y-%m-%d %H:%M} does not fit: {difference}; '
             "measure a new one with `neuromod baseline`, or use the stream and configuration it was measured with"
         )
 

@@ -80,7 +80,7 @@ class FrontEndConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
     """From samples to one vector of features per block."""
 
     features: Annotated[tuple[FeatureKind, ...], Field(min_length=1)] = ("crossings",)
-    """Any of crossings, spiking_band, bands, raw (mean of the block's samples, unfiltered); per channel, in this order."""
+    """Any of crossings, spiking_band, bands, raw (mean of the block, unfiltered), for every channel in this order."""
     reference: ReferenceKind | Literal["auto"] = "auto"
     """Of crossings and spiking band, after their filter; auto: clipped-mean from 16 channels up, else none."""
     clip_noise: Annotated[float, Field(gt=0, le=100)] = 3.0
@@ -92,7 +92,7 @@ class FrontEndConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
     noisy_above: Annotated[float, Field(gt=1)] = 8.0
     """A channel is noisy where its noise is above this multiple of the median noise."""
     saturation_uv: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
-    """Level of the amplifier's rails; a channel on them for over 1 % of the warm-up is excluded. Not judged where absent."""
+    """Level of the amplifier's rails: a channel on them for over 1 % of the warm-up is excluded. None: not judged."""
     warmup_s: Annotated[float, Field(gt=0, le=3600)] = 10.0
     """Without a baseline file: stream time over which noise is measured before the first features; then frozen."""
     crossings: CrossingsConfig = CrossingsConfig()
@@ -120,7 +120,7 @@ class EncoderConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
     kind: Literal["identity", "groups", "matrix"] = "groups"
     """identity: feature i is stimulus i; groups: features pooled into the 14 sensory channels; matrix: from a file."""
     groups: Annotated[tuple[tuple[str | int, ...], ...], Field(max_length=16)] = ()
-    """Names of channels or features, or feature numbers from 0, for stimulus 0, 1, ...; empty: contiguous, 14 sensory."""
+    """Names of channels or features, or feature numbers from 0, for stimulus 0, 1, ...; empty: 14 of neighbours."""
     combine: Literal["sum", "mean", "unit"] = "unit"
     """Pooling of a group of n: sum, sum / n, or sum / sqrt(n), which keeps unit variance whatever n is."""
     matrix_path: Path | None = None
@@ -128,15 +128,16 @@ class EncoderConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
     smoothing_ms: Annotated[float, Field(ge=0, le=60_000)] = 30.0
     """Time constant of an exponential on each feature, before normalisation; 0 switches it off."""
     normalisation: Literal["none", "zscore", "scale"] = "zscore"
-    """zscore: constants of the baseline or of the warm-up; scale: (feature - centre) / scale with the constants below."""
+    """zscore: constants of the baseline or of the warm-up; scale: (feature - centre) / scale as given below."""
     warmup_s: Annotated[float, Field(gt=0, le=3600)] = 10.0
     """zscore without a baseline: stream time over which mean and deviation are measured; stimuli are 0 until then."""
     limit_sd: Annotated[float, Field(gt=0)] = 5.0
-    """zscore: each feature's value is kept within this many standard deviations, so that no single one rules a group."""
+    """zscore: each feature is kept within this many standard deviations, so that no single one rules a group."""
     centre: Finite | tuple[Finite, ...] = 0.0
-    scale: Annotated[float, Field(gt=0, allow_inf_nan=False)] | tuple[
-        Annotated[float, Field(gt=0, allow_inf_nan=False)], ...
-    ] = 1.0
+    scale: (
+        Annotated[float, Field(gt=0, allow_inf_nan=False)]
+        | tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...]
+    ) = 1.0
     gain: Finite = 1.0
     rectify: Literal["none", "half", "full"] = "none"
     offset: Finite = 1.0

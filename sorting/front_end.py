@@ -5,9 +5,10 @@ it (count crossings, add up power or values). Everything is clocked by samples, 
 into chunks cannot change a bit. The online sorter will be one more kind in `_advance`: something that sees a filtered,
 referenced sample of all channels and adds to the features of the block.
 
-Without a baseline the noise of each channel is measured in the stream itself: over the first half of the warm-up with a
-plain mean as reference, to find channels to exclude and where the clipped mean clips; over the second half as the
-session will run, for the thresholds. Until then features are NaN: unknown is not zero.
+Without a baseline the noise of each channel is measured in the stream itself. The first half of the warm-up, with no
+reference, so that a dead channel is silent and a noisy one does not leak into others, finds channels to exclude and
+where the clipped mean clips; the second half, run as the session will be, finds the thresholds. Until then features
+are NaN: unknown is not zero.
 """
 
 import math
@@ -194,6 +195,8 @@ def _advance(state: FrontEndState, path: int) -> None:
 
     common = 0.0
     kind = state.paths[path, _REFERENCE]
+    if state.counters[_STAGE] == _SURVEY:
+        kind = reference.NONE
     if kind == reference.CLIPPED_MEAN:
         common = reference.clipped_mean(y, state.weight, state.inverse[0], state.clip[path], state.scratch)
     elif kind == reference.MEAN:
@@ -221,9 +224,7 @@ def _advance(state: FrontEndState, path: int) -> None:
 
 
 @jit
-def _filter(
-    y: NDArray[np.float64], z0: NDArray[np.float64], z1: NDArray[np.float64], sos: NDArray[np.float64]
-) -> None:
+def _filter(y: NDArray[np.float64], z0: NDArray[np.float64], z1: NDArray[np.float64], sos: NDArray[np.float64]) -> None:
     """One second-order section, transposed direct form II, on one sample of all channels."""
     b0 = sos[0]
     b1 = sos[1]
@@ -435,7 +436,7 @@ class FrontEnd:
 
     @property
     def noise(self) -> dict[str, NDArray[np.float64]]:
-        """Standard deviation of the noise by path (`crossings`, `spiking_band`, ...), where measured; units of the stream."""
+        """Standard deviation of the noise by path (`crossings`, ...), where measured, in units of the stream."""
         rows = [path for path in self._paths if path.is_measured]
         return {path.name: self.state.noise[i, : self.n_channels].copy() for i, path in enumerate(rows)}
 
@@ -528,7 +529,8 @@ def band_pass(low_hz: float, high_hz: float, order: int, sampling_frequency: flo
     if low_hz >= nyquist:
         raise ConfigError(
             f"front_end.{key}: {low_hz:g} to {high_hz:g} Hz lies above {nyquist:g} Hz, half of the stream's "
-            f'{sampling_frequency:g} Hz; choose a lower band, or front_end.features = ["bands"] or ["raw"] for slow signals'
+            f"{sampling_frequency:g} Hz; choose a lower band, or for slow signals "
+            'front_end.features = ["bands"] or ["raw"]'
         )
     if high_hz >= nyquist:
         raise ConfigError(
@@ -571,16 +573,16 @@ def _paths(config: FrontEndConfig, sampling_frequency: float, n_included: int) -
         elif feature == "spiking_band":
             s = config.spiking_band
             sos = band_pass(s.low_hz, s.high_hz, s.order, sampling_frequency, "spiking_band")
-            kind = LOG_POWER if s.log else POWER
-            paths.append(_Path("spiking_band", kind, code, sos, s.window_ms, main == "clipped-mean"))
+            power = LOG_POWER if s.log else POWER
+            paths.append(_Path("spiking_band", power, code, sos, s.window_ms, main == "clipped-mean"))
         elif feature == "bands":
             b = config.bands
-            kind = LOG_POWER if b.log else POWER
+            power = LOG_POWER if b.log else POWER
             own = reference.CODES[b.reference]
             for low_hz, high_hz in b.ranges_hz:
                 sos = band_pass(low_hz, high_hz, b.order, sampling_frequency, "bands.ranges_hz")
                 name = f"{low_hz:g}-{high_hz:g}Hz"
-                paths.append(_Path(name, kind, own, sos, b.window_ms, b.reference == "clipped-mean"))
+                paths.append(_Path(name, power, own, sos, b.window_ms, b.reference == "clipped-mean"))
         else:
             paths.append(_Path("raw", RAW, reference.NONE, np.empty((0, 6)), 0.0, False))
     return paths

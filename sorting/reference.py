@@ -9,7 +9,7 @@ NONE, MEAN, MEDIAN, CLIPPED_MEAN = range(4)
 CODES = {"none": NONE, "mean": MEAN, "median": MEDIAN, "clipped-mean": CLIPPED_MEAN}
 
 LANES = 8
-"""Partial sums of a mean: lane j holds channels j, j + 8, ..., so that the order of addition is fixed and vectorises."""
+"""Partial sums of a mean: lane j adds channels j, j + 8, ..., an order that is fixed and still vectorises."""
 
 
 @jit
@@ -102,9 +102,7 @@ def select(values: NDArray[np.float64], n: int, k: int) -> float:
 
 
 @jit
-def median(
-    y: NDArray[np.float64], weight: NDArray[np.float64], scratch: NDArray[np.float64], n_channels: int
-) -> float:
+def median(y: NDArray[np.float64], weight: NDArray[np.float64], scratch: NDArray[np.float64], n_channels: int) -> float:
     """Exact median of the channels of weight 1; of an even number, the mean of the two in the middle; of none, 0."""
     n = 0
     for c in range(n_channels):
@@ -113,10 +111,10 @@ def median(
             n += 1
     if n == 0:
         return 0.0
-    upper = select(scratch, n, n >> 1)
+    upper: float = select(scratch, n, n >> 1)
     if n & 1:
         return upper
-    below = scratch[0]
+    below: float = scratch[0]
     for i in range(n >> 1):  # everything left of the upper median is no larger than it
         if scratch[i] > below:
             below = scratch[i]
