@@ -255,10 +255,12 @@ class SessionConfig(_Section, frozen=True, extra="forbid"):
             del body["front_end"], body["timing"]["block_ms"]
         if self.source_content == "stimuli":
             del body["encoder"]
+        for population in ("sensory", "interneuron"):
+            body["network"][population]["parameters"] = getattr(self.network, population).complete_parameters()
         return body
 
     def effective_toml(self) -> str:
-        """Return the complete configuration as TOML; `parse` reads it back to an equal session."""
+        """Return the complete configuration as TOML; `parse` reads it back to the same session."""
         return to_toml(self.effective())
 
     def effective_json(self) -> str:

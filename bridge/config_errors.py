@@ -74,6 +74,11 @@ def _sentence(detail: ErrorDetails, path: Path, model: type[pydantic.BaseModel])
         return f"{key} is missing; give it a value ('neuromod init' writes a commented example)"
     if kind == "combination":
         return message
+    if kind == "union_tag_invalid":
+        tag, expected = detail["ctx"]["tag"], detail["ctx"]["expected_tags"]
+        return f"{key}.{detail['ctx']['discriminator'].strip(chr(39))} is {tag!r}, but must be one of {expected}"
+    if kind == "union_tag_not_found":
+        return f"{key}.{detail['ctx']['discriminator'].strip(chr(39))} is missing; it says of what kind {key} is"
     message = message.removeprefix("Value error, ").removeprefix("Assertion failed, ")
     if kind in ("value_error", "assertion_error"):
         return f"{key}: {message}" if key else message

@@ -19,6 +19,7 @@ def find_line(text: str, path: Sequence[str | int]) -> int | None:
     """
     wanted = tuple(path)
     best: tuple[int, int] | None = None  # parts in common, line
+    below: int | None = None  # of a table inside the wanted one
     table: tuple[str | int, ...] = ()
     counts: dict[tuple[str | int, ...], int] = {}
     for number, line in enumerate(text.splitlines(), start=1):
@@ -35,6 +36,10 @@ def find_line(text: str, path: Sequence[str | int]) -> int | None:
             continue
         if here == wanted[: len(here)] and (best is None or len(here) > best[0]):
             best = (len(here), number)
+        if below is None and here[: len(wanted)] == wanted:
+            below = number
+    if below is not None and (best is None or best[0] < len(wanted)):
+        return below
     return best[1] if best else None
 
 
