@@ -20,6 +20,13 @@ ENTRY_POINT_GROUP = "neuromod.sources"
 
 Kind = Literal["signal", "features"]
 
+_MICROVOLTS = {
+    "v": 1e6, "volt": 1e6, "volts": 1e6,
+    "mv": 1e3, "millivolt": 1e3, "millivolts": 1e3,
+    "uv": 1.0, "µv": 1.0, "μv": 1.0, "microvolt": 1.0, "microvolts": 1.0,
+    "nv": 1e-3, "nanovolt": 1e-3, "nanovolts": 1e-3,
+}  # fmt: skip
+
 
 @dataclass(frozen=True, slots=True)
 class StreamInfo:
@@ -237,3 +244,14 @@ def unique_names(names: Iterable[str | None]) -> tuple[str, ...]:
             word = f"{word}_{i + 1}"
         taken[word] = None
     return tuple(taken)
+
+
+def microvolts_per(unit: str) -> float | None:
+    """Return how many microvolts one of this unit is, or None where it is not a known voltage.
+
+    Examples
+    --------
+    >>> microvolts_per("mV")
+    1000.0
+    """
+    return _MICROVOLTS.get(unit.strip().casefold())

@@ -17,7 +17,7 @@ import numpy as np
 import pylsl
 from numpy.typing import NDArray
 
-from neuromod.adapters.base import Chunk, Marker, StreamInfo, empty_chunk, not_open, unique_names
+from neuromod.adapters.base import Chunk, Marker, StreamInfo, empty_chunk, microvolts_per, not_open, unique_names
 from neuromod.adapters.config import LslConfig, MarkerConfig
 from neuromod.engine.errors import AdapterError, AdapterTimeoutError
 
@@ -42,12 +42,6 @@ _FORMAT_NAMES = {
     pylsl.cf_int8: "int8",
     pylsl.cf_int64: "int64",
 }
-_MICROVOLTS = {
-    "v": 1e6, "volt": 1e6, "volts": 1e6,
-    "mv": 1e3, "millivolt": 1e3, "millivolts": 1e3,
-    "uv": 1.0, "µv": 1.0, "μv": 1.0, "microvolt": 1.0, "microvolts": 1.0,
-    "nv": 1e-3, "nanovolt": 1e-3, "nanovolts": 1e-3,
-}  # fmt: skip
 _lib: Any = pylsl.lib.lib
 
 
@@ -65,17 +59,6 @@ _pull_chunk_f = _native(
 )
 _time_correction_ex = _native("lsl_time_correction_ex", _DOUBLE, _POINTER, _POINTER, _POINTER, _DOUBLE, _POINTER)
 _was_clock_reset = _native("lsl_was_clock_reset", ctypes.c_uint32, _POINTER)
-
-
-def microvolts_per(unit: str) -> float | None:
-    """Return how many microvolts one of this unit is, or None where it is not a known voltage.
-
-    Examples
-    --------
-    >>> microvolts_per("mV")
-    1000.0
-    """
-    return _MICROVOLTS.get(unit.strip().casefold())
 
 
 def list_streams(timeout_s: float = 1.0) -> list[StreamInfo]:

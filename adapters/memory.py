@@ -1,13 +1,15 @@
 """A source in memory: the reference of the contract, and the example to copy."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from neuromod.adapters.base import Chunk, Kind, Marker, StreamInfo, empty_chunk, not_open
 from neuromod.engine.errors import ConfigError
+
+# A step back by more than this, in seconds, is another clock; less is jitter.
+CLOCK_RESET_S = 1.0
 
 
 class MemorySource:
@@ -72,9 +74,9 @@ class MemorySource:
             hostname=hostname,
             stream_type=stream_type,
             n_samples=n,
-            duration_s=float(np.ptp(self._stamps)) + 1.0 / sampling_frequency if n else 0.0,
+            duration_s=sum(float(np.ptp(piece)) + 1.0 / sampling_frequency for piece in self._pieces()),
         )
-        self._track = MarkerTrack(markers)
+        self._track = MarkerTrack(markers, self._reached_at(markers))
         self._position = 0
         self._is_open = False
 
@@ -109,7 +111,7 @@ class MemorySource:
             return empty_chunk(self._info.n_channels)
         self._position = stop
         stamps = self._stamps[start:stop].copy()
-        self._track.reach(stamps)
+        self._track.reach(stop - 1)
         return Chunk(self._samples[start:stop].copy(), stamps)
 
     def markers(self) -> list[Marker]:
@@ -121,16 +123,95 @@ class MemorySource:
         """Nothing is held."""
         self._is_open = False
 
-    def __enter__(self) -> "MemorySource":
-        self.open()
-        return self
+    def _pieces(self) -> list[NDArray[np.float64]]:
+        """Return the stamps, split where the clock of the source was set back."""
+        if not len(self._stamps):
+            return []
+        return np.split(self._stamps, np.flatnonzero(np.diff(self._stamps) < -CLOCK_RESET_S) + 1)
 
-    def __exit__(self, *_: Any) -> None:
-        self.close()
+    def _reached_at(self, markers: Sequence[Marker]) -> list[float]:
+        """Return for every marker the index of the first sample at or after it, on the piece of clock it is nearest."""
+        if not len(self._stamps):
+            return [0.0] * len(markers)
+        spans, begin = [], 0
+        for piece in self._pieces():
+            spans.append((float(piece.min()), float(piece.max()), begin, np.maximum.accumulate(piece)))
+            begin += len(piece)
+        reached = []
+        for marker in markers:
+            _, _, begin, risen = min(spans, key=lambda span: max(span[0] - marker.t, marker.t - span[1], 0.0))
+            reached.append(float(begin + np.searchsorted(risen, marker.t)))
+        return reached
 
     def _check_open(self) -> None:
         if not self._is_open:
             raise not_open(f"memory source {self._info.name!r}")
+
+
+class LoadedSource:
+    """A recording small enough to be loaded whole when it is opened; a child says how, in `_load`.
+
+    Parameters
+    ----------
+    what : str
+        The file, for messages.
+    """
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._memory: MemorySource | None = None
+        self._quirks: dict[str, int] = {}
+
+    def _load(self) -> MemorySource:
+        """Read the file; count its oddities in `_quirks`."""
+        raise NotImplementedError
+
+    @property
+    def _loaded(self) -> MemorySource:
+        if self._memory is None:
+            raise not_open(self._what)
+        return self._memory
+
+    @property
+    def info(self) -> StreamInfo:
+        """What the stream is."""
+        return self._loaded.info
+
+    @property
+    def ended(self) -> bool:
+        """True once the last sample was read."""
+        return self._memory is not None and self._memory.ended
+
+    @property
+    def quirks(self) -> dict[str, int]:
+        """Oddities of the file, counted."""
+        return dict(self._quirks)
+
+    def open(self) -> None:
+        """Load the file.
+
+        Raises
+        ------
+        RecordingError
+            If there is no such file, or it cannot be read, or it is not what the configuration says.
+        """
+        if self._memory is None:
+            self._quirks = {}
+            memory = self._load()
+            memory.open()
+            self._memory = memory
+
+    def read(self, max_samples: int, timeout_s: float = 0.0) -> Chunk:
+        """Return the next samples at once."""
+        return self._loaded.read(max_samples, timeout_s)
+
+    def markers(self) -> list[Marker]:
+        """Return the markers that the samples reached since the last call."""
+        return self._loaded.markers()
+
+    def close(self) -> None:
+        """Let the arrays go."""
+        self._memory = None
 
 
 class MarkerTrack:
@@ -139,29 +220,29 @@ class MarkerTrack:
     Parameters
     ----------
     markers : sequence of Marker
-        In any order; equal stamps keep theirs.
+        In any order; equal ones keep theirs.
+    reached_at : sequence of float
+        For each, how far the samples must be: an index, a time, whatever `reach` is told.
     """
 
-    def __init__(self, markers: Sequence[Marker]) -> None:
-        self._markers = sorted(markers, key=lambda marker: marker.t)
+    def __init__(self, markers: Sequence[Marker], reached_at: Sequence[float]) -> None:
+        order = sorted(range(len(markers)), key=lambda i: (reached_at[i], markers[i].t))
+        self._markers = [markers[i] for i in order]
+        self._reached_at = [reached_at[i] for i in order]
         self.rewind()
-
-    def __len__(self) -> int:
-        return len(self._markers)
 
     def rewind(self) -> None:
         """Begin again."""
         self._next = 0
         self._reached = -np.inf
 
-    def reach(self, stamps: NDArray[np.float64]) -> None:
-        """Note that samples of these stamps were handed over."""
-        if len(stamps):
-            self._reached = max(self._reached, float(np.max(stamps)))
+    def reach(self, place: float) -> None:
+        """Note how far the samples are."""
+        self._reached = place
 
     def take(self, *, everything: bool = False) -> list[Marker]:
-        """Return the markers at or before the newest stamp, or all that are left, each once."""
+        """Return the markers that were reached, or all that are left, each once."""
         start = self._next
-        while self._next < len(self._markers) and (everything or self._markers[self._next].t <= self._reached):
+        while self._next < len(self._markers) and (everything or self._reached_at[self._next] <= self._reached):
             self._next += 1
         return self._markers[start : self._next]
