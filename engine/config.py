@@ -42,8 +42,8 @@ class ChannelConfig(_Frozen):
 
     model: ModelName = "lif"
     parameters: dict[str, float] = {}
-    gain_mv: Millivolts = 6.0
-    bias_mv: Millivolts = 11.0
+    gain_mv: Millivolts = 10.0
+    bias_mv: Millivolts = 12.0
 
     @model_validator(mode="after")
     def _check_parameters(self) -> Self:
@@ -111,8 +111,8 @@ class InhibitionConfig(_Frozen):
         Model time for which it lasts after the interneuron's spike; another spike starts it anew.
     """
 
-    strength_mv: Strength = 15.0
-    duration_ms: Milliseconds = 5.0
+    strength_mv: Strength = 30.0
+    duration_ms: Milliseconds = 8.0
 
 
 class RandomWeightsConfig(_Frozen):

@@ -1,5 +1,6 @@
 """SpikingNetwork: checks what comes in, owns the state, calls the tick."""
 
+import math
 import struct
 import zlib
 
@@ -252,7 +253,7 @@ def _fill(state: State, config: NetworkConfig, dt_ms: float) -> None:
     levels = [getattr(modulation.baseline, name) for name in MODULATORS]
     block["levels"][:] = levels
     block["baselines"][:] = levels
-    block["relaxation"][:] = [-np.expm1(-dt_ms / getattr(modulation, f"{name}_tau_ms")) for name in MODULATORS]
+    block["relaxation"][:] = [-math.expm1(-dt_ms / getattr(modulation, f"{name}_tau_ms")) for name in MODULATORS]
     for name in (
         "reward_rate",
         "dopamine_input",

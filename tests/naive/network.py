@@ -1,0 +1,133 @@
+"""The network once more, slow and obvious: one neuron at a time, scalars of the width that the kernels use."""
+
+import math
+
+import numpy as np
+
+from neuromod.engine.config import ChannelConfig, NetworkConfig
+from neuromod.engine.modulators import MODULATORS
+
+F = np.float32
+LEVEL_RANGES = {"dopamine": (-1.0, 1.0), "cortisol": (0.0, 1.0), "acetylcholine": (0.0, 1.0), "tempo": (0.1, 4.0)}
+
+
+class NaiveLif:
+    def __init__(self, config: ChannelConfig) -> None:
+        p = config.complete_parameters()
+        self.tau = float(F(p["tau_mem_ms"]))
+        self.threshold, self.reset, self.floor = F(p["v_threshold_mv"]), F(p["v_reset_mv"]), F(p["v_min_mv"])
+        self.refractory = F(p["refractory_ms"])
+        self.gain, self.bias = F(config.gain_mv), F(config.bias_mv)
+        self.v = F(0)
+        self.refractory_left = F(0)
+
+    def advance(self, drive: np.float32, kick: np.float32, step: np.float32, threshold_gain: np.float32) -> bool:
+        if self.refractory_left > step / F(2):
+            self.v = self.reset
+        else:
+            rise = F(-math.expm1(-float(step) / self.tau))
+            self.v = max(self.v + (drive - self.v) * rise + kick, self.floor)
+        self.refractory_left = max(self.refractory_left - step, F(0))
+        if self.v >= self.threshold * threshold_gain:
+            self.v = self.reset
+            self.refractory_left = self.refractory
+            return True
+        return False
+
+
+class NaiveNetwork:
+    """`weights[j][i]` is the weight from channel j to channel i."""
+
+    def __init__(self, config: NetworkConfig, weights: np.ndarray, dt_ms: float) -> None:
+        self.config, self.weights, self.dt_ms = config, weights, dt_ms
+        self.sensory = [NaiveLif(config.channel(i)) for i in range(14)]
+        self.interneuron = NaiveLif(config.channel(15))
+        self.levels = {name: float(getattr(config.modulation.baseline, name)) for name in MODULATORS}
+        self.reward_baseline = 0.0
+        self.last_spikes = [False] * 16
+        self.since_spike = [F(1e9)] * 14
+        self.inhibition_left = F(0)
+        self.detector_left = F(0)
+        self.n_close_channels = 0
+        self.bad_stimuli = 0
+
+    def set_modulator(self, name: str, level: np.float32) -> None:
+        low, high = LEVEL_RANGES[name]
+        self.levels[name] = min(max(float(level), low), high)
+
+    def add_reward(self, amount: np.float32) -> None:
+        error = float(amount) - self.reward_baseline
+        self.reward_baseline += self.config.modulation.reward_rate * error
+        self.levels["dopamine"] = min(max(self.levels["dopamine"] + error, -1.0), 1.0)
+
+    def add_stress(self, amount: np.float32) -> None:
+        self.levels["cortisol"] = min(max(self.levels["cortisol"] + float(amount), 0.0), 1.0)
+
+    def membrane(self) -> list[np.float32]:
+        return [neuron.v for neuron in self.sensory] + [F(self.n_close_channels), self.interneuron.v]
+
+    def tick(self, stimuli: np.ndarray) -> list[bool]:
+        level, modulation = self.levels, self.config.modulation
+        step = F(self.dt_ms * level["tempo"])
+
+        inhibition = self._inhibition(step)
+        input_gain = F(
+            self.config.input_gain
+            * (1 + modulation.acetylcholine_input * level["acetylcholine"])
+            * (1 + modulation.dopamine_input * level["dopamine"])
+        )
+        recurrent_gain = F(
+            self.config.recurrent_gain * (1 - modulation.acetylcholine_recurrent * level["acetylcholine"])
+        )
+        threshold_gain = F(1 + modulation.cortisol_threshold * level["cortisol"])
+
+        self.bad_stimuli += sum(not np.isfinite(x) for x in stimuli)
+        detected = self._detect(step)
+        spikes = []
+        for i, neuron in enumerate([*self.sensory, None, self.interneuron]):
+            if neuron is None:
+                spikes.append(detected)
+                continue
+            drive = neuron.bias + neuron.gain * (self._clean(stimuli[i]) * input_gain)
+            if i != 15:
+                drive = drive - inhibition
+            kick = F(0)
+            for j in range(16):
+                if self.last_spikes[j]:
+                    kick += self.weights[j][i] * recurrent_gain
+            spikes.append(neuron.advance(drive, kick, step, threshold_gain))
+
+        self.since_spike = [F(0) if spikes[i] else self.since_spike[i] + step for i in range(14)]
+        self.last_spikes = spikes
+        for name in MODULATORS:
+            part = -math.expm1(-self.dt_ms / getattr(modulation, f"{name}_tau_ms"))
+            level[name] += (getattr(modulation.baseline, name) - level[name]) * part
+        return spikes
+
+    def _clean(self, stimulus: np.float32) -> np.float32:
+        if not np.isfinite(stimulus):
+            return F(0)
+        limit = F(self.config.stimulus_limit)
+        return min(max(stimulus, -limit), limit)
+
+    def _inhibition(self, step: np.float32) -> np.float32:
+        circuit, modulation = self.config.inhibition, self.config.modulation
+        if self.last_spikes[15]:
+            self.inhibition_left = F(circuit.duration_ms)
+        active = self.inhibition_left > step / F(2)
+        self.inhibition_left = max(self.inhibition_left - step, F(0))
+        if not active:
+            return F(0)
+        return F(circuit.strength_mv * (1 + modulation.cortisol_inhibition * self.levels["cortisol"]))
+
+    def _detect(self, step: np.float32) -> bool:
+        circuit = self.config.coincidence
+        edge = F(circuit.window_ms) + step / F(2)
+        self.n_close_channels = sum(since < edge for since in self.since_spike)
+        fires = (
+            any(self.last_spikes[:14])
+            and self.n_close_channels >= circuit.min_channels
+            and self.detector_left <= step / F(2)
+        )
+        self.detector_left = F(circuit.refractory_ms) if fires else max(self.detector_left - step, F(0))
+        return bool(fires)
