@@ -140,7 +140,7 @@ class EncoderConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
     ) = 1.0
     gain: Finite = 1.0
     rectify: Literal["none", "half", "full"] = "none"
-    offset: Finite = 1.0
+    offset: Finite = 0.5
     clip: tuple[Finite, Finite] = (0.0, 5.0)
 
     @pydantic.model_validator(mode="after")

@@ -33,7 +33,7 @@ CROSSINGS, POWER, LOG_POWER, RAW = range(4)
 _KIND, _REFERENCE, _HISTOGRAM, _SECTIONS = range(4)
 
 # Entries of FrontEndState.settings.
-_N_CHANNELS, _DEAD_SAMPLES, _SECOND_HALF = range(3)
+_N_CHANNELS, _HOLD_SAMPLES, _SECOND_HALF = range(3)
 
 # Entries of FrontEndState.counters.
 _STARTED, _STAGE, _STAGE_LEFT, _STAGE_SAMPLES, _BLOCK_SAMPLES, _BLOCKS = range(6)
@@ -214,7 +214,7 @@ def _advance(state: FrontEndState, path: int) -> None:
     kind = state.paths[path, _KIND]
     total = state.total[path]
     if kind == CROSSINGS:
-        _count_crossings(y, common, state.threshold, state.hold, total, state.settings[_DEAD_SAMPLES])
+        _count_crossings(y, common, state.threshold, state.hold, total, state.settings[_HOLD_SAMPLES])
     elif kind == RAW:
         for c in range(n):
             total[c] += y[c] - common
@@ -246,7 +246,7 @@ def _count_crossings(
     threshold: NDArray[np.float64],
     hold: NDArray[np.int64],
     total: NDArray[np.float64],
-    dead_samples: int,
+    hold_samples: int,
 ) -> None:
     """Count the channels that came down through their threshold.
 
@@ -259,7 +259,7 @@ def _count_crossings(
         left = left if left > below else below
         crossed = below == 1 and held == 0
         total[c] += 1.0 if crossed else 0.0
-        hold[c] = dead_samples if crossed else left
+        hold[c] = hold_samples if crossed else left
 
 
 @jit
@@ -618,7 +618,8 @@ def _allocate(config: FrontEndConfig, paths: list[_Path], n_channels: int, sampl
 
     settings = np.zeros(3, dtype=np.int64)
     settings[_N_CHANNELS] = n_channels
-    settings[_DEAD_SAMPLES] = max(1, round(config.crossings.dead_time_ms * 1e-3 * sampling_frequency))
+    dead_samples = round(config.crossings.dead_time_ms * 1e-3 * sampling_frequency)
+    settings[_HOLD_SAMPLES] = max(1, dead_samples - 1)  # samples between two crossings that are `dead_samples` apart
     limits = np.zeros(6)
     limits[_CLIP_NOISE] = config.clip_noise
     limits[_THRESHOLD_NOISE] = config.crossings.threshold_noise
