@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from naive.network import NaiveNetwork
 
+from naive.network import NaiveNetwork
 from neuromod.engine import tick as kernels
 from neuromod.engine.config import ChannelConfig, ChannelOverride, InhibitionConfig, NetworkConfig, RandomWeightsConfig
 from neuromod.engine.modulators import MODULATORS

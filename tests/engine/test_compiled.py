@@ -1,0 +1,97 @@
+"""The compilation cache notices an edit anywhere below a kernel."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numba
+import pytest
+
+from neuromod.engine import compiled
+
+PROGRAM = """
+import sys
+sys.path.insert(0, {root!r})
+import neuromod
+neuromod.__path__.append({root!r} + "/neuromod")     # our own folder joins the namespace
+from neuromod.{package}.outer import outer
+print(outer(1), outer.stats.cache_hits[()] if () in outer.stats.cache_hits else sum(outer.stats.cache_hits.values()))
+"""
+INNER = "from {decorator_module} import {decorator}\n\n@{use}\ndef inner(x):\n    return x + {number}\n"
+OUTER = (
+    "from {decorator_module} import {decorator}\nfrom neuromod.{package}.inner import inner\n\n"
+    "@{use}\ndef outer(x):\n    return inner(x) * 10\n"
+)
+OURS = {"decorator_module": "neuromod.engine.compiled", "decorator": "jit", "use": "jit"}
+PLAIN = {"decorator_module": "numba", "decorator": "njit", "use": "njit(cache=True)"}
+PACKAGE = "cachetrial"
+
+
+def write(root: Path, how: dict[str, str], number: int) -> None:
+    folder = root / "neuromod" / PACKAGE
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "__init__.py").touch()
+    (folder / "inner.py").write_text(INNER.format(number=number, **how))
+    outer = folder / "outer.py"
+    text = OUTER.format(package=PACKAGE, **how)
+    if not outer.exists():  # an unchanged file keeps its date, which is what numba's own cache looks at
+        outer.write_text(text)
+
+
+def call(root: Path) -> tuple[int, int]:
+    """Run the outer function in a new process; return its value and how often the disk cache served it."""
+    environment = {k: v for k, v in os.environ.items() if k != "NUMBA_DISABLE_JIT"}
+    environment |= {"NUMBA_CACHE_DIR": str(root / "cache"), "PYTHONDONTWRITEBYTECODE": "1"}
+    program = PROGRAM.format(root=str(root), package=PACKAGE)
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    value, hits = done.stdout.split()
+    return int(value), int(hits)
+
+
+def test_an_edited_callee_in_another_file_is_noticed(tmp_path: Path) -> None:
+    write(tmp_path, OURS, number=1)
+    assert call(tmp_path) == (20, 0)
+    assert call(tmp_path) == (20, 1), "the cache must serve what has not changed"
+    write(tmp_path, OURS, number=5)
+    assert call(tmp_path) == (60, 0)
+
+
+def test_the_plain_cache_of_numba_would_not_notice(tmp_path: Path) -> None:
+    # the reason for compiled.py; when this fails, numba has learned it and compiled.py may go
+    write(tmp_path, PLAIN, number=1)
+    assert call(tmp_path)[0] == 20
+    write(tmp_path, PLAIN, number=5)
+    assert call(tmp_path) == (20, 1)
+
+
+def test_the_tick_depends_on_every_file_below_it() -> None:
+    below = set(compiled._sources("neuromod.engine.tick"))
+    assert below >= {
+        "neuromod.engine.tick",
+        "neuromod.engine.compiled",
+        "neuromod.engine.exponential",
+        "neuromod.engine.layout",
+        "neuromod.engine.models.catalogue",
+        "neuromod.engine.models.lif",
+        "neuromod.engine.models.model",
+    }
+    assert not any(name.startswith("neuromod.bridge") for name in below)
+
+
+def test_decorating_leaves_the_cache_folder_of_others_alone() -> None:
+    before = numba.config.CACHE_DIR
+    compiled.jit(call)
+    assert before == numba.config.CACHE_DIR
+
+
+@pytest.mark.skipif(not compiled.JIT_ENABLED, reason="there is nothing to compile under NUMBA_DISABLE_JIT=1")
+def test_kernels_release_the_interpreter_lock_and_keep_ieee_order() -> None:
+    from neuromod.engine.tick import tick
+
+    options = tick.targetoptions  # type: ignore[attr-defined]
+    assert options["nogil"]
+    assert not options.get("fastmath")
