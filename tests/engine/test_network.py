@@ -278,10 +278,10 @@ def test_the_default_network_is_lively_without_running_away() -> None:
         assert 1 < rates[INHIBITORY] < 100
     network.reset()
     assert not network.run(np.zeros((2000, 16))).any()
-    assert network.run(np.full((2000, 16), 1e9))[:, 0].mean() <= 1 / 3, "refractoriness bounds every rate"
+    assert network.run(np.full((2000, 16), 1e9))[:, 0].sum() <= 667, "refractoriness bounds every rate"
 
 
-def test_a_network_without_modulation_effects_never_leaves_its_baseline() -> None:
+def test_undisturbed_modulators_stay_at_their_baseline() -> None:
     network = SpikingNetwork(NetworkConfig(modulation=ModulationConfig(baseline=NeuroModulators(cortisol=0.3))))
     network.run(stimuli_of(1, 500))
     assert network.modulators == NeuroModulators(cortisol=0.3)

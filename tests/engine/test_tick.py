@@ -26,7 +26,7 @@ def busy_config(seed: int) -> NetworkConfig:
                 "v_min_mv": rng.uniform(-30, -6),
                 "refractory_ms": rng.uniform(0, 5),
             },
-            gain_mv=rng.uniform(2, 15),
+            gain_mv=rng.uniform(6, 15),
             bias_mv=rng.uniform(8, 16),
         )
         for i in (*range(14), 15)

@@ -123,7 +123,7 @@ class NaiveNetwork:
     def _detect(self, step: np.float32) -> bool:
         circuit = self.config.coincidence
         edge = F(circuit.window_ms) + step / F(2)
-        self.n_close_channels = sum(since < edge for since in self.since_spike)
+        self.n_close_channels = sum(bool(since < edge) for since in self.since_spike)
         fires = (
             any(self.last_spikes[:14])
             and self.n_close_channels >= circuit.min_channels
