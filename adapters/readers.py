@@ -275,8 +275,8 @@ def _open_binary(config: RecordingConfig) -> Any:
     frame = dtype.itemsize * (config.n_channels or 1)
     if n_bytes <= 0 or n_bytes % frame:
         raise RecordingError(
-            f"{config.path}: expected whole frames of {config.n_channels} x {dtype} = {frame} bytes, "
-            f"got {n_bytes} bytes ({n_bytes % frame} over); mend n_channels, dtype or header_bytes, or the file is truncated"
+            f"{config.path}: expected whole frames of {config.n_channels} x {dtype} = {frame} bytes, got "
+            f"{n_bytes} bytes ({n_bytes % frame} over); mend n_channels, dtype or header_bytes, or it is truncated"
         )
     from spikeinterface.core import BinaryRecordingExtractor
 

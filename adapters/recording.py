@@ -1,8 +1,7 @@
 """Recordings of every format that neo and spikeinterface open, played as a source.
 
-Read lazily, a block of at most a megabyte ahead. Segments keep the gaps between them where the file knows when each
-began; a segment that begins before the one before it ended (the device's clock was reset) follows it at once, and is
-counted.
+Read lazily, a quarter of a megabyte ahead. Segments keep the gaps between them where the file knows when each began; a
+segment that begins before the one before it ended (the device's clock was reset) follows it at once, and is counted.
 """
 
 import logging
@@ -23,7 +22,8 @@ log = logging.getLogger(__name__)
 
 FORMATS = ("auto", "binary", "nwb", "spikeinterface", "and the name of every neo.rawio class: blackrock, spikeglx, ...")
 _SPIKEINTERFACE = ("binary", "nwb", "spikeinterface")
-_AHEAD_VALUES = 1 << 18
+# Small enough that reading on delays no sample of a paced playback by more than 0.1 ms.
+_AHEAD_VALUES = 1 << 16
 _BY_SUFFIX = {
     ".nwb": "nwb",
     ".nev": "blackrock",
