@@ -17,7 +17,6 @@ from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import Any, Self
 
-import numpy as np
 import zmq
 from numpy.typing import ArrayLike
 
@@ -246,7 +245,7 @@ class Client:
 
     def send_stimuli(self, values: ArrayLike) -> None:
         """Send one vector of stimuli: added to the source's, or, with `source = "zmq"`, one tick by itself."""
-        self.send(wire.StimuliInput(np.asarray(values, dtype=np.float32)))
+        self.send(wire.StimuliInput(wire.as_stimuli(values)))
 
     def send_modulators(self, **levels: float) -> None:
         """Set any of dopamine (-1 to 1), cortisol, acetylcholine (0 to 1) and tempo (0.1 to 4)."""

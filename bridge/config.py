@@ -218,9 +218,7 @@ class SessionConfig(_Section, frozen=True, extra="forbid"):
             )
         if self.source_content == "stimuli" and (unused := {"front_end", "encoder"} & given):
             section = max(unused)
-            raise _combination(
-                section, f"source 'zmq' brings stimuli that go straight to the network: remove [{section}]"
-            )
+            raise _combination(section, f"source 'zmq' brings stimuli straight to the network: remove [{section}]")
         if self.source_content in ("features", "stimuli") and "block_ms" in self.timing.model_fields_set:
             length = "source.block_ms" if kind == "zmq" else "the source's bin_ms"
             raise _combination(
@@ -328,6 +326,57 @@ def parse(text: str, *, folder: Path | None = None, where: str = "session") -> S
             )
             raise ConfigError(f"{where}: {key} names {path}, which does not exist; {fix}")
     return config
+
+
+def for_recording(
+    recording: Path, config: Path | None = None, *, bin_ms: float | None = None, stream: str | None = None
+) -> SessionConfig:
+    """Return a session that plays a recording.
+
+    Parameters
+    ----------
+    recording : Path
+        File or folder: `.xdf`, a feature matrix (`.npy`, `.mat`), or anything that neo or spikeinterface opens.
+    config : Path, optional
+        Session file whose other sections to take; without it, the defaults. If its source plays this same path, its
+        other keys of `[source]` are taken too.
+    bin_ms : float, optional
+        The recording holds features, in bins of this length.
+    stream : str, optional
+        Which stream, where the recording holds several: its name in an XDF file, its id elsewhere.
+
+    Raises
+    ------
+    ConfigError
+        There is no such recording, or the session file is bad, or does not go with this kind of recording.
+    """
+    if not recording.exists():
+        raise ConfigError(f"{recording}: no such file or folder; mend the path of the recording")
+    path = recording.absolute()
+    session = None if config is None else load(config)
+    if session is not None and getattr(session.source, "path", None) == path and bin_ms is None and stream is None:
+        return session
+    source: dict[str, Any] = {"path": path}
+    suffix = path.suffix.lower()
+    if suffix in (".xdf", ".xdfz"):
+        source |= {"kind": "xdf", "bin_ms": bin_ms, "name": stream}
+    elif suffix in (".npy", ".mat"):
+        if bin_ms is None:
+            raise ConfigError(f"{recording} holds features: say how long a bin is, as in --bin-ms 50")
+        source |= {"kind": "features", "bin_ms": bin_ms, "variable": stream}
+    elif bin_ms is not None:
+        source |= {"kind": "units", "bin_ms": bin_ms}
+    else:
+        source |= {"kind": "recording", "stream_id": stream}
+    body: dict[str, Any] = {}
+    if session is not None:
+        # what was given, not every default: a front end that was never asked for goes with any recording
+        body = {name: getattr(session, name) for name in session.model_fields_set if name != "source"}
+    body["source"] = {key: value for key, value in source.items() if value is not None}
+    try:
+        return SessionConfig.model_validate(body)
+    except pydantic.ValidationError as error:
+        raise ConfigError(explain(error, SessionConfig, body, "", str(config or recording))) from None
 
 
 def _read_weights(raw: dict[str, Any], folder: Path | None, where: str) -> None:

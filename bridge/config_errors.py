@@ -1,6 +1,7 @@
 """From pydantic's errors to sentences that name the key, its line and the fix."""
 
 import difflib
+import re
 import types
 import typing
 from collections.abc import Iterator, Sequence
@@ -12,6 +13,8 @@ from pydantic_core import ErrorDetails
 from neuromod.bridge.toml_text import find_line
 
 Path = tuple[str | int, ...]
+
+_SUBJECT = re.compile(r"^\w+ should")  # "Input should", "String should", ...
 
 # unit of a key's ending: (what it measures, how many of its smallest unit)
 _UNITS = {
@@ -51,8 +54,12 @@ def explain(
         Name of the file.
     """
     sentences: dict[Path, list[str]] = {}
-    for detail in error.errors(include_url=False):
+    details = error.errors(include_url=False)
+    unknown = [str(detail["loc"][-1]) for detail in details if detail["type"] == "extra_forbidden"]
+    for detail in details:
         path = _path_in(raw, detail)
+        if detail["type"] == "missing" and difflib.get_close_matches(str(path[-1]), unknown, n=1):
+            continue  # it is there, misspelt, and is told as that
         if detail["type"] == "combination":
             path = tuple(str(detail["ctx"]["key"]).split("."))
         sentences.setdefault(path, []).append(_sentence(detail, path, model))
@@ -86,7 +93,7 @@ def _sentence(detail: ErrorDetails, path: Path, model: type[pydantic.BaseModel])
     shown = (
         "a table" if isinstance(shown, dict) else f"{shown!r}" if len(repr(shown)) <= 60 else f"{repr(shown)[:60]}..."
     )
-    return f"{key} {message.replace('Input should', 'should', 1)}, not {shown}"
+    return f"{key} {_SUBJECT.sub('should', message)}, not {shown}"
 
 
 def _unknown_key(path: Path, value: Any, known: list[str]) -> str:

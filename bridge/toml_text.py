@@ -66,7 +66,7 @@ def _table(body: Mapping[str, Any], path: tuple[str, ...]) -> list[str]:
         elif value is None:
             lines.append(f"# {_key(key)} is not set")
         else:
-            lines.append(f"{_key(key)} = {_value(value)}")
+            lines.append(f"{_key(key)} = {value_toml(value)}")
     return lines + nested
 
 
@@ -75,10 +75,16 @@ def _is_array_of_tables(value: Any) -> bool:
 
 
 def _key(key: str) -> str:
-    return key if _BARE.match(key) else json.dumps(key)
+    return key if _BARE.match(key) else _string(key)
 
 
-def _value(value: Any) -> str:
+def _string(text: str) -> str:
+    # JSON's escapes are TOML's, but for DEL, and for characters beyond 16 bits when written as two halves
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def value_toml(value: Any) -> str:
+    """Write one value as TOML."""
     match value:
         case bool():
             return "true" if value else "false"
@@ -87,10 +93,10 @@ def _value(value: Any) -> str:
         case float():
             return repr(value) if math.isfinite(value) else str(value).lower()
         case str() | PurePath():
-            return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")
+            return _string(str(value))
         case Mapping():
-            return "{" + ", ".join(f"{_key(k)} = {_value(v)}" for k, v in value.items() if v is not None) + "}"
+            return "{" + ", ".join(f"{_key(k)} = {value_toml(v)}" for k, v in value.items() if v is not None) + "}"
         case list() | tuple() | set() | frozenset():
-            return "[" + ", ".join(_value(item) for item in value) + "]"
+            return "[" + ", ".join(value_toml(item) for item in value) + "]"
         case _:
             raise TypeError(f"TOML has no form for {type(value).__name__}")

@@ -364,12 +364,14 @@ def unpack_output(topic: bytes, payload: bytes) -> OutputMessage:
     MessageError
         The topic is unknown, the payload is malformed, or it is of another protocol version.
     """
+    if topic not in OUTPUT_TOPICS:
+        raise _unknown_topic(topic, OUTPUT_TOPICS)
     body = _unpack_map(payload, MAX_OUTBOUND_BYTES)
-    version = body.get("v")
-    if type(version) is not int or version != PROTOCOL_VERSION:
+    version = _integer(body, "v")
+    if version != PROTOCOL_VERSION:
         raise MessageError(
             Reason.VERSION,
-            f"the message is of protocol version {version!r}, this client speaks {PROTOCOL_VERSION}; "
+            f"the message is of protocol version {version}, this client speaks {PROTOCOL_VERSION}; "
             "use the client that came with the daemon",
         )
     if topic == TOPIC_SPIKES:
@@ -403,15 +405,13 @@ def unpack_output(topic: bytes, payload: bytes) -> OutputMessage:
             if not isinstance(body.get(key, {}), dict):
                 raise MessageError(Reason.TYPE, f"{key} must be a map, not {_kind(body[key])}")
         return HealthMessage(_number(body, "t"), _text(body, "state"), body)
-    if topic == TOPIC_EVENT:
-        return EventMessage(
-            name=_text(body, "name"),
-            t=_number(body, "t"),
-            tick=_integer(body, "tick"),
-            source=_text(body, "source"),
-            value=body.get("value"),
-        )
-    raise _unknown_topic(topic, OUTPUT_TOPICS)
+    return EventMessage(
+        name=_text(body, "name"),
+        t=_number(body, "t"),
+        tick=_integer(body, "tick"),
+        source=_text(body, "source"),
+        value=body.get("value"),
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -473,8 +473,8 @@ def pack_ingest(message: IngestMessage) -> tuple[bytes, bytes]:
     """
     match message:
         case StimuliInput(values):
-            topic, payload = TOPIC_STIMULI, _pack({"values": _as_float32(values).tobytes()})
-            unpack_ingest(topic, payload, n=len(values))
+            topic, payload = TOPIC_STIMULI, _pack({"values": as_stimuli(values).tobytes()})
+            unpack_ingest(topic, payload)
         case ModulatorsInput(levels):
             topic, payload = TOPIC_MODULATORS, _pack(dict(levels))
             unpack_ingest(topic, payload)
@@ -533,6 +533,18 @@ def unpack_ingest(topic: bytes, payload: bytes, n: int = N_CHANNELS) -> IngestMe
     t = _finite(body, "t") if body.get("t") is not None else None
     _check_finite(body.get("value"))
     return EventInput(name, t, body.get("value"))
+
+
+def as_stimuli(values: ArrayLike) -> NDArray[np.float32]:
+    """Return numbers as a vector of little-endian float32; one beyond its range becomes Inf, to be refused as such."""
+    try:
+        vector = np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise MessageError(Reason.TYPE, f"stimuli must be numbers: {error}") from None
+    if vector.ndim != 1:
+        raise MessageError(Reason.LENGTH, f"stimuli are one vector, not an array of shape {vector.shape}")
+    with np.errstate(over="ignore"):
+        return vector.astype("<f4")
 
 
 def split_parts(frames: Sequence[bytes]) -> tuple[bytes, bytes]:
@@ -777,12 +789,7 @@ def _stimuli(values: Any, n: int) -> NDArray[np.float32]:
     for value in values:
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise MessageError(Reason.TYPE, f"values must be numbers, not {_kind(value)}")
-    return _as_float32([float(value) for value in values])
-
-
-def _as_float32(values: ArrayLike) -> NDArray[np.float32]:
-    with np.errstate(over="ignore"):  # a float64 beyond float32 becomes Inf, which the caller refuses
-        return np.asarray(values, dtype=np.float64).astype("<f4")
+    return as_stimuli([float(value) for value in values])
 
 
 def _identifier(body: dict[str, Any]) -> int | str | None:

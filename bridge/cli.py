@@ -1,0 +1,405 @@
+"""The command line. Everything heavy is imported by the command that needs it, so that `--help` comes at once.
+
+Exit codes: 0 all went well; 1 it ran, and failed; 2 it could not run (bad configuration, bad usage, no daemon);
+130 interrupted. What a program may read goes to stdout, everything else to stderr. Environment variables are read here
+and nowhere below: `NEUROMOD_LOG` (level of the log).
+"""
+
+import logging
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+import typer.core
+
+from neuromod.bridge import cli_client
+from neuromod.engine.errors import NeuromodError
+
+if TYPE_CHECKING:
+    from neuromod.bridge.config import SessionConfig
+
+SETUP = "Set up"
+RUN = "Run"
+TALK = "Talk to a running daemon"
+
+
+class _Group(typer.core.TyperGroup):
+    """Turns every error that neuromod raises on purpose into one sentence and an exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except NeuromodError as error:
+            typer.echo(f"neuromod: {error}", err=True)
+            raise typer.Exit(cli_client.exit_code(error)) from None
+
+
+app = typer.Typer(
+    cls=_Group,
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="""Closed-loop, real-time brain-computer-interface service: neural signal in (Lab Streaming Layer or a
+    recording), a 16-channel spiking network, spikes out over ZeroMQ.
+
+    Begin with [bold]neuromod demo[/bold], then [bold]neuromod doctor[/bold], [bold]init[/bold], [bold]check[/bold] and
+    [bold]start[/bold].
+
+    Not a medical device: for research, never on its own between a signal and a body.""",
+    epilog="Exit codes: 0 well, 1 failed, 2 could not run (configuration, usage, no daemon), 130 interrupted.",
+)
+
+
+class LogLevel(StrEnum):
+    """How much to say on stderr."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+class SourceKind(StrEnum):
+    """What a new session file is to read from."""
+
+    LSL = "lsl"
+    RECORDING = "recording"
+    FEATURES = "features"
+    ZMQ = "zmq"
+
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, for programs.")]
+ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="Session file (TOML).", show_default=False)]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"neuromod {version('neuromod-bridge')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    log_level: Annotated[
+        LogLevel, typer.Option(envvar="NEUROMOD_LOG", case_sensitive=False, help="What to log on stderr.")
+    ] = LogLevel.WARNING,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="The same as --log-level info.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    level = "INFO" if verbose and log_level == LogLevel.WARNING else log_level.value.upper()
+    logging.basicConfig(
+        level=level, stream=sys.stderr, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s", force=True
+    )
+
+
+# -- set up
+
+
+@app.command(rich_help_panel=SETUP)
+def init(
+    path: Annotated[Path, typer.Argument(metavar="[CONFIG]", help="File to write.")] = Path("session.toml"),
+    source: Annotated[SourceKind, typer.Option(help="Where signal comes from.")] = SourceKind.LSL,
+    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+) -> None:
+    """Write a commented session file to edit.
+
+    [bold]neuromod init[/bold]    for an LSL stream
+
+    [bold]neuromod init replay.toml --source recording[/bold]    for a recording
+    """
+    from neuromod.bridge.template import session_toml
+
+    if path.exists() and not force:
+        raise _usage(f"{path} is there already; give another name, or --force to replace it")
+    try:
+        path.write_text(session_toml(source.value), encoding="utf-8")
+    except OSError as error:
+        raise _usage(f"{path} cannot be written ({error.strerror}); choose another folder") from None
+    typer.echo(f"wrote {path}; edit [source], then: neuromod check {path}", err=True)
+
+
+@app.command(rich_help_panel=SETUP)
+def check(config: ConfigFile, json: Json = False) -> None:
+    """Check a session file and print it complete, every default included.
+
+    [bold]neuromod check session.toml[/bold]
+
+    [bold]neuromod check session.toml --json | jq .network[/bold]
+    """
+    from neuromod.bridge.config import load
+
+    session = load(config)
+    typer.echo(session.effective_json() if json else session.effective_toml(), nl=json)
+    typer.echo(f"{config} is good", err=True)
+
+
+@app.command(rich_help_panel=SETUP)
+def doctor(
+    json: Json = False,
+    multicast: Annotated[bool, typer.Option(help="Send LSL traffic to the network.")] = True,
+) -> None:
+    """Say what this host can do, and how to mend what it cannot.
+
+    [bold]neuromod doctor[/bold]
+
+    Exits with 1 where something stands in the way of any session; warnings do not.
+    """
+    from neuromod.bridge import doctor as checks
+
+    findings = list(checks.diagnose(multicast))
+    if json:
+        _print_json(checks.as_json(findings))
+    else:
+        _print_table(
+            ["", "check", "found", "mend"],
+            [
+                [{"ok": "[green]ok", "warn": "[yellow]warn", "fail": "[red]fail"}[f.status], f.name, f.found, f.mend]
+                for f in findings
+            ],
+        )
+    if checks.worst(findings) == "fail":
+        raise typer.Exit(1)
+
+
+@app.command(rich_help_panel=SETUP)
+def streams(
+    wait: Annotated[float, typer.Option(min=0.1, max=60.0, help="Seconds to listen.")] = 1.0, json: Json = False
+) -> None:
+    """List the LSL streams on the network.
+
+    [bold]neuromod streams[/bold]    then name one under source in the session file
+    """
+    from neuromod.adapters.lsl import list_streams
+
+    found = list_streams(wait)
+    if json:
+        _print_json(
+            [
+                {
+                    "name": stream.name,
+                    "type": getattr(stream, "type", None),
+                    "kind": stream.kind,
+                    "n_channels": stream.n_channels,
+                    "sampling_frequency_hz": stream.sampling_frequency,
+                    "source_id": stream.source_id,
+                    "hostname": stream.hostname,
+                }
+                for stream in found
+            ]
+        )
+    elif found:
+        _print_table(
+            ["name", "channels", "Hz", "source_id", "host"],
+            [
+                [s.name, str(s.n_channels), f"{s.sampling_frequency:g}", s.source_id or "", s.hostname or ""]
+                for s in found
+            ],
+        )
+    else:
+        typer.echo("no LSL stream found; start one, or see 'neuromod doctor'", err=True)
+
+
+@app.command(rich_help_panel=SETUP)
+def layout(json: Json = False) -> None:
+    """Print the layout of the network's state, for programs in other languages.
+
+    [bold]neuromod layout --json[/bold]
+    """
+    from neuromod.engine.layout import BLOCK_BYTES, LAYOUT, LAYOUT_VERSION
+
+    fields = [
+        {"name": f.name, "offset": int(f.offset), "dtype": str(f.dtype), "shape": [int(n) for n in f.shape]}
+        for f in LAYOUT
+    ]
+    if json:
+        _print_json({"version": LAYOUT_VERSION, "bytes": int(BLOCK_BYTES), "fields": fields})
+    else:
+        _print_table(
+            ["offset", "dtype", "shape", "name"],
+            [[str(f["offset"]), str(f["dtype"]), str(f["shape"]), str(f["name"])] for f in fields],
+        )
+        typer.echo(f"layout {LAYOUT_VERSION}, {BLOCK_BYTES} bytes", err=True)
+
+
+# -- run
+
+
+@app.command(rich_help_panel=RUN)
+def demo(
+    seconds: Annotated[float, typer.Option(min=1.0, max=3600.0, help="How long to run.")] = 20.0,
+    recording: Annotated[Path | None, typer.Option(help="Your own recording instead of a generated one.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the generated recording.")] = 0,
+    json: Json = False,
+) -> None:
+    """Run the whole loop on this host: a recording as LSL stream, the daemon, a subscriber, a live view.
+
+    [bold]neuromod demo[/bold]
+
+    [bold]neuromod demo --recording data/my_recording.ns5 --json[/bold]
+
+    Exits with 0 only where the loop really ran, without loss.
+    """
+    from neuromod.bridge.demo import run_demo
+
+    raise typer.Exit(run_demo(recording=recording, seconds=seconds, json=json, seed=seed))
+
+
+@app.command(rich_help_panel=RUN)
+def start(config: ConfigFile) -> None:
+    """Run the daemon until it is stopped (Ctrl-C, SIGTERM or 'neuromod stop').
+
+    [bold]neuromod start session.toml[/bold]
+    """
+    from neuromod.bridge.config import load
+
+    session = load(config)
+    from neuromod.bridge.service import serve
+
+    raise typer.Exit(serve(session))
+
+
+@app.command(rich_help_panel=RUN)
+def replay(
+    recording: Annotated[Path, typer.Argument(help="File or folder.", show_default=False)],
+    config: Annotated[
+        Path | None, typer.Option("--config", "-c", help="Session file; its [source] is replaced.")
+    ] = None,
+    speed: Annotated[str, typer.Option(help="1 for true time, a multiple, or max.")] = "max",
+    lsl: Annotated[bool, typer.Option("--lsl", help="Play it as an LSL stream instead, for any LSL program.")] = False,
+    bin_ms: Annotated[
+        float | None, typer.Option(min=1.0, max=100.0, help="The file holds features of so many ms, not signal.")
+    ] = None,
+    stream: Annotated[str | None, typer.Option(help="Which stream, where a recording holds several.")] = None,
+    spikes_out: Annotated[Path | None, typer.Option(metavar="FILE.npz", help="Keep the spikes.")] = None,
+    json: Json = False,
+) -> None:
+    """Play a recording through the loop, or as an LSL stream.
+
+    [bold]neuromod replay data.ns5 --spikes-out spikes.npz[/bold]    as fast as the machine goes
+
+    [bold]neuromod replay counts.npy --bin-ms 50 --speed 1[/bold]    a feature matrix, at true time
+
+    [bold]neuromod replay data.xdf --lsl --speed 1[/bold]    as an outlet for any LSL program
+    """
+    session = _session_for(recording, config, bin_ms, stream)
+    if lsl:
+        if spikes_out is not None:
+            raise _usage("--spikes-out goes without --lsl: an outlet has no network behind it")
+        # an outlet as fast as possible would only overrun its listeners: true time unless a multiple is asked for
+        true_time = 1.0 if speed == "max" else _speed(speed)
+        from neuromod.adapters.base import open_source
+        from neuromod.adapters.playback import play
+
+        raise typer.Exit(play(open_source(session.source), speed=true_time) or 0)
+    from neuromod.bridge.replay import replay_command
+
+    raise typer.Exit(
+        replay_command(
+            config=session,
+            recording=recording,
+            speed=None if speed == "max" else _speed(speed),
+            json=json,
+            spikes_out=spikes_out,
+        )
+    )
+
+
+@app.command(rich_help_panel=RUN)
+def baseline(
+    config: ConfigFile,
+    seconds: Annotated[float, typer.Option(min=1.0, max=86_400.0, help="How long to measure.")] = 60.0,
+    folder: Annotated[Path, typer.Option("--output", "-o", help="Folder for the dated file.")] = Path("baselines"),
+) -> None:
+    """Measure thresholds, channels to exclude and normalisation, and write them to a dated file.
+
+    [bold]neuromod baseline session.toml --seconds 120 -o baselines[/bold]
+
+    Then name the file as baseline under the session section; it stays frozen for the session.
+    """
+    from neuromod.bridge.config import load
+
+    session = load(config)
+    from neuromod.bridge.baseline import measure
+
+    raise typer.Exit(measure(session, seconds, folder))
+
+
+class Bench(StrEnum):
+    """What to measure."""
+
+    LATENCY = "latency"
+    THROUGHPUT = "throughput"
+
+
+@app.command(rich_help_panel=RUN)
+def bench(
+    what: Annotated[Bench, typer.Argument(help="latency beside a bare pylsl + pyzmq loop, or throughput of replay.")],
+    json: Json = False,
+) -> None:
+    """Measure this host, as ratios to a bare loop of one interleaved run.
+
+    [bold]neuromod bench latency --json[/bold]
+    """
+    from neuromod.bridge import bench as benchmarks
+
+    measure = benchmarks.latency if what is Bench.LATENCY else benchmarks.throughput
+    raise typer.Exit(measure(json=json))
+
+
+cli_client.add_commands(app, TALK)
+
+
+def main() -> None:
+    """Entry point of the `neuromod` command."""
+    app(prog_name="neuromod")
+
+
+# -- helpers
+
+
+def _usage(message: str) -> NeuromodError:
+    return NeuromodError(message)
+
+
+def _speed(text: str) -> float:
+    try:
+        speed = float(text)
+    except ValueError:
+        speed = 0.0
+    if not 0.0 < speed <= 1e6:
+        raise _usage(f"--speed is a positive multiple of true time, or max, not {text!r}")
+    return speed
+
+
+def _session_for(recording: Path, config: Path | None, bin_ms: float | None, stream: str | None) -> "SessionConfig":
+    from neuromod.bridge.config import for_recording
+
+    return for_recording(recording, config, bin_ms=bin_ms, stream=stream)
+
+
+def _print_json(body: Any) -> None:
+    import json
+
+    typer.echo(json.dumps(body, indent=2, allow_nan=False))
+
+
+def _print_table(columns: list[str], rows: list[list[str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*columns, box=None, pad_edge=False, header_style="bold")
+    for row in rows:
+        table.add_row(*row)
+    Console(soft_wrap=False).print(table)
+
+
+if __name__ == "__main__":
+    main()
