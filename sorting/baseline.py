@@ -13,6 +13,9 @@ from pydantic import Field
 from neuromod.engine.errors import ConfigError
 from neuromod.sorting.config import FrontEndConfig
 
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
 _NOT_FROZEN = {"warmup_s"}  # has no say where a baseline is given
 
 
@@ -32,15 +35,15 @@ class Baseline(pydantic.BaseModel, frozen=True, extra="forbid"):
     front_end: FrontEndConfig | None
     """None for a stream of features, which has no front end."""
     front_end_hash: str
-    excluded: dict[str, str]
+    excluded: dict[str, Literal["configured", "dead", "noisy", "saturated"]]
     """Channels that take no part, with the reason."""
-    noise: dict[str, tuple[float, ...]]
+    noise: dict[str, tuple[NotNegative, ...]]
     """Standard deviation of the noise of each channel, by path, in units of the stream."""
     threshold_uv: tuple[float | None, ...]
     """Crossing threshold of each channel, None where nothing can cross; for the reader: noise and config make it."""
     feature_names: tuple[str, ...]
-    mean: tuple[float, ...]
-    sd: tuple[float, ...]
+    mean: tuple[Finite, ...]
+    sd: tuple[NotNegative, ...]
 
     def check_stream(self, sampling_frequency: float, channel_names: Sequence[str]) -> None:
         """Refuse a stream that is not the one measured.

@@ -36,7 +36,7 @@ _KIND, _REFERENCE, _HISTOGRAM, _SECTIONS = range(4)
 _N_CHANNELS, _HOLD_SAMPLES, _SECOND_HALF = range(3)
 
 # Entries of FrontEndState.counters.
-_STARTED, _STAGE, _STAGE_LEFT, _STAGE_SAMPLES, _BLOCK_SAMPLES, _BLOCKS = range(6)
+_STARTED, _STAGE, _STAGE_LEFT, _STAGE_SAMPLES, _BLOCK_SAMPLES, _BLOCKS, _LIVE = range(7)
 
 # Entries of FrontEndState.limits.
 _CLIP_NOISE, _THRESHOLD_NOISE, _THRESHOLD_UV, _DEAD_BELOW, _NOISY_ABOVE, _SATURATION_UV = range(6)
@@ -136,7 +136,7 @@ def finish_block(state: FrontEndState, features: NDArray[np.float32]) -> None:
     n_channels = state.settings[_N_CHANNELS]
     n_paths = state.paths.shape[0]
     n_samples = state.counters[_BLOCK_SAMPLES]
-    ready = state.counters[_STAGE] == READY
+    live = state.counters[_LIVE] == 1
     for path in range(n_paths):
         kind = state.paths[path, _KIND]
         total = state.total[path]
@@ -158,18 +158,19 @@ def finish_block(state: FrontEndState, features: NDArray[np.float32]) -> None:
             if state.weight[c] == 0.0:
                 value = 0.0
             value = min(max(value, -_LARGEST_F32), _LARGEST_F32)
-            features[c * n_paths + path] = np.float32(value) if ready else np.float32(np.nan)
+            features[c * n_paths + path] = np.float32(value) if live else np.float32(np.nan)
             total[c] = 0.0
     if n_samples > 0:
         state.counters[_BLOCKS] += 1
     state.counters[_BLOCK_SAMPLES] = 0
+    state.counters[_LIVE] = 1 if state.counters[_STAGE] == READY else 0  # a block half warm-up is not one
     _flush_denormals(state)
 
 
 @jit
 def is_ready(state: FrontEndState) -> bool:
-    """Whether the warm-up is over, and with it whether features are numbers."""
-    return state.counters[_STAGE] == READY  # type: ignore[no-any-return]
+    """Whether the warm-up is over, so that the features of the block at hand will be numbers."""
+    return state.counters[_LIVE] == 1  # type: ignore[no-any-return]
 
 
 @jit
@@ -405,6 +406,12 @@ class FrontEnd:
         if baseline is not None:
             baseline.check_stream(self.sampling_frequency, names)
             baseline.check_front_end(config)
+            for path in self._paths:
+                if path.is_measured and len(baseline.noise.get(path.name, ())) != n_channels:
+                    raise ConfigError(
+                        f'the baseline of "{baseline.stream_name}" holds no noise of {path.name} for {n_channels} '
+                        "channels; measure it again with `neuromod baseline`"
+                    )
         self.state = _allocate(config, self._paths, n_channels, self.sampling_frequency)
         self._identity = identity("front end 1", config.model_dump_json(), names, self.sampling_frequency)
         self.reset()
@@ -423,7 +430,7 @@ class FrontEnd:
     @property
     def is_ready(self) -> bool:
         """Whether thresholds are known and features are numbers."""
-        return bool(self.state.counters[_STAGE] == READY)
+        return bool(self.state.counters[_LIVE])
 
     @property
     def excluded(self) -> dict[str, str]:
@@ -455,9 +462,9 @@ class FrontEnd:
         state.clip.fill(np.inf)
         state.threshold.fill(-np.inf)
         if self._baseline is not None:
-            codes = {name: REASONS.index(reason) for name, reason in self._baseline.excluded.items()}
             for c, name in enumerate(self.channel_names):
-                state.reason[c] = codes.get(name, INCLUDED)
+                if name in self._baseline.excluded:
+                    state.reason[c] = REASONS.index(self._baseline.excluded[name])
             for row, path in enumerate(path for path in self._paths if path.is_measured):
                 state.noise[row, : self.n_channels] = self._baseline.noise[path.name]
         _set_weights(state)
@@ -470,6 +477,7 @@ class FrontEnd:
         else:
             _set_levels(state, True)
             state.counters[_STAGE] = READY
+            state.counters[_LIVE] = 1
 
     def snapshot(self) -> bytes:
         """Everything that changes, as bytes."""
@@ -651,7 +659,7 @@ def _allocate(config: FrontEndConfig, paths: list[_Path], n_channels: int, sampl
         noise=np.zeros((n_measured, n_padded)),
         clip=np.zeros((n_paths, n_padded)),
         threshold=np.zeros(n_padded),
-        counters=np.zeros(6, dtype=np.int64),
+        counters=np.zeros(7, dtype=np.int64),
         z=np.zeros((n_paths, n_sections, 2, n_padded)),
         hold=np.zeros(n_padded, dtype=np.int64),
         total=np.zeros((n_paths, n_padded)),

@@ -1,5 +1,6 @@
 """Hands for driving the kernels as the loop does: blocks, and chunks that never cross one."""
 
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
@@ -18,7 +19,7 @@ def _run(front_end: FrontEnd, samples: Floats, blocks: Sequence[int], cuts: Iter
     for row, length in zip(out, blocks, strict=True):
         stop = start + length
         edges = [start, *(cut for cut in sorted(cuts) if start <= cut <= stop), stop]
-        for a, b in zip(edges[:-1], edges[1:], strict=True):
+        for a, b in itertools.pairwise(edges):
             push(front_end.state, samples[a:b])
         finish_block(front_end.state, row)
         start = stop
