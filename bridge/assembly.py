@@ -26,9 +26,7 @@ LONGEST_TICK_MS = 1.0
 # A feature vector is a block of one sample that needs no filter, so that all kinds of source share one path.
 _NO_FRONT_END = FrontEndConfig(features=("raw",), reference="none")
 # Stimuli messages reach the network as they are.
-_NO_ENCODER = EncoderConfig(
-    kind="identity", smoothing_ms=0.0, normalisation="none", offset=0.0, clip=(-3e38, 3e38)
-)
+_NO_ENCODER = EncoderConfig(kind="identity", smoothing_ms=0.0, normalisation="none", offset=0.0, clip=(-3e38, 3e38))
 _STIMULI_NAMES = tuple(f"stimulus{i}" for i in range(N_CHANNELS))
 
 
@@ -68,12 +66,7 @@ class Assembly:
         return [*self.pipeline, *self.front_end.state, *self.encoder.state, self.network.state]
 
     def consume(
-        self,
-        samples: NDArray[np.float32],
-        stamps: NDArray[np.float64],
-        first: int,
-        records: NDArray[Any],
-        n_records: int = 0,
+        self, samples: NDArray[np.float32], stamps: NDArray[np.float64], first: int, records: NDArray[Any]
     ) -> tuple[int, int]:
         """Call `pipeline.consume` on the parts."""
         return consume(
@@ -86,7 +79,6 @@ class Assembly:
             first,
             stamps.shape[0],
             records,
-            n_records,
         )
 
     def records(self, at_least: int = 1024) -> NDArray[Any]:

@@ -15,6 +15,9 @@ from neuromod.engine.layout import N_CHANNELS
 
 TOPIC_SPIKES = np.frombuffer(wire.TOPIC_SPIKES, np.uint8)
 TOPIC_STIMULI = np.frombuffer(wire.TOPIC_STIMULI, np.uint8)
+TOPIC_MODULATORS = np.frombuffer(wire.TOPIC_MODULATORS, np.uint8)
+TOPIC_REWARD = np.frombuffer(wire.TOPIC_REWARD, np.uint8)
+TOPIC_STRESS = np.frombuffer(wire.TOPIC_STRESS, np.uint8)
 
 _F64, _FIXMAP = 0xCB, 0x80
 _VALUES_BYTES = 4 * N_CHANNELS
@@ -28,7 +31,7 @@ _MASK_BYTES = (N_CHANNELS + 7) // 8
 _STIMULI = wire.stimuli_frame(N_CHANNELS)
 _S_SEQ, _S_TICK, _S_VALUES = (_STIMULI.offsets[key] for key in ("seq", "tick", "values"))
 
-_INGEST_STIMULI = np.frombuffer(msgpack.packb({"values": bytes(_VALUES_BYTES)})[: -_VALUES_BYTES], np.uint8)
+_INGEST_STIMULI = np.frombuffer(msgpack.packb({"values": bytes(_VALUES_BYTES)})[:-_VALUES_BYTES], np.uint8)
 INGEST_STIMULI_BYTES = _INGEST_STIMULI.size + _VALUES_BYTES
 
 
@@ -112,7 +115,7 @@ def read_numbers(
     size: int,
     keys: NDArray[np.uint8],
     values: NDArray[np.float64],
-    present: NDArray[np.bool_],
+    present: NDArray[np.uint8],
 ) -> bool:
     """Read a map of numbers in their usual forms: float64, and integers from -32 to 127.
 
@@ -126,15 +129,15 @@ def read_numbers(
         The keys that may occur, from `keys_table`.
     values : ndarray of float64, shape (n,)
         Overwritten where the key is present.
-    present : ndarray of bool, shape (n,)
-        Set to whether each key is present.
+    present : ndarray of uint8, shape (n,)
+        Set to 1 where the key is present, else to 0.
 
     Returns
     -------
     bool
         False for anything else: the message is then for the slower, complete reader in `neuromod.bridge.wire`.
     """
-    present[:] = False
+    present[:] = 0
     if size < 1 or (payload[0] & 0xF0) != _FIXMAP:
         return False
     at = 1
@@ -164,5 +167,5 @@ def read_numbers(
             return False
         if not np.isfinite(values[found]):
             return False
-        present[found] = True
+        present[found] = 1
     return at == size

@@ -17,8 +17,11 @@ from numpy.typing import NDArray
 
 from neuromod.bridge import wire
 from neuromod.bridge.frames import (
+    TOPIC_MODULATORS,
+    TOPIC_REWARD,
     TOPIC_SPIKES,
     TOPIC_STIMULI,
+    TOPIC_STRESS,
     fill_spikes,
     fill_stimuli,
     keys_table,
@@ -31,6 +34,7 @@ from neuromod.bridge.native import (
     LSL_LOCAL_CLOCK,
     LSL_PULL_CHUNK_F,
     MEMMOVE,
+    N_FUNCTIONS,
     SLEEP,
     SLEEP_UNIT_US,
     ZMQ_DONTWAIT,
@@ -61,7 +65,20 @@ from neuromod.bridge.pipeline import (
     enqueue_stimuli,
     samples_wanted,
 )
-from neuromod.bridge.ring import Ring, SampleRing, available, make_ring, make_sample_ring, peek, put, release, rows_of, take_many
+from neuromod.bridge.ring import (
+    Ring,
+    SampleRing,
+    available,
+    commit,
+    make_ring,
+    make_sample_ring,
+    peek,
+    put,
+    release,
+    reserve,
+    rows_of,
+    take,
+)
 from neuromod.engine.compiled import jit
 from neuromod.engine.layout import N_CHANNELS
 from neuromod.engine.modulators import MODULATORS
@@ -93,16 +110,18 @@ INPUT = np.dtype(
 
 FRAME_BYTES = 16384
 FRAME = np.dtype([("topic", np.int64), ("payload", np.int64), ("data", np.uint8, (FRAME_BYTES,))], align=True)
-"""A message: lengths of topic and payload, and the two one after the other."""
+"""A message to be published: lengths of topic and payload, and the two one after the other."""
 
-_INGEST_BYTES = wire.MAX_INBOUND_BYTES
-INGEST_FRAME = np.dtype([("topic", np.int64), ("payload", np.int64), ("data", np.uint8, (64 + _INGEST_BYTES,))], align=True)
+INGEST_BYTES = 64 + wire.MAX_INBOUND_BYTES
+INGEST_FRAME = np.dtype([("topic", np.int64), ("payload", np.int64), ("data", np.uint8, (INGEST_BYTES,))], align=True)
 """A message from ingest that the loop leaves to Python."""
 
-# words of `Loop.shared`, one cache line each
+_FRAME_HEAD = 16  # bytes of a frame before its data
+
+# items of `shared` that cross threads, a cache line each
 STOP, STATE, SOURCE_ENDED = 0, 8, 16
 
-# words of `Loop.words`
+# items of `words`
 (
     _SOURCE,
     _INLET,
@@ -115,9 +134,11 @@ STOP, STATE, SOURCE_ENDED = 0, 8, 16
     _SEQ,
     _OUT_RING,
     _N_CHANNELS,
-) = range(11)
+    _RECV_FLAGS,
+    _TIED,  # whether the clock of a paced recording has been tied to ours
+) = range(13)
 
-# numbers of `Loop.numbers`: local clock = OFFSET + RATE x stamp
+# items of `numbers`; local clock = OFFSET + RATE x stamp
 OFFSET, RATE, _STALL_S, _LATE_S, _FILLER_S, _LAST_DATA, _NEXT_FILLER, _LAST_STAMP = range(8)
 
 LOOP_COUNTERS = (
@@ -131,9 +152,8 @@ LOOP_COUNTERS = (
     "ingest_parts",
     "send_errors",
     "pull_errors",
-    "wait_us",
 )
-"""Names of `Loop.counters`, in order."""
+"""Names of `counters`, in order."""
 (
     _MESSAGES,
     _FILLERS,
@@ -145,49 +165,54 @@ LOOP_COUNTERS = (
     _PARTS,
     _SEND_ERRORS,
     _PULL_ERRORS,
-    _WAIT_US,
 ) = range(len(LOOP_COUNTERS))
 
 _WAIT_S = 0.02  # longest wait for samples, so that commands and the stop flag are seen
 _INGEST_PER_TURN = 16
 _FRAMES_PER_TURN = 8
-_LONGEST_PAUSE_S = 5.0  # a recording's pause longer than this, or a step back in time, is not waited for
+_RING_POLL_S = 100e-6
+_LONGEST_PAUSE_S = 5.0  # a longer pause of a recording, or a longer step back in time, is not played at its length
+_LONGEST_STEP_BACK_S = 0.1
+_LSL_TIMEOUT = -1
 _NOTHING, _STIMULI_READ, _HANDLED = 0, 1, 2
 
 
-class Loop(NamedTuple):
-    """State of `run`, apart from the pipeline's. All arrays; `shared` and the rings cross threads."""
+_SPIKES_BYTES, _STIMULI_BYTES = spikes_frame().size, stimuli_frame().size
 
-    functions: NDArray[np.int64]
-    shared: NDArray[np.int64]
-    words: NDArray[np.int64]
-    numbers: NDArray[np.float64]
-    counters: NDArray[np.int64]
+LOOP = np.dtype(
+    [
+        ("functions", np.int64, (N_FUNCTIONS,)),
+        ("shared", np.int64, (24,)),
+        ("words", np.int64, (16,)),
+        ("numbers", np.float64, (8,)),
+        ("counters", np.int64, (len(LOOP_COUNTERS),)),
+        ("spikes_frame", np.uint8, (_SPIKES_BYTES,)),
+        ("stimuli_frame", np.uint8, (_STIMULI_BYTES,)),
+        ("topic", np.uint8, (64,)),
+        ("payload", np.uint8, (wire.MAX_INBOUND_BYTES,)),
+        ("scratch", np.int64, (4,)),  # where C functions leave an int, a size or an error code
+        ("values", np.float32, (N_CHANNELS,)),
+        ("given", np.float64, (4,)),
+        ("is_given", np.uint8, (4,)),
+        ("level_keys", np.uint8, (4, 32)),
+        ("level_limits", np.float64, (4, 2)),
+        ("amount_keys", np.uint8, (1, 32)),
+    ],
+    align=True,
+)
+"""What is of one size for every stream; one record, so that compiled functions are handed one pointer."""
+
+
+class Loop(NamedTuple):
+    """State of `run`, apart from the pipeline's. All arrays."""
+
+    block: NDArray[Any]  # LOOP, shape (1,)
     samples: NDArray[np.float32]
     stamps: NDArray[np.float64]
-    records: NDArray[Any]
-    record_rows: NDArray[np.uint8]
-    filler: NDArray[Any]
-    filler_rows: NDArray[np.uint8]
-    echo: NDArray[Any]
+    records: NDArray[Any]  # TICK; the last one is the filler
+    record_rows: NDArray[np.uint8]  # the same memory
+    echo: NDArray[Any]  # INPUT, shape (1,): the input that is being applied
     echo_rows: NDArray[np.uint8]
-    odd: NDArray[Any]
-    odd_rows: NDArray[np.uint8]
-    spikes_frame: NDArray[np.uint8]
-    stimuli_frame: NDArray[np.uint8]
-    topic_spikes: NDArray[np.uint8]
-    topic_stimuli: NDArray[np.uint8]
-    out: NDArray[Any]
-    out_rows: NDArray[np.uint8]
-    topic: NDArray[np.uint8]
-    payload: NDArray[np.uint8]
-    values: NDArray[np.float32]
-    numbers_read: NDArray[np.float64]
-    numbers_present: NDArray[np.bool_]
-    level_keys: NDArray[np.uint8]
-    level_limits: NDArray[np.float64]
-    amount_keys: NDArray[np.uint8]
-    scratch: NDArray[np.int64]  # where C functions leave an int, a size or an error code
     snapshot_parts: NDArray[np.int64]  # (address, bytes) of all that a checkpoint holds
     snapshot: NDArray[np.uint8]
 
@@ -253,51 +278,34 @@ def make_loop(
     parts : list of ndarray
         Contiguous arrays that a checkpoint holds.
     """
-    records = np.zeros(max(ticks_per_block, 64), TICK)
-    filler, echo, odd = np.zeros(1, TICK), np.zeros(1, INPUT), np.zeros(1, INGEST_FRAME)
-    out = np.zeros(1, FRAME)
-    words = np.zeros(16, np.int64)
+    block = np.zeros(1, LOOP)
+    state = block[0]
+    state["functions"][:] = functions
+    words = state["words"]
     words[_SOURCE] = source
     words[_PUBLISH_ALL] = publish_all
     words[_PUBLISH_STIMULI] = publish_stimuli
     words[_PACED] = paced_rate > 0
     words[_OUT_RING] = not functions[ZMQ_SEND]
     words[_N_CHANNELS] = n_channels
-    numbers = np.zeros(8, np.float64)
+    words[_RECV_FLAGS] = 0 if source == SOURCE_ZMQ else ZMQ_DONTWAIT
+    numbers = state["numbers"]
     numbers[RATE] = 1.0 / paced_rate if paced_rate > 0 else 1.0
     numbers[_STALL_S], numbers[_LATE_S], numbers[_FILLER_S] = stall_s, late_s, block_s
-    limits = np.array([wire.MODULATOR_LIMITS[name] for name in MODULATORS])
+    state["spikes_frame"][:] = spikes_frame()
+    state["stimuli_frame"][:] = stimuli_frame()
+    state["level_keys"][:] = keys_table(MODULATORS)
+    state["level_limits"][:] = [wire.MODULATOR_LIMITS[name] for name in MODULATORS]
+    state["amount_keys"][:] = keys_table(("amount",))
+    records, echo = np.zeros(max(ticks_per_block, 64) + 1, TICK), np.zeros(1, INPUT)
     return Loop(
-        functions=functions,
-        shared=np.zeros(24, np.int64),
-        words=words,
-        numbers=numbers,
-        counters=np.zeros(len(LOOP_COUNTERS), np.int64),
+        block=block,
         samples=np.zeros((chunk, n_channels), np.float32),
         stamps=np.zeros(chunk, np.float64),
         records=records,
         record_rows=rows_of(records),
-        filler=filler,
-        filler_rows=rows_of(filler),
         echo=echo,
         echo_rows=rows_of(echo),
-        odd=odd,
-        odd_rows=rows_of(odd),
-        spikes_frame=spikes_frame(),
-        stimuli_frame=stimuli_frame(),
-        topic_spikes=TOPIC_SPIKES.copy(),
-        topic_stimuli=TOPIC_STIMULI.copy(),
-        out=out,
-        out_rows=rows_of(out),
-        topic=np.zeros(64, np.uint8),
-        payload=np.zeros(_INGEST_BYTES, np.uint8),
-        values=np.zeros(N_CHANNELS, np.float32),
-        numbers_read=np.zeros(4, np.float64),
-        numbers_present=np.zeros(4, np.bool_),
-        level_keys=keys_table(MODULATORS),
-        level_limits=limits,
-        amount_keys=keys_table(("amount",)),
-        scratch=np.zeros(4, np.int64),
         snapshot_parts=np.array([(part.ctypes.data, part.nbytes) for part in parts], np.int64).reshape(-1, 2),
         snapshot=np.zeros(sum(part.nbytes for part in parts), np.uint8),
     )
@@ -305,85 +313,90 @@ def make_loop(
 
 def set_handles(loop: Loop, *, inlet: int = 0, pub: int = 0, pull: int = 0) -> None:
     """Give the loop its inlet and its two sockets, before it runs."""
-    loop.words[_INLET], loop.words[_PUB], loop.words[_PULL] = inlet, pub, pull
+    words = loop.block[0]["words"]
+    words[_INLET], words[_PUB], words[_PULL] = inlet, pub, pull
 
 
 @jit
 def run(loop: Loop, rings: Rings, pipeline: Pipeline, front_end: Any, encoder: Any, network: Any) -> None:
-    """Run until ``loop.shared[STOP]`` is set. Called in a thread of its own, once."""
-    words = loop.words
-    while load_acquire(loop.shared, STOP) == 0:
-        _take_inputs(loop, rings, pipeline, front_end, encoder, network)
+    """Run until ``shared[STOP]`` is set. Called in a thread of its own, once."""
+    state = loop.block[0]
+    words, numbers, shared = state["words"], state["numbers"], state["shared"]
+    while load_acquire(shared, STOP) == 0:
+        _take_inputs(loop, rings, pipeline, network)
         _send_frames(loop, rings)
-        n = 0
         if words[_SOURCE] == SOURCE_ZMQ:
             n = _wait_for_stimuli(loop, rings, pipeline, network)
         else:
-            for _ in range(_INGEST_PER_TURN):
-                got = _receive(loop, rings, pipeline, network, ZMQ_DONTWAIT)
-                if got == _NOTHING:
-                    break
-                if got == _STIMULI_READ:
-                    enqueue_stimuli(pipeline, loop.values)
+            _read_ingest(loop, rings, pipeline, network)
             wanted = min(samples_wanted(pipeline), loop.stamps.shape[0])
-            n = _pull_ring(loop, rings, wanted) if words[_SOURCE] == SOURCE_RING else _pull_lsl(loop, wanted)
-        now = _clock(loop)
+            if words[_SOURCE] == SOURCE_RING:
+                n = _pull_ring(loop, rings.samples, wanted)
+            else:
+                n = _pull_lsl(loop, wanted)
+        now = _clock(state)
         if n > 0:
-            loop.numbers[_LAST_DATA] = now
+            numbers[_LAST_DATA] = now
             words[_STARTED] = 1
-            _set_state(loop, STREAMING)
-            done = 0
+            _set_state(state, STREAMING)
+            done = np.int64(0)  # a literal would have consume compiled twice
             while done < n:
                 done, n_records = consume(
-                    pipeline, front_end, encoder, network, loop.samples, loop.stamps, done, n, loop.records, 0
+                    pipeline, front_end, encoder, network, loop.samples, loop.stamps, done, n, loop.records
                 )
                 for k in range(n_records):
-                    _publish(loop, rings, loop.records, loop.record_rows, k, now)
+                    _complete(state, loop.records[k], now)
+                    _send_tick(loop, rings, k)
+                    put(rings.ticks, loop.record_rows, k)
+                if n_records > 0:
+                    loop.record_rows[-1, :] = loop.record_rows[n_records - 1]
         else:
-            _watch(loop, rings, pipeline, now)
+            _watch(loop, rings, now)
 
 
 @jit
-def _clock(loop: Loop) -> float:
-    return call_clock(loop.functions[LSL_LOCAL_CLOCK], ())
+def _clock(state: Any) -> float:
+    return call_clock(state["functions"][LSL_LOCAL_CLOCK], ())  # type: ignore[no-any-return]
 
 
 @jit
-def _sleep(loop: Loop, seconds: float) -> None:
+def _sleep(state: Any, seconds: float) -> None:
     if seconds > 0.0:
-        call_sleep(loop.functions[SLEEP], (np.uint32(max(1.0, seconds * 1e6 / SLEEP_UNIT_US)),))
+        call_sleep(state["functions"][SLEEP], (np.uint32(max(1.0, seconds * 1e6 / SLEEP_UNIT_US)),))
 
 
 @jit
-def _set_state(loop: Loop, state: int) -> None:
-    if loop.shared[STATE] != state:
-        store_release(loop.shared, STATE, state)
+def _set_state(state: Any, value: int) -> None:
+    if state["shared"][STATE] != value:
+        store_release(state["shared"], STATE, value)
 
 
 @jit
-def _patience(loop: Loop) -> float:
-    """Return how long to wait for samples: until something else is due."""
-    if loop.words[_STARTED] == 0:
+def _patience(state: Any) -> float:
+    """Return how long to wait for samples, in seconds: until something else is due."""
+    if state["words"][_STARTED] == 0:
         return _WAIT_S
-    now = _clock(loop)
-    due = loop.numbers[_LAST_DATA] + loop.numbers[_STALL_S]
+    numbers = state["numbers"]
+    now = _clock(state)
+    due = numbers[_LAST_DATA] + numbers[_STALL_S]
     if due <= now:
-        due = loop.numbers[_NEXT_FILLER]
+        due = numbers[_NEXT_FILLER]
     return min(max(due - now, 0.0), _WAIT_S)
 
 
 @jit
 def _pull_lsl(loop: Loop, wanted: int) -> int:
     """Pull at most `wanted` samples into the buffer; return how many came in time."""
-    words = loop.words
-    patience = _patience(loop)
+    state = loop.block[0]
+    words, scratch = state["words"], state["scratch"]
+    patience = _patience(state)
     if words[_INLET] == 0:
-        _sleep(loop, min(patience, 0.001))
+        _sleep(state, min(patience, 0.001))
         return 0
     width = words[_N_CHANNELS]
-    loop.scratch[0] = 0
+    scratch[0] = 0
     got = call_pull(
-        loop.functions[LSL_PULL_CHUNK_F],
+        state["functions"][LSL_PULL_CHUNK_F],
         (
             words[_INLET],
             loop.samples.ctypes.data,
@@ -391,184 +404,220 @@ def _pull_lsl(loop: Loop, wanted: int) -> int:
             np.uint64(wanted * width),
             np.uint64(wanted),
             patience,
-            loop.scratch.ctypes.data,
+            scratch.ctypes.data,
         ),
     )
-    error = np.int32(loop.scratch[0] & 0xFFFFFFFF)
-    if error != 0 and error != -1:  # -1 is a timeout
+    error = np.int32(scratch[0] & 0xFFFFFFFF)
+    if error != 0 and error != _LSL_TIMEOUT:
         # the stream is gone: the inlet is not touched again until Python sends a new one
-        loop.counters[_PULL_ERRORS] += 1
+        state["counters"][_PULL_ERRORS] += 1
         words[_INLET] = 0
-        _set_state(loop, LOST)
+        _set_state(state, LOST)
     return np.int64(got) // width
 
 
 @jit
-def _pull_ring(loop: Loop, rings: Rings, wanted: int) -> int:
-    """Take at most `wanted` samples from the ring of a Python source, not before they are due where it is paced."""
-    words, numbers = loop.words, loop.numbers
-    give_up = _clock(loop) + _patience(loop)
-    n = min(available(rings.samples.index), wanted)
-    while n < wanted and load_acquire(loop.shared, SOURCE_ENDED) == 0:
-        if (n > 0 and words[_PACED] == 0) or _clock(loop) >= give_up:
+def _pull_ring(loop: Loop, ring: SampleRing, wanted: int) -> int:
+    """Take at most `wanted` samples of a Python source into the buffer, not before they are due where it is paced."""
+    state = loop.block[0]
+    shared, words, numbers = state["shared"], state["words"], state["numbers"]
+    give_up = _clock(state) + _patience(state)
+    n = min(available(ring.index), wanted)
+    while n < wanted and load_acquire(shared, SOURCE_ENDED) == 0:
+        if (n > 0 and words[_PACED] == 0) or _clock(state) >= give_up:
             break
-        _sleep(loop, 100e-6)
-        n = min(available(rings.samples.index), wanted)
+        _sleep(state, _RING_POLL_S)
+        n = min(available(ring.index), wanted)
     if n == 0:
-        if load_acquire(loop.shared, SOURCE_ENDED) != 0 and available(rings.samples.index) == 0:
-            _set_state(loop, ENDED)
-            _sleep(loop, 0.001)
+        if load_acquire(shared, SOURCE_ENDED) != 0 and available(ring.index) == 0:
+            _set_state(state, ENDED)
+            _sleep(state, 0.001)
         return 0
     for i in range(n):
-        at = peek(rings.samples.index, rings.samples.stamps.shape[0], i)
-        stamp = rings.samples.stamps[at]
-        if words[_PACED]:
-            now = _clock(loop)
-            step = stamp - numbers[_LAST_STAMP]
-            if words[_STARTED] == 0 and i == 0 or not (step >= 0.0 and step <= _LONGEST_PAUSE_S):
-                if math.isfinite(stamp):
-                    numbers[OFFSET] = now - stamp * numbers[RATE]
-            if math.isfinite(stamp):
-                numbers[_LAST_STAMP] = stamp
-        loop.stamps[i] = stamp
-        loop.samples[i, :] = rings.samples.samples[at]
+        at = peek(ring.index, ring.stamps.shape[0], i)
+        loop.stamps[i] = ring.stamps[at]
+        loop.samples[i, :] = ring.samples[at]
+    release(ring.index, n)
     if words[_PACED]:
-        due = numbers[OFFSET] + numbers[_LAST_STAMP] * numbers[RATE]
+        for i in range(n):
+            _keep_pace(state, loop.stamps[i])
+        due = numbers[OFFSET] + numbers[RATE] * numbers[_LAST_STAMP]
+        left = due - _clock(state)
         # in slices, so that a stop is seen during a long pause
-        while load_acquire(loop.shared, STOP) == 0:
-            left = due - _clock(loop)
-            if left <= 0.0:
-                break
-            _sleep(loop, min(left, _WAIT_S))
-    release(rings.samples.index, n)
+        while left > 0.0 and load_acquire(shared, STOP) == 0:
+            _sleep(state, min(left, _WAIT_S))
+            left = due - _clock(state)
     return n
+
+
+@jit
+def _keep_pace(state: Any, stamp: float) -> None:
+    """Tie the clock of a recording to ours at its first sample, and again where it pauses long or steps back."""
+    words, numbers = state["words"], state["numbers"]
+    if math.isfinite(stamp):
+        step = stamp - numbers[_LAST_STAMP]
+        if words[_TIED] == 0 or step < -_LONGEST_STEP_BACK_S or step > _LONGEST_PAUSE_S:
+            numbers[OFFSET] = _clock(state) - numbers[RATE] * stamp
+            words[_TIED] = 1
+        numbers[_LAST_STAMP] = stamp
 
 
 @jit
 def _wait_for_stimuli(loop: Loop, rings: Rings, pipeline: Pipeline, network: Any) -> int:
     """Wait a bounded time for a message; stimuli are the samples of this source."""
-    if not dequeue_stimuli(pipeline, loop.values):  # those that Python read come as inputs, and are queued
-        if loop.words[_PULL] == 0:
-            _sleep(loop, 100e-6)
-        if _receive(loop, rings, pipeline, network, 0) != _STIMULI_READ:
+    state = loop.block[0]
+    if not dequeue_stimuli(pipeline, state["values"]):  # those that Python read come as inputs, and are queued
+        if state["words"][_PULL] == 0:
+            _sleep(state, _RING_POLL_S)
+        if _receive(loop, rings, pipeline, network) != _STIMULI_READ:
             return 0
-    loop.samples[0, :] = loop.values
-    loop.stamps[0] = _clock(loop)
+    loop.samples[0, :] = state["values"]
+    loop.stamps[0] = _clock(state)
     return 1
 
 
 @jit
-def _receive(loop: Loop, rings: Rings, pipeline: Pipeline, network: Any, flags: int) -> int:
+def _read_ingest(loop: Loop, rings: Rings, pipeline: Pipeline, network: Any) -> None:
+    """Read the messages that wait on the ingest socket, a bounded number of them."""
+    for _ in range(_INGEST_PER_TURN):
+        got = _receive(loop, rings, pipeline, network)
+        if got == _NOTHING:
+            break
+        if got == _STIMULI_READ:
+            enqueue_stimuli(pipeline, loop.block[0]["values"])
+
+
+@jit
+def _receive(loop: Loop, rings: Rings, pipeline: Pipeline, network: Any) -> int:
     """Read one ingest message, always to its end.
 
     What is in the usual form and in range takes effect here; anything else goes to Python, which judges and counts it.
     """
-    socket = loop.words[_PULL]
-    if socket == 0:
+    state = loop.block[0]
+    topic, payload, counters = state["topic"], state["payload"], state["counters"]
+    if state["words"][_PULL] == 0:
         return _NOTHING
-    functions, counters = loop.functions, loop.counters
-    n_topic = _receive_part(loop, socket, loop.topic, flags)
+    n_topic = _receive_part(state, topic)
     if n_topic < 0:
         return _NOTHING
     counters[_INGEST] += 1
-    n_payload = -1
-    extra = 0
-    while _more(loop, socket):
-        if n_payload < 0:
-            n_payload = _receive_part(loop, socket, loop.payload, 0)
-        else:
-            extra += 1
-            _receive_part(loop, socket, loop.odd[0]["data"], 0)
-    if n_payload < 0 or extra > 0:
+    n_payload, n_parts = 0, 1
+    while _has_more(state):
+        n_payload = _receive_part(state, payload)
+        n_parts += 1
+    if n_parts != 2:
         counters[_PARTS] += 1
         return _HANDLED
-    if n_topic > loop.topic.shape[0] or n_payload > loop.payload.shape[0]:
+    if n_topic > topic.shape[0] or n_payload > payload.shape[0]:
         counters[_OVERSIZED] += 1
         return _HANDLED
-    if _is_topic(loop, n_topic, b"stimuli") and read_stimuli(loop.payload, n_payload, loop.values):
+    if _starts(topic, n_topic, TOPIC_STIMULI) and read_stimuli(payload, n_payload, state["values"]):
         return _STIMULI_READ
-    echo = loop.echo[0]
-    echo["id"] = 0
-    echo["word"] = 0
-    if _is_topic(loop, n_topic, b"modulators"):
-        if read_numbers(loop.payload, n_payload, loop.level_keys, loop.numbers_read, loop.numbers_present):
-            fits = True
-            for m in range(loop.level_keys.shape[0]):
-                if loop.numbers_present[m]:
-                    x = loop.numbers_read[m]
-                    fits = fits and loop.level_limits[m, 0] <= x <= loop.level_limits[m, 1]
-                    echo["values"][m] = x
-                    echo["word"] |= 1 << m
-            if fits and echo["word"] != 0:
-                echo["kind"] = LEVELS
-                _apply(loop, rings, pipeline, network)
-                return _HANDLED
-    elif (_is_topic(loop, n_topic, b"reward") or _is_topic(loop, n_topic, b"stress")) and read_numbers(
-        loop.payload, n_payload, loop.amount_keys, loop.numbers_read, loop.numbers_present
-    ):
-        is_reward = loop.topic[0] == ord("r")
-        if loop.numbers_present[0] and (is_reward or loop.numbers_read[0] >= 0.0):
-            echo["values"][0] = loop.numbers_read[0]
-            echo["kind"] = REWARD if is_reward else STRESS
-            _apply(loop, rings, pipeline, network)
-            return _HANDLED
-    odd = loop.odd[0]
-    odd["topic"] = n_topic
-    odd["payload"] = n_payload
-    for i in range(n_topic):
-        odd["data"][i] = loop.topic[i]
-    for i in range(n_payload):
-        odd["data"][n_topic + i] = loop.payload[i]
-    put(rings.odd.index, rings.odd.rows, loop.odd_rows, 0)
+    if _read_modulation(loop, n_topic, n_payload):
+        loop.echo[0]["id"] = 0
+        _apply(loop, rings, pipeline, network)
+        return _HANDLED
+    at = reserve(rings.odd)
+    if at >= 0:
+        row = rings.odd.rows[at]
+        sizes = row[:_FRAME_HEAD].view(np.int64)
+        sizes[0], sizes[1] = n_topic, n_payload
+        for i in range(n_topic):
+            row[_FRAME_HEAD + i] = topic[i]
+        for i in range(n_payload):
+            row[_FRAME_HEAD + n_topic + i] = payload[i]
+        commit(rings.odd)
     return _HANDLED
 
 
 @jit
-def _receive_part(loop: Loop, socket: int, buffer: NDArray[np.uint8], flags: int) -> int:
+def _read_modulation(loop: Loop, n_topic: int, n_payload: int) -> bool:
+    """Read levels, a reward or a stress into `loop.echo`; False where the message is not one in the usual form."""
+    state, echo = loop.block[0], loop.echo[0]
+    topic, payload, given, is_given = state["topic"], state["payload"], state["given"], state["is_given"]
+    if _starts(topic, n_topic, TOPIC_MODULATORS):
+        if not read_numbers(payload, n_payload, state["level_keys"], given, is_given):
+            return False
+        limits = state["level_limits"]
+        word = 0
+        for m in range(is_given.shape[0]):
+            if is_given[m]:
+                if not limits[m, 0] <= given[m] <= limits[m, 1]:
+                    return False
+                echo["values"][m] = given[m]
+                word |= 1 << m
+        echo["kind"] = LEVELS
+        echo["word"] = word
+        return word != 0
+    is_reward = _starts(topic, n_topic, TOPIC_REWARD)
+    if not is_reward and not _starts(topic, n_topic, TOPIC_STRESS):
+        return False
+    if not read_numbers(payload, n_payload, state["amount_keys"], given, is_given) or not is_given[0]:
+        return False
+    echo["kind"] = REWARD if is_reward else STRESS
+    echo["values"][0] = given[0]
+    return is_reward or given[0] >= 0.0
+
+
+@jit
+def _starts(text: NDArray[np.uint8], size: int, name: NDArray[np.uint8]) -> bool:
+    """Say whether the first `size` bytes of `text` are `name`."""
+    if size != name.shape[0]:
+        return False
+    for i in range(name.shape[0]):
+        if text[i] != name[i]:
+            return False
+    return True
+
+
+@jit
+def _receive_part(state: Any, buffer: NDArray[np.uint8]) -> int:
     """Return the length of the part, which may be more than the buffer took; negative where there was none."""
-    return call_recv(
-        loop.functions[ZMQ_RECV], (socket, buffer.ctypes.data, np.uint64(buffer.shape[0]), np.int32(flags))
+    words = state["words"]
+    return call_recv(  # type: ignore[no-any-return]
+        state["functions"][ZMQ_RECV],
+        (words[_PULL], buffer.ctypes.data, np.uint64(buffer.shape[0]), np.int32(words[_RECV_FLAGS])),
     )
 
 
 @jit
-def _more(loop: Loop, socket: int) -> bool:
+def _has_more(state: Any) -> bool:
     """Say whether the message that is being read has another part."""
-    loop.scratch[1] = 0
-    loop.scratch[2] = 4
-    address = loop.scratch.ctypes.data
-    failed = call_getsockopt(loop.functions[ZMQ_GETSOCKOPT], (socket, np.int32(ZMQ_RCVMORE), address + 8, address + 16))
-    return failed == 0 and (loop.scratch[1] & 0xFFFFFFFF) != 0
+    scratch = state["scratch"]
+    scratch[1] = 0
+    scratch[2] = 4  # bytes of the answer
+    at = scratch.ctypes.data
+    failed = call_getsockopt(
+        state["functions"][ZMQ_GETSOCKOPT], (state["words"][_PULL], np.int32(ZMQ_RCVMORE), at + 8, at + 16)
+    )
+    return failed == 0 and (scratch[1] & 0xFFFFFFFF) != 0
 
 
 @jit
-def _take_inputs(loop: Loop, rings: Rings, pipeline: Pipeline, front_end: Any, encoder: Any, network: Any) -> None:
+def _take_inputs(loop: Loop, rings: Rings, pipeline: Pipeline, network: Any) -> None:
     """Apply the commands and inputs that wait in their ring."""
     for _ in range(available(rings.inputs.index)):
-        take_many(rings.inputs.index, rings.inputs.rows, loop.echo_rows)
+        take(rings.inputs, loop.echo_rows)
         _apply(loop, rings, pipeline, network)
 
 
 @jit
 def _apply(loop: Loop, rings: Rings, pipeline: Pipeline, network: Any) -> None:
     """Let the input in `loop.echo` take effect, and echo it with the number of the first tick that it acts on."""
-    echo = loop.echo[0]
+    state, echo = loop.block[0], loop.echo[0]
     kind, word, values = echo["kind"], echo["word"], echo["values"]
     if kind == LEVELS:
         for m in range(4):
             if word >> m & 1:
                 set_modulator(network, m, np.float32(values[m]))
-        pipeline.words[FLAGS_NEXT] |= FLAG_MODULATED
     elif kind == REWARD:
         add_reward(network, np.float32(values[0]))
-        pipeline.words[FLAGS_NEXT] |= FLAG_MODULATED
     elif kind == STRESS:
         add_stress(network, np.float32(values[0]))
-        pipeline.words[FLAGS_NEXT] |= FLAG_MODULATED
     elif kind == STIMULI:
         for c in range(N_CHANNELS):
-            loop.values[c] = np.float32(values[c])
-        enqueue_stimuli(pipeline, loop.values)
+            state["values"][c] = np.float32(values[c])
+        enqueue_stimuli(pipeline, state["values"])
     elif kind == PAUSE:
         pipeline.words[PAUSED] = 1
     elif kind == RESUME:
@@ -578,14 +627,16 @@ def _apply(loop: Loop, rings: Rings, pipeline: Pipeline, network: Any) -> None:
     elif kind == SET:
         set_parameter(network, word, values[0])
     elif kind == CLOCK:
-        loop.numbers[OFFSET] = values[0]
+        state["numbers"][OFFSET] = values[0]
     elif kind == INLET:
-        loop.words[_INLET] = word
-    elif kind == SNAPSHOT or kind == RESTORE:
+        state["words"][_INLET] = word
+    elif kind in (SNAPSHOT, RESTORE):
         _copy_parts(loop, kind == RESTORE)
+    if kind in (LEVELS, REWARD, STRESS):
+        pipeline.words[FLAGS_NEXT] |= FLAG_MODULATED
     echo["tick"] = pipeline.words[TICK_NEXT]
-    loop.counters[_INPUTS] += 1
-    put(rings.echoes.index, rings.echoes.rows, loop.echo_rows, 0)
+    state["counters"][_INPUTS] += 1
+    put(rings.echoes, loop.echo_rows, 0)
 
 
 @jit
@@ -595,120 +646,108 @@ def _copy_parts(loop: Loop, back: bool) -> None:
     for k in range(loop.snapshot_parts.shape[0]):
         part, size = loop.snapshot_parts[k, 0], loop.snapshot_parts[k, 1]
         source, target = (at, part) if back else (part, at)
-        call_memmove(loop.functions[MEMMOVE], (target, source, np.uint64(size)))
+        call_memmove(loop.block[0]["functions"][MEMMOVE], (target, source, np.uint64(size)))
         at += size
 
 
 @jit
 def _send_frames(loop: Loop, rings: Rings) -> None:
     """Publish finished messages that other threads left in their ring."""
-    n = min(available(rings.frames.index), _FRAMES_PER_TURN)
-    for _ in range(n):
-        frame = rings.frames.records[peek(rings.frames.index, rings.frames.rows.shape[0], 0)]
-        topic = frame["data"][: frame["topic"]]
-        payload = frame["data"][frame["topic"] : frame["topic"] + frame["payload"]]
-        _send(loop, rings, topic, payload)
+    for _ in range(min(available(rings.frames.index), _FRAMES_PER_TURN)):
+        row = rings.frames.rows[peek(rings.frames.index, rings.frames.rows.shape[0], 0)]
+        sizes = row[:_FRAME_HEAD].view(np.int64)
+        middle = _FRAME_HEAD + sizes[0]
+        _send(loop, rings.out, row[_FRAME_HEAD:middle], row[middle : middle + sizes[1]])
         release(rings.frames.index, 1)
 
 
 @jit
-def _send(loop: Loop, rings: Rings, topic: NDArray[np.uint8], payload: NDArray[np.uint8]) -> None:
+def _send(loop: Loop, out: Ring, topic: NDArray[np.uint8], payload: NDArray[np.uint8]) -> None:
     """Send one message of two parts. A PUB socket at its high-water mark drops it and never blocks."""
-    loop.counters[_MESSAGES] += 1
-    if loop.words[_OUT_RING]:
-        out = loop.out[0]
-        out["topic"] = topic.shape[0]
-        out["payload"] = payload.shape[0]
-        for i in range(topic.shape[0]):
-            out["data"][i] = topic[i]
-        for i in range(payload.shape[0]):
-            out["data"][topic.shape[0] + i] = payload[i]
-        put(rings.out.index, rings.out.rows, loop.out_rows, 0)
+    state = loop.block[0]
+    state["counters"][_MESSAGES] += 1
+    if state["words"][_OUT_RING]:
+        at = reserve(out)
+        if at >= 0:
+            row = out.rows[at]
+            sizes = row[:_FRAME_HEAD].view(np.int64)
+            sizes[0], sizes[1] = topic.shape[0], payload.shape[0]
+            middle = _FRAME_HEAD + topic.shape[0]
+            row[_FRAME_HEAD:middle] = topic
+            row[middle : middle + payload.shape[0]] = payload
+            commit(out)
         return
-    send, socket = loop.functions[ZMQ_SEND], loop.words[_PUB]
+    send, socket = state["functions"][ZMQ_SEND], state["words"][_PUB]
     first = call_send(
         send, (socket, topic.ctypes.data, np.uint64(topic.shape[0]), np.int32(ZMQ_DONTWAIT | ZMQ_SNDMORE))
     )
     second = call_send(send, (socket, payload.ctypes.data, np.uint64(payload.shape[0]), np.int32(ZMQ_DONTWAIT)))
     if first < 0 or second < 0:
-        loop.counters[_SEND_ERRORS] += 1
+        state["counters"][_SEND_ERRORS] += 1
 
 
 @jit
-def _publish(
-    loop: Loop, rings: Rings, records: NDArray[Any], rows: NDArray[np.uint8], k: int, arrival: float
-) -> None:
-    """Complete the record of a tick, publish it, and keep it for the rest of the daemon."""
-    record = records[k]
-    now = _clock(loop)
-    t_sample = loop.numbers[OFFSET] + loop.numbers[RATE] * record["t_sample"]
-    flags = record["flags"]
-    if now - t_sample > loop.numbers[_LATE_S]:
-        flags |= FLAG_LATE
-        loop.counters[_LATE] += 1
-    record["t_sample"] = t_sample
+def _complete(state: Any, record: Any, arrival: float) -> None:
+    """Put the stamp of a record on our clock, and judge whether it is late."""
+    numbers = state["numbers"]
+    record["t_sample"] = numbers[OFFSET] + numbers[RATE] * record["t_sample"]
     record["t_arrival"] = arrival
-    record["flags"] = flags
-    _send_tick(loop, rings, record, now)
-    loop.filler_rows[0, :] = rows[k]
-    put(rings.ticks.index, rings.ticks.rows, rows, k)
+    if _clock(state) - record["t_sample"] > numbers[_LATE_S]:
+        record["flags"] |= FLAG_LATE
+        state["counters"][_LATE] += 1
 
 
 @jit
-def _send_tick(loop: Loop, rings: Rings, record: Any, now: float) -> None:
-    """Number and send the messages of one record."""
-    words = loop.words
+def _send_tick(loop: Loop, rings: Rings, k: int) -> None:
+    """Number, stamp and send the messages of record `k`."""
+    state, record = loop.block[0], loop.records[k]
+    words = state["words"]
+    now = _clock(state)
     record["t_tick"] = now
     record["seq"] = words[_SEQ]
-    if words[_PUBLISH_ALL] or record["spikes"] != 0 or record["flags"] != 0:
-        words[_SEQ] += 1
-        fill_spikes(
-            loop.spikes_frame,
-            record["seq"],
-            record["tick"],
-            record["sample"],
-            record["t_sample"],
-            now,
-            record["spikes"],
-            record["flags"],
-        )
-        _send(loop, rings, loop.topic_spikes, loop.spikes_frame)
-        if words[_PUBLISH_STIMULI]:
-            fill_stimuli(loop.stimuli_frame, record["seq"], record["tick"], record["stimuli"])
-            _send(loop, rings, loop.topic_stimuli, loop.stimuli_frame)
+    if words[_PUBLISH_ALL] == 0 and record["spikes"] == 0 and record["flags"] == 0:
+        return
+    words[_SEQ] += 1
+    frame = state["spikes_frame"]
+    fill_spikes(
+        frame,
+        record["seq"],
+        record["tick"],
+        record["sample"],
+        record["t_sample"],
+        now,
+        record["spikes"],
+        record["flags"],
+    )
+    _send(loop, rings.out, TOPIC_SPIKES, frame)
+    if words[_PUBLISH_STIMULI]:
+        frame = state["stimuli_frame"]
+        fill_stimuli(frame, record["seq"], record["tick"], record["stimuli"])
+        _send(loop, rings.out, TOPIC_STIMULI, frame)
 
 
 @jit
-def _watch(loop: Loop, rings: Rings, pipeline: Pipeline, now: float) -> None:
+def _watch(loop: Loop, rings: Rings, now: float) -> None:
     """Notice that the source is silent, and keep subscribers informed by fillers at the pace of the blocks."""
-    words, numbers = loop.words, loop.numbers
-    state = loop.shared[STATE]
-    if words[_STARTED] == 0 or state == ENDED or words[_SOURCE] == SOURCE_ZMQ:
+    state = loop.block[0]
+    words, numbers, counters = state["words"], state["numbers"], state["counters"]
+    told = state["shared"][STATE]
+    if words[_STARTED] == 0 or told == ENDED or words[_SOURCE] == SOURCE_ZMQ:
         return
     if now - numbers[_LAST_DATA] < numbers[_STALL_S]:
         return
-    if state == STREAMING:
-        loop.counters[_STALLS] += 1
+    if numbers[_NEXT_FILLER] <= numbers[_LAST_DATA]:  # the first of this silence
+        counters[_STALLS] += 1
         numbers[_NEXT_FILLER] = now
-        _set_state(loop, STALLED)
-    if numbers[_NEXT_FILLER] == 0.0:
-        numbers[_NEXT_FILLER] = now
+    if told == STREAMING:
+        _set_state(state, STALLED)
     if now >= numbers[_NEXT_FILLER]:
-        # a filler that comes late is not made up for by a burst
+        # one that comes late is not made up for by a burst
         numbers[_NEXT_FILLER] = max(numbers[_NEXT_FILLER] + numbers[_FILLER_S], now)
-        record = loop.filler[0]
+        k = loop.records.shape[0] - 1
+        record = loop.records[k]
         record["flags"] = FLAG_FILLER
         record["spikes"] = 0
-        loop.counters[_FILLERS] += 1
-        _send_tick(loop, rings, record, now)
-        put(rings.ticks.index, rings.ticks.rows, loop.filler_rows, 0)
-
-
-@jit
-def _is_topic(loop: Loop, size: int, name: bytes) -> bool:
-    if size != len(name):
-        return False
-    for i in range(len(name)):
-        if loop.topic[i] != name[i]:
-            return False
-    return True
+        counters[_FILLERS] += 1
+        _send_tick(loop, rings, k)
+        put(rings.ticks, loop.record_rows, k)

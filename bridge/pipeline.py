@@ -329,7 +329,6 @@ def consume(
     first: int,
     n: int,
     records: NDArray[Any],
-    n_records: int,
 ) -> tuple[int, int]:
     """Take samples ``[first, n)`` as far as there is room for the records of their ticks.
 
@@ -344,17 +343,16 @@ def consume(
     first, n : int
         Range to take. A sample is taken once only: go on where the last call stopped.
     records : ndarray of TICK, shape (capacity,)
-        Results; capacity at least the ticks of one block.
-    n_records : int
-        How many records there are already.
+        Overwritten from the first on; capacity at least the ticks of one block.
 
     Returns
     -------
     first, n_records : int
-        Where to go on (`n` when all was taken), and how many records there are now.
+        Where to go on (`n` when all was taken), and how many records were written.
     """
     numbers, words, counters = pipeline.numbers, pipeline.words, pipeline.counters
     i = first
+    n_records = np.int64(0)  # a literal would have _close_block compiled twice
     while i < n and n_records + words[_TICKS_PER_BLOCK] <= records.shape[0]:
         room = block_end(pipeline) - words[_INDEX]
         stamp = 0.0

@@ -17,23 +17,20 @@ _HEAD, _TAIL, _REFUSED = 0, 8, 16
 
 
 class Ring(NamedTuple):
-    """A ring of records of one structured dtype; make it with `make_ring`.
+    """A ring of records of one structured dtype, as rows of bytes; make it with `make_ring`.
 
-    `records` and `rows` are two views of the same memory: rows of bytes are what the compiled code copies, whatever the
-    dtype.
+    Bytes, because then the same compiled code serves every dtype.
     """
 
     index: NDArray[np.int64]
     rows: NDArray[np.uint8]
-    records: NDArray[Any]
 
 
 def make_ring(dtype: DTypeLike, capacity: int) -> Ring:
     """Allocate a ring of `capacity` records (a power of two)."""
     if capacity < 1 or capacity & (capacity - 1):
         raise ValueError(f"the capacity of a ring must be a power of two, not {capacity}")
-    records = np.zeros(capacity, dtype)
-    return Ring(np.zeros(24, np.int64), rows_of(records), records)
+    return Ring(np.zeros(24, np.int64), rows_of(np.zeros(capacity, dtype)))
 
 
 class SampleRing(NamedTuple):
@@ -73,29 +70,44 @@ def rows_of(records: NDArray[Any]) -> NDArray[np.uint8]:
 
 
 @jit
-def put(index: NDArray[np.int64], rows: NDArray[np.uint8], source: NDArray[np.uint8], i: int) -> bool:
+def reserve(ring: Ring) -> int:
+    """Return the row to fill next; -1, and counted, where the ring is full. Producer's thread only."""
+    head = load_relaxed(ring.index, _HEAD)
+    if head - load_acquire(ring.index, _TAIL) >= ring.rows.shape[0]:
+        store_relaxed(ring.index, _REFUSED, load_relaxed(ring.index, _REFUSED) + 1)
+        return -1
+    return head & (ring.rows.shape[0] - 1)
+
+
+@jit
+def commit(ring: Ring) -> None:
+    """Hand the row that was reserved to the consumer. Producer's thread only."""
+    store_release(ring.index, _HEAD, load_relaxed(ring.index, _HEAD) + 1)
+
+
+@jit
+def put(ring: Ring, source: NDArray[np.uint8], i: int) -> bool:
     """Append row `i` of `source`; False, and counted, where the ring is full. Producer's thread only."""
-    head = load_relaxed(index, _HEAD)
-    if head - load_acquire(index, _TAIL) >= rows.shape[0]:
-        store_relaxed(index, _REFUSED, load_relaxed(index, _REFUSED) + 1)
+    at = reserve(ring)
+    if at < 0:
         return False
-    row = rows[head & (rows.shape[0] - 1)]
+    row = ring.rows[at]
     for k in range(row.shape[0]):
         row[k] = source[i, k]
-    store_release(index, _HEAD, head + 1)
+    commit(ring)
     return True
 
 
 @jit
-def take_many(index: NDArray[np.int64], rows: NDArray[np.uint8], target: NDArray[np.uint8]) -> int:
+def take(ring: Ring, target: NDArray[np.uint8]) -> int:
     """Move as many rows as there are, and as `target` holds, into `target`; return how many. Consumer's thread only."""
-    tail = load_relaxed(index, _TAIL)
-    n = min(load_acquire(index, _HEAD) - tail, target.shape[0])
+    tail = load_relaxed(ring.index, _TAIL)
+    n = min(load_acquire(ring.index, _HEAD) - tail, target.shape[0])
     for i in range(n):
-        row = rows[(tail + i) & (rows.shape[0] - 1)]
+        row = ring.rows[(tail + i) & (ring.rows.shape[0] - 1)]
         for k in range(row.shape[0]):
             target[i, k] = row[k]
-    store_release(index, _TAIL, tail + n)
+    store_release(ring.index, _TAIL, tail + n)
     return n
 
 
@@ -125,13 +137,12 @@ def refused(index: NDArray[np.int64]) -> int:
 
 def append(ring: Ring, record: NDArray[Any]) -> bool:
     """Append one record, given as an array of length 1, from Python; False, and counted, where the ring is full."""
-    return bool(put(ring.index, ring.rows, rows_of(record), 0))
+    return bool(put(ring, rows_of(record), 0))
 
 
-def drain(ring: Ring, limit: int = 4096) -> NDArray[Any]:
+def drain(ring: Ring, dtype: np.dtype[Any], limit: int = 4096) -> NDArray[Any]:
     """Take all waiting records, at most `limit`, as a new array."""
-    n = min(int(available(ring.index)), limit)
-    taken = np.empty(n, ring.records.dtype)
-    if n:
-        take_many(ring.index, ring.rows, rows_of(taken))
+    taken = np.empty(min(int(available(ring.index)), limit), dtype)
+    if len(taken):
+        take(ring, rows_of(taken))
     return taken
