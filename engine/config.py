@@ -53,13 +53,8 @@ class ChannelConfig(_Frozen):
                 raise ValueError(f"model {self.model} has no parameter {name!r}; it has {', '.join(known)}")
             if not known[name].allows(value):
                 raise ValueError(f"{name} must lie within {known[name].low:g} and {known[name].high:g}, got {value:g}")
-        complete = self.complete_parameters()
-        if "v_threshold_mv" in complete:
-            lowest, reset, threshold = (complete[name] for name in ("v_min_mv", "v_reset_mv", "v_threshold_mv"))
-            if not lowest <= reset < threshold:
-                raise ValueError(
-                    f"expected v_min_mv <= v_reset_mv < v_threshold_mv, got {lowest:g}, {reset:g}, {threshold:g}"
-                )
+        if complaint := model_named(self.model).complaint(self.complete_parameters()):
+            raise ValueError(complaint)
         return self
 
     def complete_parameters(self) -> dict[str, float]:

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neuromod.engine.compiled import jit
-from neuromod.engine.layout import COINCIDENCE, INHIBITORY, N_SENSORY
+from neuromod.engine.layout import COINCIDENCE, INHIBITORY, LIVE, N_SENSORY
 from neuromod.engine.layout_types import Record, State
 from neuromod.engine.models import lif
 
@@ -30,10 +30,16 @@ NEVER_MS = np.float32(1e9)
 """Time since the last spike of a channel that has not fired."""
 
 _SENSORY_BITS = (1 << N_SENSORY) - 1
-_INPUT_GAIN, _RECURRENT_GAIN, _STRENGTH, _DURATION, _WINDOW, _MIN_CHANNELS = 0, 1, 2, 3, 4, 5  # the order of LIVE
+_INPUT_GAIN = LIVE.index("input_gain")
+_RECURRENT_GAIN = LIVE.index("recurrent_gain")
+_STRENGTH = LIVE.index("inhibition_strength_mv")
+_DURATION = LIVE.index("inhibition_duration_ms")
+_WINDOW = LIVE.index("coincidence_window_ms")
+_MIN_CHANNELS = LIVE.index("coincidence_min_channels")
 _ZERO = np.float32(0.0)
 _HALF = np.float32(0.5)
 _UNITY = np.float64(1.0)
+_THERE = np.float64(1e-12)  # a level this near its baseline is there: no subnormal numbers, and tempo is 1 again
 
 
 @jit
@@ -144,8 +150,15 @@ def set_learning(state: State, on: bool) -> None:
 
 @jit
 def set_parameter(state: State, index: int, value: np.float64) -> None:
-    """Set the parameter `LIVE[index]`. The caller checked its range (`config.LIVE_RANGES`)."""
-    state[0]["live"][index] = value
+    """Set the parameter `LIVE[index]`, whose range the caller checked with `config.check_live`.
+
+    A value that is not finite is ignored and counted in `bad_levels`.
+    """
+    block = state[0]
+    if not math.isfinite(value):
+        block["bad_levels"] += 1
+        return
+    block["live"][index] = value
 
 
 @jit
@@ -258,7 +271,8 @@ def _collect(block: Record, step_ms: np.float32) -> int:
 
 @jit
 def _relax(block: Record) -> None:
-    """Let every modulator go its part of the way to its baseline."""
+    """Let every modulator go its part of the way to its baseline, which it reaches when nearly there."""
     level, baseline, part = block["levels"], block["baselines"], block["relaxation"]
     for i in range(level.shape[0]):
-        level[i] += (baseline[i] - level[i]) * part[i]
+        gap = baseline[i] - level[i]
+        level[i] = level[i] + gap * part[i] if abs(gap) > _THERE else baseline[i]

@@ -10,12 +10,22 @@ References
 .. [1] Rotter & Diesmann (1999), Biol. Cybern. 81, 381-402.
 """
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from neuromod.engine.compiled import jit
 from neuromod.engine.exponential import one_minus_exp
 from neuromod.engine.layout_types import Record
 from neuromod.engine.models.model import Model, Parameter, Variable
+
+
+def _complaint(parameters: Mapping[str, float]) -> str:
+    v_min, v_reset, v_threshold = (parameters[name] for name in ("v_min_mv", "v_reset_mv", "v_threshold_mv"))
+    if v_min <= v_reset < v_threshold:
+        return ""
+    return f"expected v_min_mv <= v_reset_mv < v_threshold_mv, got {v_min:g}, {v_reset:g}, {v_threshold:g}"
+
 
 LIF = Model(
     name="lif",
@@ -32,12 +42,15 @@ LIF = Model(
         Variable("refractory_left_ms", 0.0, "time for which the membrane still stays at reset"),
     ),
     derived=("rise",),
+    complaint=_complaint,
 )
 
 _NUMBER = LIF.number
 _ZERO = np.float32(0.0)
 _ONE = np.float32(1.0)
 _HALF = np.float32(0.5)
+# a potential this small is rest; left alone it would decay into subnormal numbers, slow on many processors
+_TINY_MV = np.float32(1e-30)
 
 
 @jit
@@ -76,6 +89,7 @@ def advance(block: Record, step_ms: np.float32, threshold_gain: np.float32) -> N
         mine = model[i] == _NUMBER
         moved = v[i] + (drive[i] - v[i]) * rise[i] + kick[i]
         moved = moved if moved > v_min[i] else v_min[i]
+        moved = moved if abs(moved) > _TINY_MV else _ZERO
         held = left[i] > half_step
         moved = v_reset[i] if held else moved
         fires = moved >= v_threshold[i] * threshold_gain

@@ -1,6 +1,7 @@
 """What a neuron model declares about itself, once: its parameters, its state variables and its number."""
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 
@@ -56,6 +57,8 @@ class Model:
         Rows of the table `variables`. The first is the membrane potential.
     derived : tuple of str
         Rows of the table `derived`: what `prepare` computes from the parameters and the step.
+    complaint : callable
+        Takes a complete set of parameters by name and says what is wrong with their combination; "" where nothing is.
     """
 
     name: str
@@ -63,3 +66,4 @@ class Model:
     parameters: tuple[Parameter, ...]
     variables: tuple[Variable, ...]
     derived: tuple[str, ...]
+    complaint: Callable[[Mapping[str, float]], str]

@@ -97,6 +97,16 @@ def test_a_weight_moves_the_membrane_by_itself_one_tick_after_the_spike() -> Non
     assert network.state[0]["variables"][0, 2] == 0, "row = source, column = target"
 
 
+def test_a_membrane_at_rest_is_at_rest_and_never_subnormal() -> None:
+    network = SpikingNetwork(lone(0, tau_mem_ms=1))
+    network.step(np.full(16, 10.0))
+    for _ in range(200):
+        network.step(np.zeros(16))
+        v = abs(network.state[0]["variables"][0, 0])
+        assert v == 0 or v > np.finfo(np.float32).tiny
+    assert v == 0
+
+
 def test_every_channel_can_have_its_own_parameters() -> None:
     config = lone(20.0).model_copy(update={"channels": {4: ChannelOverride(parameters={"v_threshold_mv": 19.0})}})
     counts = SpikingNetwork(config).run(np.zeros((5000, 16))).sum(axis=0)

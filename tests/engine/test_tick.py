@@ -117,6 +117,14 @@ def test_a_level_is_held_to_its_range_and_never_becomes_nan(index: int) -> None:
     assert network.state[0]["bad_levels"] == 2
 
 
+def test_a_live_parameter_that_is_not_finite_is_ignored_and_counted() -> None:
+    network = SpikingNetwork()
+    before = network.state[0]["live"].copy()
+    kernels.set_parameter(network.state, 0, np.float64(np.nan))
+    assert (network.state[0]["live"] == before).all()
+    assert network.state[0]["bad_levels"] == 1
+
+
 def test_learning_is_a_flag_in_the_state() -> None:
     network = SpikingNetwork()
     kernels.set_learning(network.state, False)

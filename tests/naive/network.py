@@ -27,6 +27,8 @@ class NaiveLif:
         else:
             rise = F(-math.expm1(-float(step) / self.tau))
             self.v = max(self.v + (drive - self.v) * rise + kick, self.floor)
+            if abs(self.v) <= F(1e-30):
+                self.v = F(0)
         self.refractory_left = max(self.refractory_left - step, F(0))
         if self.v >= self.threshold * threshold_gain:
             self.v = self.reset
@@ -101,7 +103,8 @@ class NaiveNetwork:
         self.last_spikes = spikes
         for name in MODULATORS:
             part = -math.expm1(-self.dt_ms / getattr(modulation, f"{name}_tau_ms"))
-            level[name] += (getattr(modulation.baseline, name) - level[name]) * part
+            gap = getattr(modulation.baseline, name) - level[name]
+            level[name] = level[name] + gap * part if abs(gap) > 1e-12 else getattr(modulation.baseline, name)
         return spikes
 
     def _clean(self, stimulus: np.float32) -> np.float32:
