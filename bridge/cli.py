@@ -24,6 +24,8 @@ SETUP = "Set up"
 RUN = "Run"
 TALK = "Talk to a running daemon"
 
+LSL_CONSUMER_S = 600.0  # the program that is to listen is started by hand
+
 
 class _Group(typer.core.TyperGroup):
     """Turns every error that neuromod raises on purpose into one sentence and an exit code."""
@@ -185,7 +187,7 @@ def streams(
             [
                 {
                     "name": stream.name,
-                    "type": getattr(stream, "type", None),
+                    "type": stream.stream_type,
                     "kind": stream.kind,
                     "n_channels": stream.n_channels,
                     "sampling_frequency_hz": stream.sampling_frequency,
@@ -272,7 +274,9 @@ def replay(
     config: Annotated[
         Path | None, typer.Option("--config", "-c", help="Session file; its [source] is replaced.")
     ] = None,
-    speed: Annotated[str, typer.Option(help="1 for true time, a multiple, or max.")] = "max",
+    speed: Annotated[
+        str | None, typer.Option(help="1 for true time, a multiple, or max.", show_default="max; 1 with --lsl")
+    ] = None,
     lsl: Annotated[bool, typer.Option("--lsl", help="Play it as an LSL stream instead, for any LSL program.")] = False,
     bin_ms: Annotated[
         float | None, typer.Option(min=1.0, max=100.0, help="The file holds features of so many ms, not signal.")
@@ -287,25 +291,25 @@ def replay(
 
     [bold]neuromod replay counts.npy --bin-ms 50 --speed 1[/bold]    a feature matrix, at true time
 
-    [bold]neuromod replay data.xdf --lsl --speed 1[/bold]    as an outlet for any LSL program
+    [bold]neuromod replay data.xdf --lsl[/bold]    as an outlet for any LSL program; a line of JSON says that it is
+    ready, then it waits for somebody to listen
     """
     session = _session_for(recording, config, bin_ms, stream)
     if lsl:
         if spikes_out is not None:
             raise _usage("--spikes-out goes without --lsl: an outlet has no network behind it")
-        # an outlet as fast as possible would only overrun its listeners: true time unless a multiple is asked for
-        true_time = 1.0 if speed == "max" else _speed(speed)
-        from neuromod.adapters.base import open_source
-        from neuromod.adapters.playback import play
+        from neuromod.adapters import playback
 
-        raise typer.Exit(play(open_source(session.source), speed=true_time) or 0)
+        pace: Any = "max" if speed == "max" else _speed(speed or "1")
+        play = playback.PlaybackConfig(source=session.source, speed=pace, consumer_timeout_s=LSL_CONSUMER_S)
+        raise typer.Exit(playback.main([play.model_dump_json()]))
     from neuromod.bridge.replay import replay_command
 
     raise typer.Exit(
         replay_command(
             config=session,
             recording=recording,
-            speed=None if speed == "max" else _speed(speed),
+            speed=None if speed in (None, "max") else _speed(speed),
             json=json,
             spikes_out=spikes_out,
         )
@@ -369,9 +373,9 @@ def _usage(message: str) -> NeuromodError:
     return NeuromodError(message)
 
 
-def _speed(text: str) -> float:
+def _speed(text: str | None) -> float:
     try:
-        speed = float(text)
+        speed = float(text or "")
     except ValueError:
         speed = 0.0
     if not 0.0 < speed <= 1e6:
