@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pylsl
 from numpy.typing import NDArray
+from pylsl.util import LostError
 
 from neuromod.adapters.base import Chunk, Marker, StreamInfo, empty_chunk, microvolts_per, not_open, unique_names
 from neuromod.adapters.config import LslConfig, MarkerConfig
@@ -185,7 +186,7 @@ class _Connection:
         self.is_lost = False
         try:
             return self._inlet.info(timeout_s)
-        except (TimeoutError, pylsl.LostError) as error:
+        except (TimeoutError, LostError) as error:
             self.close()
             raise self._unanswered("request for the description (TCP)", timeout_s) from error
 
@@ -193,13 +194,13 @@ class _Connection:
         # before data flow: the first pull would otherwise wait 640 ms for the clocks
         try:
             self.inlet.time_correction(timeout_s)
-        except (TimeoutError, pylsl.LostError) as error:
+        except (TimeoutError, LostError) as error:
             raise self._unanswered("clock probes (UDP)", timeout_s) from error
 
     def _subscribe(self, timeout_s: float) -> None:
         try:
             self.inlet.open_stream(timeout_s)
-        except (TimeoutError, pylsl.LostError) as error:
+        except (TimeoutError, LostError) as error:
             raise self._unanswered("subscription (TCP)", timeout_s) from error
 
     def _unanswered(self, what: str, timeout_s: float) -> AdapterTimeoutError:
@@ -440,7 +441,7 @@ class LslMarkers:
             except UnicodeDecodeError:  # the rows of this pull are gone
                 self._quirks["undecodable"] = self._quirks.get("undecodable", 0) + 1
                 continue
-            except pylsl.LostError:
+            except LostError:
                 self._connection.is_lost = True
                 self._quirks["lost"] = self._quirks.get("lost", 0) + 1
                 return found

@@ -5,8 +5,8 @@ times speed: gaps, jitter and resets of the original are on the wire as they wer
 that falls behind by more than its buffer (or ours, 10 s) loses the oldest samples. So "max" is a bounded rate that an
 ordinary consumer keeps up with, not an unbounded one; a recording played straight into the daemon has no such limit.
 
-`python -m neuromod.adapters.playback CONFIG` plays in a process of its own, CONFIG being JSON of `PlaybackConfig` or the
-path of a file of it. It writes one line of JSON when the outlet exists ({"ready": true, ...}) and one at its end
+`python -m neuromod.adapters.playback CONFIG` plays in a process of its own, CONFIG being JSON of `PlaybackConfig` or
+the path of a file of it. It writes one line of JSON when the outlet exists ({"ready": true, ...}) and one at its end
 ({"done": true, ...}). SIGINT and SIGTERM end it at once.
 """
 
@@ -165,7 +165,7 @@ def play(
             return Played(0, 0, 0.0, 0.0, True)
         if time.monotonic() >= deadline:
             raise AdapterTimeoutError(
-                f"nobody listened to the LSL stream {facts.name!r} within {consumer_timeout_s:g} s; start the consumer, "
+                f"nobody listened to the LSL stream {facts.name!r} within {consumer_timeout_s:g} s; start one, "
                 f'for instance with source = {{ kind = "lsl", source_id = "{facts.source_id}" }}'
             )
     player = _Player(outlet, markers_outlet, times, pylsl.local_clock() + start_lead_s, stop)

@@ -31,7 +31,7 @@ ContinuousResolveInterval = 0.1
 TimeProbeInterval = 0.01
 TimeProbeMaxRTT = 0.03
 [log]
-level = -2
+level = -3
 """
 
 _folder = tempfile.TemporaryDirectory(prefix="neuromod-lsl-")
