@@ -64,6 +64,11 @@ def test_a_channel_takes_over_what_it_does_not_name() -> None:
     assert config.channel(15).gain_mv == 0
 
 
+def test_the_interneuron_keeps_its_own_defaults_where_others_are_set() -> None:
+    config = NetworkConfig.model_validate({"interneuron": {"parameters": {"v_threshold_mv": 12}}})
+    assert (config.channel(15).gain_mv, config.channel(15).bias_mv) == (0, 0)
+
+
 def test_the_default_of_every_live_parameter_is_allowed() -> None:
     values = NetworkConfig().live_values()
     assert tuple(check_live(name, value) for name, value in zip(LIVE, values, strict=True)) == values
