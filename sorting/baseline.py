@@ -89,8 +89,11 @@ class Baseline(pydantic.BaseModel, frozen=True, extra="forbid"):
         ConfigError
             Names what differs.
         """
-        if tuple(self.feature_names) != tuple(feature_names):
-            self._refuse(f"features: {len(self.feature_names)} in the baseline, {len(feature_names)} others here")
+        if len(self.feature_names) != len(feature_names):
+            self._refuse(f"number of features: {len(self.feature_names)} in the baseline, {len(feature_names)} here")
+        for i, (a, b) in enumerate(zip(self.feature_names, feature_names, strict=True)):
+            if a != b:
+                self._refuse(f'feature {i}: "{a}" in the baseline, "{b}" here')
         for key, ours, theirs in (
             ("block_ms", self.block_ms, block_ms),
             ("smoothing_ms", self.smoothing_ms, smoothing_ms),

@@ -112,9 +112,10 @@ class EncoderConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
     In order: smooth each feature, normalise it, mix the features into stimuli, then
     ``clip(offset + gain * rectify(mixed))``. Stimuli that no feature reaches are 0.
 
-    The defaults make any feature (counts, power, a stream of rates) a stimulus of about 1 at rest that moves by about 1
-    per standard deviation and stays within 0 and 5: enough to keep a network of default LIF neurons awake at rest and
-    to silence or saturate it with the signal, whatever the number of channels and the unit of the features.
+    The defaults make any feature (counts, power, a stream of rates) a stimulus of 0.5 at rest that moves by 1 per
+    standard deviation of its group and stays within 0 and 5, whatever the number of channels and the unit of the
+    features. With the network's defaults (12 mV bias, 10 mV a unit, threshold at 15 mV) that is about 20 Hz a channel
+    for a Utah array at rest, silence below, and over 100 Hz at the upper limit.
     """
 
     kind: Literal["identity", "groups", "matrix"] = "groups"

@@ -31,7 +31,8 @@ def referenced(y: Floats, kind: str, taking_part: Sequence[int], clip: Floats | 
     if kind == "clipped-mean":
         assert clip is not None
         mean = mean + np.clip(y[:, used] - mean, -clip[used], clip[used]).mean(axis=1, keepdims=True)
-    return y - mean
+    without: Floats = y - mean
+    return without
 
 
 def crossing_samples(y: Floats, threshold: float, dead_samples: int) -> list[int]:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from neuromod.sorting.front_end import FrontEnd
 from neuromod.sorting.measure import BaselineEstimator, measure_baseline
 
 Floats = NDArray[np.float32]
+Run = Callable[..., Floats]
 FS = 15000.0
 NAMES = ("a", "b", "c", "d")
 FRONT_END = FrontEndConfig(reference="mean", crossings=CrossingsConfig(threshold_noise=-2.0))
@@ -33,7 +35,7 @@ def baseline() -> Baseline:
     return measure_baseline(FRONT_END, ENCODER, [signal()], FS, NAMES, duration_s=0.2, stream_name="rig 1")
 
 
-def test_a_baseline_is_what_the_loop_itself_would_have_measured(run, baseline: Baseline) -> None:
+def test_a_baseline_is_what_the_loop_itself_would_have_measured(run: Run, baseline: Baseline) -> None:
     front_end = FrontEnd(FRONT_END.model_copy(update={"warmup_s": 0.1}), 4, FS, NAMES)
     features = run(front_end, signal(), [15] * 200)
     encoder = Encoder(EncoderConfig(warmup_s=0.1), 4, front_end.feature_names)
@@ -58,7 +60,7 @@ def test_chunks_make_no_difference_to_a_baseline(baseline: Baseline, chunk: int)
     assert again.model_copy(update={"measured_at": baseline.measured_at}) == baseline
 
 
-def test_a_session_with_a_baseline_counts_from_the_first_block(run, baseline: Baseline) -> None:
+def test_a_session_with_a_baseline_counts_from_the_first_block(run: Run, baseline: Baseline) -> None:
     front_end = FrontEnd(FRONT_END, 4, FS, NAMES, baseline)
     encoder = Encoder(ENCODER, 4, front_end.feature_names, baseline)
 
@@ -118,8 +120,10 @@ def test_an_encoder_of_other_blocks_smoothing_or_features_refuses_the_baseline(b
         Encoder(ENCODER, 4, names, baseline, block_ms=2.0)
     with pytest.raises(ConfigError, match="smoothing_ms: 30 in the baseline, 5 here"):
         Encoder(EncoderConfig(smoothing_ms=5.0), 4, names, baseline)
-    with pytest.raises(ConfigError, match="features"):
+    with pytest.raises(ConfigError, match='feature 0: "a.crossings" in the baseline, "f1" here'):
         Encoder(ENCODER, 4, None, baseline)
+    with pytest.raises(ConfigError, match="number of features: 4 in the baseline, 3 here"):
+        Encoder(ENCODER, 3, names[:3], baseline)
     Encoder(EncoderConfig(normalisation="none", smoothing_ms=5.0), 4, names, baseline)
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
-from naive import front_end as naive
+import naive.front_end as naive
 from neuromod.engine.errors import ConfigError
 from neuromod.sorting.config import EncoderConfig
 from neuromod.sorting.encoder import Encoder, encode, is_encoding
@@ -24,7 +24,7 @@ def plain(**changes: object) -> EncoderConfig:
     return EncoderConfig.model_validate(PLAIN | changes)
 
 
-def encoded(encoder: Encoder, features: Floats) -> Floats:
+def encoded(encoder: Encoder, features: NDArray[np.floating]) -> Floats:
     out = np.full((len(features), 16), np.nan, dtype=np.float32)
     for vector, row in zip(np.ascontiguousarray(features, dtype=np.float32), out, strict=True):
         encode(encoder.state, vector, row)

@@ -1,6 +1,7 @@
 """Samples in, features out: what the front end promises."""
 
 import datetime
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from naive import front_end as naive
+import naive.front_end as naive
 from neuromod.engine.errors import ConfigError
 from neuromod.sorting.baseline import Baseline, front_end_hash
 from neuromod.sorting.config import (
@@ -20,6 +21,7 @@ from neuromod.sorting.config import (
 from neuromod.sorting.front_end import FrontEnd, finish_block, is_ready, push
 
 Floats = NDArray[np.float32]
+Run = Callable[..., Floats]
 FS = 15000.0
 ALL_KINDS = ("crossings", "spiking_band", "bands", "raw")
 
@@ -58,7 +60,7 @@ def known_noise(config: FrontEndConfig, noise: dict[str, list[float]], excluded:
 
 @pytest.mark.parametrize("reference", ["none", "mean", "median", "clipped-mean"])
 @pytest.mark.parametrize("seed", [1, 2])
-def test_features_equal_the_naive_twin(run, reference: str, seed: int) -> None:
+def test_features_equal_the_naive_twin(run: Run, reference: str, seed: int) -> None:
     config = FrontEndConfig.model_validate(
         {"features": ALL_KINDS, "reference": reference, "bands": {"ranges_hz": [(20, 60), (60, 200)]}}
     )
@@ -80,7 +82,7 @@ def test_features_equal_the_naive_twin(run, reference: str, seed: int) -> None:
 
 
 @pytest.mark.parametrize("log", [False, True])
-def test_power_of_a_tone_is_half_its_squared_amplitude(run, log: bool) -> None:
+def test_power_of_a_tone_is_half_its_squared_amplitude(run: Run, log: bool) -> None:
     config = FrontEndConfig(features=("bands",), bands=BandsConfig(ranges_hz=((8.0, 13.0),), window_ms=1.0, log=log))
     front_end = FrontEnd(config, 1, 250.0)
     t = np.arange(1000) / 250.0
@@ -98,7 +100,9 @@ def test_power_of_a_tone_is_half_its_squared_amplitude(run, log: bool) -> None:
     reference=st.sampled_from(["none", "mean", "median", "clipped-mean"]),
     n_channels=st.sampled_from([2, 8, 9]),
 )
-def test_any_split_of_the_samples_gives_the_same_bits(run, cuts: list[int], reference: str, n_channels: int) -> None:
+def test_any_split_of_the_samples_gives_the_same_bits(
+    run: Run, cuts: list[int], reference: str, n_channels: int
+) -> None:
     config = FrontEndConfig.model_validate(
         {"features": ALL_KINDS, "reference": reference, "warmup_s": 0.01, "bands": {"ranges_hz": [(20, 60)]}}
     )
@@ -115,7 +119,7 @@ def test_any_split_of_the_samples_gives_the_same_bits(run, cuts: list[int], refe
 
 @settings(max_examples=20, deadline=None)
 @given(cut=st.integers(0, 240), later=st.integers(0, 240))
-def test_counts_do_not_depend_on_where_blocks_end(run, cut: int, later: int) -> None:
+def test_counts_do_not_depend_on_where_blocks_end(run: Run, cut: int, later: int) -> None:
     config = FrontEndConfig(crossings=CrossingsConfig(threshold_uv=-40.0, dead_time_ms=3.0))
     samples = noise_with_spikes(240, 3, seed=4)
     edges = [0, *sorted([cut, later]), 240]
@@ -127,7 +131,7 @@ def test_counts_do_not_depend_on_where_blocks_end(run, cut: int, later: int) -> 
     assert one.sum() > 0
 
 
-def test_crossings_closer_than_the_dead_time_count_once(run) -> None:
+def test_crossings_closer_than_the_dead_time_count_once(run: Run) -> None:
     config = FrontEndConfig(crossings=CrossingsConfig(low_hz=1.0, high_hz=7000.0, threshold_uv=-50.0, dead_time_ms=2.0))
     samples = np.zeros((300, 1), dtype=np.float32)
     samples[[100, 110, 129, 130, 161]] = -100.0  # 2 ms are 30 samples: 110 and 129 are dead; 130 never came up again
@@ -137,7 +141,7 @@ def test_crossings_closer_than_the_dead_time_count_once(run) -> None:
     assert np.flatnonzero(counts).tolist() == [100, 161]
 
 
-def test_staying_below_threshold_counts_once(run) -> None:
+def test_staying_below_threshold_counts_once(run: Run) -> None:
     config = FrontEndConfig(
         crossings=CrossingsConfig(low_hz=0.01, high_hz=7000.0, threshold_uv=-50.0, dead_time_ms=0.0)
     )
@@ -147,7 +151,7 @@ def test_staying_below_threshold_counts_once(run) -> None:
     assert run(FrontEnd(config, 1, FS), samples, [300])[0, 0] == 1
 
 
-def test_an_offset_of_the_signal_leaves_no_transient(run) -> None:
+def test_an_offset_of_the_signal_leaves_no_transient(run: Run) -> None:
     config = FrontEndConfig(
         features=("crossings", "bands"),
         crossings=CrossingsConfig(threshold_uv=-1e-3),
@@ -160,7 +164,7 @@ def test_an_offset_of_the_signal_leaves_no_transient(run) -> None:
     np.testing.assert_allclose(features, 0.0, atol=1e-9)
 
 
-def test_an_artefact_of_all_channels_is_taken_away_and_a_spike_is_not(run) -> None:
+def test_an_artefact_of_all_channels_is_taken_away_and_a_spike_is_not(run: Run) -> None:
     config = FrontEndConfig(reference="clipped-mean")
     noise = {"crossings": [10.0] * 16}
     rng = np.random.default_rng(0)
@@ -175,7 +179,7 @@ def test_an_artefact_of_all_channels_is_taken_away_and_a_spike_is_not(run) -> No
 
 
 @pytest.mark.parametrize("reference", ["mean", "median", "clipped-mean"])
-def test_an_excluded_channel_has_no_features_and_no_say_in_the_reference(run, reference: str) -> None:
+def test_an_excluded_channel_has_no_features_and_no_say_in_the_reference(run: Run, reference: str) -> None:
     config = FrontEndConfig.model_validate(
         {
             "features": ["crossings", "spiking_band", "raw"],
@@ -197,7 +201,7 @@ def test_an_excluded_channel_has_no_features_and_no_say_in_the_reference(run, re
     assert features.tobytes() == tame_features.tobytes()
 
 
-def test_warm_up_measures_noise_finds_bad_channels_then_counts(run) -> None:
+def test_warm_up_measures_noise_finds_bad_channels_then_counts(run: Run) -> None:
     config = FrontEndConfig(reference="mean", warmup_s=0.2, saturation_uv=4000.0)
     rng = np.random.default_rng(7)
     samples = rng.normal(0, 10, (4500, 6)).astype(np.float32)
@@ -230,7 +234,7 @@ def test_without_anything_to_measure_there_is_no_warm_up() -> None:
     assert not FrontEnd(FrontEndConfig(), 4, FS).is_ready
 
 
-def test_raw_is_the_mean_of_the_block(run) -> None:
+def test_raw_is_the_mean_of_the_block(run: Run) -> None:
     samples = np.array([[1.0, 2.0], [3.0, 6.0], [-1.0, 0.5]], dtype=np.float32)
 
     features = run(FrontEnd(FrontEndConfig(features=("raw",)), 2, 250.0), samples, [2, 1])
@@ -238,7 +242,7 @@ def test_raw_is_the_mean_of_the_block(run) -> None:
     np.testing.assert_array_equal(features, [[2.0, 4.0], [-1.0, 0.5]])
 
 
-def test_a_block_without_samples_changes_no_power(run) -> None:
+def test_a_block_without_samples_changes_no_power(run: Run) -> None:
     config = FrontEndConfig(features=("spiking_band", "raw"), spiking_band=SpikingBandConfig(window_ms=1.0))
     features = run(FrontEnd(config, 2, FS), noise_with_spikes(120, 2, seed=8), [60, 0, 60])
 
@@ -262,7 +266,7 @@ def test_features_are_named_channel_by_channel() -> None:
 
 
 @pytest.mark.parametrize("cut", [0, 50, 200, 301])
-def test_a_restored_front_end_goes_on_bit_for_bit(run, cut: int) -> None:
+def test_a_restored_front_end_goes_on_bit_for_bit(run: Run, cut: int) -> None:
     config = FrontEndConfig.model_validate({"features": ALL_KINDS, "reference": "mean", "warmup_s": 0.01})
     samples = noise_with_spikes(450, 3, seed=9)
     first, second = (FrontEnd(config, 3, FS) for _ in range(2))
@@ -277,7 +281,7 @@ def test_a_restored_front_end_goes_on_bit_for_bit(run, cut: int) -> None:
     assert second.snapshot() == first.snapshot()
 
 
-def test_reset_forgets_everything(run) -> None:
+def test_reset_forgets_everything(run: Run) -> None:
     config = FrontEndConfig(warmup_s=0.01)
     samples = noise_with_spikes(450, 3, seed=10)
     used = FrontEnd(config, 3, FS)
@@ -306,7 +310,7 @@ def test_snapshots_of_others_are_refused_and_change_nothing() -> None:
 
 
 @pytest.mark.parametrize("value", [3.4e38, -3.4e38])
-def test_huge_input_gives_finite_features(run, value: float) -> None:
+def test_huge_input_gives_finite_features(run: Run, value: float) -> None:
     config = FrontEndConfig(features=ALL_KINDS, reference="clipped-mean", warmup_s=0.005)
     samples = noise_with_spikes(300, 3, seed=11)
     samples[200:210, 1] = value
@@ -316,7 +320,7 @@ def test_huge_input_gives_finite_features(run, value: float) -> None:
     assert np.isfinite(features[1:]).all()
 
 
-def test_silence_after_a_signal_leaves_no_denormal_numbers(run) -> None:
+def test_silence_after_a_signal_leaves_no_denormal_numbers(run: Run) -> None:
     front_end = FrontEnd(FrontEndConfig(features=("spiking_band",)), 1, FS)
     run(front_end, noise_with_spikes(60, 1, seed=12), [60])
 
@@ -328,7 +332,7 @@ def test_silence_after_a_signal_leaves_no_denormal_numbers(run) -> None:
 
 
 @pytest.mark.parametrize("n_channels", [1, 15, 16, 1024])
-def test_any_number_of_channels_works(run, n_channels: int) -> None:
+def test_any_number_of_channels_works(run: Run, n_channels: int) -> None:
     config = FrontEndConfig(warmup_s=2 / FS)
 
     features = run(FrontEnd(config, n_channels, FS), noise_with_spikes(8, n_channels, seed=13), [4, 4])
@@ -364,7 +368,7 @@ def test_what_cannot_work_is_refused_with_the_key_and_the_fix(
         assert word in str(caught.value)
 
 
-def test_a_lone_channel_is_not_referenced_to_itself(run) -> None:
+def test_a_lone_channel_is_not_referenced_to_itself(run: Run) -> None:
     config = FrontEndConfig(crossings=CrossingsConfig(threshold_uv=-60.0))
 
     assert run(FrontEnd(config, 1, FS), noise_with_spikes(300, 1, seed=14), [300])[0, 0] > 0

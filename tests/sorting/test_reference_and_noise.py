@@ -1,5 +1,7 @@
 """Common references and the streaming noise estimate, each against numpy."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -10,7 +12,7 @@ from neuromod.sorting import noise, reference
 finite = st.floats(-1e6, 1e6, width=32)
 
 
-def padded(values: list[float]) -> tuple[np.ndarray, np.ndarray]:
+def padded(values: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
     n = -(-len(values) // reference.LANES) * reference.LANES
     y, weight = np.zeros(n), np.zeros(n)
     y[: len(values)] = values
