@@ -12,6 +12,8 @@ ReferenceKind = Literal["none", "mean", "median", "clipped-mean"]
 PositiveHz = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 PositiveMs = Annotated[float, Field(gt=0, le=60_000, allow_inf_nan=False)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
+Centre = Annotated[float, Field(ge=-1e38, le=1e38)]
+Scale = Annotated[float, Field(ge=1e-30, le=1e30)]
 Order = Annotated[int, Field(ge=1, le=4)]
 
 
@@ -134,12 +136,9 @@ class EncoderConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
     """zscore without a baseline: stream time over which mean and deviation are measured; stimuli are 0 until then."""
     limit_sd: Annotated[float, Field(gt=0)] = 5.0
     """zscore: each feature is kept within this many standard deviations, so that no single one rules a group."""
-    centre: Finite | tuple[Finite, ...] = 0.0
-    scale: (
-        Annotated[float, Field(gt=0, allow_inf_nan=False)]
-        | tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...]
-    ) = 1.0
-    gain: Finite = 1.0
+    centre: Centre | tuple[Centre, ...] = 0.0
+    scale: Scale | tuple[Scale, ...] = 1.0
+    gain: Annotated[float, Field(ge=-1e6, le=1e6)] = 1.0
     rectify: Literal["none", "half", "full"] = "none"
     offset: Finite = 0.5
     clip: tuple[Finite, Finite] = (0.0, 5.0)

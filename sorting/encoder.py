@@ -24,7 +24,12 @@ _DECAY, _LIMIT, _GAIN, _OFFSET, _LOW, _HIGH = range(6)
 # Entries of EncoderState.counters.
 _READY, _SEEN, _ANY = range(3)
 
+# below these, a standard deviation is rounding and not signal
 _RELATIVE_FLOOR = 1e-9
+_ABSOLUTE_FLOOR = 1e-60
+
+# limits on weights, gain and scale (EncoderConfig) keep the double sums of any float32 features far from overflow
+_LARGEST_WEIGHT = 1e30
 
 
 class EncoderState(NamedTuple):
@@ -125,8 +130,6 @@ def _mix(state: EncoderState, stimuli: NDArray[np.float32]) -> None:
         elif state.options[_RECTIFY] == 2:
             value = abs(value)
         value += state.numbers[_OFFSET]
-        if math.isnan(value):  # inf - inf of extreme weights says nothing
-            value = 0.0
         stimuli[k] = min(max(value, state.numbers[_LOW]), state.numbers[_HIGH]) if state.reached[k] > 0.0 else 0.0
 
 
@@ -139,7 +142,7 @@ def _freeze(state: EncoderState) -> None:
         n = state.seen[f]
         sd = math.sqrt(state.squares[f] / n) if n > 0.0 else 0.0
         state.centre[f] = state.mean[f]
-        state.inverse[f] = 1.0 / sd if sd > _RELATIVE_FLOOR * abs(state.mean[f]) else 0.0
+        state.inverse[f] = 1.0 / sd if sd > max(_ABSOLUTE_FLOOR, _RELATIVE_FLOOR * abs(state.mean[f])) else 0.0
 
 
 class Encoder:
@@ -215,7 +218,7 @@ class Encoder:
             state.inverse[:] = 1.0 / _per_feature("scale", self.config.scale, self.n_features)
         elif self._baseline is not None:
             mean, sd = np.array(self._baseline.mean), np.array(self._baseline.sd)
-            known = sd > _RELATIVE_FLOOR * np.abs(mean)
+            known = sd > np.maximum(_ABSOLUTE_FLOOR, _RELATIVE_FLOOR * np.abs(mean))
             state.centre[:] = mean
             state.inverse[:] = np.where(known, 1.0 / np.where(known, sd, 1.0), 0.0)
         state.counters[_READY] = int(self.config.normalisation != "zscore" or self._baseline is not None)
@@ -320,8 +323,10 @@ def _matrix_from_file(config: EncoderConfig, n: int) -> NDArray[np.float64]:
             f"encoder.matrix_path = {path} holds a matrix of shape {matrix.shape}; "
             f"({N_CHANNELS}, {n}) or ({N_SENSORY}, {n}) expected, one column per feature{hint}"
         )
-    if not np.all(np.isfinite(matrix)):
-        raise ConfigError(f"encoder.matrix_path = {path} holds values that are not finite")
+    if not np.all(np.abs(matrix) <= _LARGEST_WEIGHT):  # NaN is not either
+        raise ConfigError(
+            f"encoder.matrix_path = {path} holds values that are not finite, or beyond {_LARGEST_WEIGHT:g}"
+        )
     return np.vstack([matrix, np.zeros((N_CHANNELS - matrix.shape[0], n))])
 
 

@@ -120,7 +120,7 @@ def test_an_encoder_of_other_blocks_smoothing_or_features_refuses_the_baseline(b
         Encoder(ENCODER, 4, names, baseline, block_ms=2.0)
     with pytest.raises(ConfigError, match="smoothing_ms: 30 in the baseline, 5 here"):
         Encoder(EncoderConfig(smoothing_ms=5.0), 4, names, baseline)
-    with pytest.raises(ConfigError, match='feature 0: "a.crossings" in the baseline, "f1" here'):
+    with pytest.raises(ConfigError, match=r'feature 0: "a\.crossings" in the baseline, "f1" here'):
         Encoder(ENCODER, 4, None, baseline)
     with pytest.raises(ConfigError, match="number of features: 4 in the baseline, 3 here"):
         Encoder(ENCODER, 3, names[:3], baseline)

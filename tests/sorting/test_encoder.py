@@ -107,6 +107,7 @@ def test_a_matrix_that_does_not_fit_is_refused_with_the_fix(tmp_path: Path) -> N
         ("turned.npy", np.zeros((5, 16)), "transpose it"),
         ("small.npy", np.zeros((3, 5)), r"shape \(3, 5\); \(16, 5\) or \(14, 5\) expected"),
         ("nan.npy", np.full((16, 5), np.nan), "not finite"),
+        ("huge.npy", np.full((16, 5), -1e31), "beyond"),
         ("object.npy", np.array([{}], dtype=object), "cannot be read"),
         ("text.csv", "a,b\n", "cannot be read"),
         ("other.txt", "1", ".npy or .csv expected"),
@@ -217,8 +218,8 @@ def test_stimuli_are_finite_whatever_comes(
             "rectify": rectify,
             "smoothing_ms": smoothing_ms,
             "warmup_s": 0.002,
-            "scale": 1e-300,
-            "gain": 1e300,
+            "scale": 1e-30,
+            "gain": 1e6,
             "clip": (-3e38, 3e38),
         }
     )
@@ -290,6 +291,8 @@ def test_defaults_keep_stimuli_of_a_utah_array_in_range() -> None:
         {"clip": [1.0, 0.0]},
         {"clip": [0.0, 3.4e38]},
         {"scale": 0.0},
+        {"scale": [1.0, -1.0]},
+        {"gain": 1e7},
         {"gain": float("nan")},
         {"gian": 1.0},
     ],
