@@ -11,6 +11,7 @@ import pydantic
 from pydantic_core import ErrorDetails
 
 from neuromod.bridge.toml_text import find_line
+from neuromod.engine.models.catalogue import MODELS
 
 Path = tuple[str | int, ...]
 
@@ -62,6 +63,12 @@ def explain(
             continue  # it is there, misspelt, and is told as that
         if detail["type"] == "combination":
             path = tuple(str(detail["ctx"]["key"]).split("."))
+        if path[:1] == ("network",) and detail["type"] == "value_error":
+            parameter = _unknown_parameter(detail["input"], path)
+            if parameter is not None:
+                path, value = parameter
+                sentences.setdefault(path, []).append(_unknown_key(path, value, _parameter_names()))
+                continue
         sentences.setdefault(path, []).append(_sentence(detail, path, model))
     found = []
     for path, said in sentences.items():
@@ -86,36 +93,66 @@ def _sentence(detail: ErrorDetails, path: Path, model: type[pydantic.BaseModel])
         return f"{key}.{detail['ctx']['discriminator'].strip(chr(39))} is {tag!r}, but must be one of {expected}"
     if kind == "union_tag_not_found":
         return f"{key}.{detail['ctx']['discriminator'].strip(chr(39))} is missing; it says of what kind {key} is"
-    message = message.removeprefix("Value error, ").removeprefix("Assertion failed, ")
+    message = message.replace("Value error, ", "").removeprefix("Assertion failed, ")
     if kind in ("value_error", "assertion_error"):
         return f"{key}: {message}" if key else message
-    shown = detail["input"]
-    shown = (
-        "a table" if isinstance(shown, dict) else f"{shown!r}" if len(repr(shown)) <= 60 else f"{repr(shown)[:60]}..."
-    )
+    shown = "a table" if isinstance(detail["input"], dict) else repr(detail["input"])
+    shown = shown if len(shown) <= 60 else f"{shown[:60]}..."
     return f"{key} {_SUBJECT.sub('should', message)}, not {shown}"
 
 
 def _unknown_key(path: Path, value: Any, known: list[str]) -> str:
     name = str(path[-1])
     full = ".".join(str(part) for part in path)
-    stem, unit = _split_unit(name)
-    for candidate in known:
-        candidate_stem, candidate_unit = _split_unit(candidate)
-        if candidate_unit is None or candidate_stem != stem:
-            continue
-        if unit is None:
-            return f"{full} needs its unit in its name: write {candidate}"
-        if _UNITS[unit][0] == _UNITS[candidate_unit][0]:
-            fix = candidate
-            if isinstance(value, int | float) and not isinstance(value, bool):
-                fix += f" = {value * _UNITS[unit][1] / _UNITS[candidate_unit][1]:.12g}"
-            return f"{full} has the wrong unit: write {fix}"
-        return f"{full} has the wrong unit: it is given as {candidate}"
+    if unit := _unit_fault(name, value, known):
+        return f"{full} {unit}"
+    if path[0] == "network":
+        parameters = _parameter_names()
+        if unit := _unit_fault(name, value, parameters):
+            return f"{full} {unit}, in the table parameters of sensory, interneuron or a channel"
+        if name in parameters:
+            return f"{full} is a parameter of the model: write it in the table parameters of sensory or of a channel"
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     if close:
         return f"{full} is not a known key: did you mean {close[0]}?"
     return f"{full} is not a known key: remove it, or use one of {', '.join(sorted(known))}"
+
+
+def _unit_fault(name: str, value: Any, known: list[str]) -> str | None:
+    """Say what is wrong with the unit in a key, where that is what is wrong with it."""
+    stem, unit = _split_unit(name)
+    for candidate in known:
+        candidate_stem, candidate_unit = _split_unit(candidate)
+        if candidate_unit is None or candidate_stem != stem or candidate == name:
+            continue
+        if unit is None:
+            return f"needs its unit in its name: write {candidate}"
+        if _UNITS[unit][0] != _UNITS[candidate_unit][0]:
+            return f"has the wrong unit: it is given as {candidate}"
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            candidate += f" = {value * _UNITS[unit][1] / _UNITS[candidate_unit][1]:.12g}"
+        return f"has the wrong unit: write {candidate}"
+    return None
+
+
+def _parameter_names() -> list[str]:
+    """Names of the parameters of all neuron models: the one table of a session whose keys its model does not list."""
+    return [parameter.name for model in MODELS for parameter in model.parameters]
+
+
+def _unknown_parameter(table: Any, path: Path) -> tuple[Path, Any] | None:
+    """Path and value of the first entry, of any table `parameters` below `path`, that no neuron model has."""
+    if not isinstance(table, dict):
+        return None
+    for key, value in table.items():
+        inside = (*path, key)
+        if key == "parameters" and isinstance(value, dict):
+            found = next(((*inside, name) for name in value if name not in _parameter_names()), None)
+            if found is not None:
+                return found, value[found[-1]]
+        elif (deeper := _unknown_parameter(value, inside)) is not None:
+            return deeper
+    return None
 
 
 def _split_unit(key: str) -> tuple[str, str | None]:

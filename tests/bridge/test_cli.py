@@ -83,6 +83,14 @@ def test_every_command_of_the_control_socket_can_be_given() -> None:
     assert set(COMMANDS) <= at_hand
 
 
+def test_the_readme_names_only_commands_that_exist() -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    named = set(re.findall(r"^\$ neuromod (\w+)", readme, re.MULTILINE))
+
+    assert named >= {"doctor", "init", "check", "baseline", "start", "subscribe", "replay"}
+    assert named <= {command[0] for command in COMMANDS_WITH_HELP}
+
+
 def test_version_is_printed() -> None:
     assert re.fullmatch(r"neuromod \d+\.\d+.*\n", run("--version").stdout)
 

@@ -179,6 +179,10 @@ def test_a_folder_is_no_session_file(tmp_path: Path) -> None:
         (ZMQ + "[timing]\nstall_hz = 20", "timing.stall_hz has the wrong unit: it is given as stall_ms"),
         (LSL + "[front_end.crossings]\nlow_khz = 0.3", "crossings.low_khz has the wrong unit: write low_hz = 300"),
         (ZMQ + "[network.coincidence]\nwindow_s = 0.003", "window_s has the wrong unit: write window_ms = 3"),
+        (ZMQ + "[network.sensory.parameters]\ntau_mem_s = 0.02", "line 3: network.sensory.parameters.tau_mem_s has"),
+        (ZMQ + "[network.channels.3.parameters]\ntau_mem = 20", "needs its unit in its name: write tau_mem_ms"),
+        (ZMQ + "[network]\ntau_mem_s = 0.02", "network.tau_mem_s has the wrong unit: write tau_mem_ms = 20, in"),
+        (ZMQ + "[network.sensory]\ntau_mem_ms = 2", "network.sensory.tau_mem_ms is a parameter of the model"),
         # values
         (ZMQ + "[timing]\nstall_ms = 'fast'", "line 3: timing.stall_ms should be a valid number"),
         (ZMQ + "[timing]\nlate_ms = -1", "line 3: timing.late_ms should be greater than 0, not -1"),
