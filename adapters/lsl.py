@@ -269,6 +269,11 @@ class LslSource:
         """What to multiply a pulled sample by to get microvolt, shape (n_channels,); 1 where the unit is unknown."""
         return self._scale
 
+    @property
+    def is_regular(self) -> bool:
+        """Whether the stream states a rate, so that its stamps lie on a grid."""
+        return bool(self._layout and self._layout[1] > 0)
+
     def open(self) -> None:
         """Find the stream, check it, learn its clock and subscribe.
 

@@ -4,7 +4,9 @@ neo's rawio is used for everything it knows, because it also gives the events, t
 unit per channel; spikeinterface for raw binary, NWB and its own folders.
 """
 
+import gc
 import inspect
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,8 +104,12 @@ class NeoReader:
         return samples
 
     def close(self) -> None:
-        """Let neo's memory maps go."""
+        """Let neo's files go."""
         self._raw = None
+        # neo closes nothing and refers to itself in circles: without this, files stay open for an unknown time
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)
+            gc.collect()
 
     def _describe_stream(self, stream_id: str) -> str:
         ids = [str(stream["id"]) for stream in self._raw.header["signal_streams"]]

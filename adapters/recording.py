@@ -213,7 +213,7 @@ class RecordingSource:
             raise unreadable(self._config.path, self._format, error) from error
         self._reader = reader
         for warning in said:
-            if not issubclass(warning.category, DeprecationWarning | FutureWarning):
+            if not issubclass(warning.category, DeprecationWarning | FutureWarning | ResourceWarning):
                 self._quirks["warnings"] = self._quirks.get("warnings", 0) + 1
                 log.warning("%s: %s", self._config.path, warning.message)
 

@@ -94,7 +94,7 @@ class UnitSource(LoadedSource):
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
             raw = open_neo(path, "blackrock")
-        self._quirk("warnings", sum(not issubclass(w.category, DeprecationWarning) for w in said))
+        self._quirk("warnings", sum(issubclass(w.category, UserWarning) for w in said))
         names = [str(channel["name"]) for channel in raw.header["spike_channels"]]
         parts: dict[str, list[NDArray[np.float64]]] = {name: [] for name in names}
         markers: list[Marker] = []

@@ -6,6 +6,7 @@ resets; the same grid then decides about them. Marker streams of another machine
 by the difference of the clock offsets that LabRecorder measured nearest in time.
 """
 
+import gzip
 from typing import Any
 
 import numpy as np
@@ -117,10 +118,13 @@ def _load_streams(config: XdfConfig) -> list[Any]:
         raise RecordingError(f"{config.path}: no such file; check the path")
     import pyxdf
 
+    is_packed = config.path.suffix.lower() in (".xdfz", ".gz")
     try:
-        streams, _ = pyxdf.load_xdf(
-            str(config.path), synchronize_clocks=False, dejitter_timestamps=False, handle_clock_resets=False
-        )
+        # opened here, because pyxdf leaves a file that it stumbles over open
+        with gzip.open(config.path) if is_packed else config.path.open("rb") as file:
+            streams, _ = pyxdf.load_xdf(
+                file, synchronize_clocks=False, dejitter_timestamps=False, handle_clock_resets=False
+            )
     except Exception as error:
         raise RecordingError(
             f"{config.path}: expected an XDF file, but it cannot be read ({type(error).__name__}: {error}); "

@@ -45,8 +45,8 @@ def test_known_voltages_become_microvolt_and_the_loop_is_told_the_factor() -> No
         source.close()
     assert info.units == ("uV", "uV", "uV", "a.u.")
     assert info.channel_names == ("a", "a_2", "b", "c")
-    np.testing.assert_array_equal(scale, np.float32([1e6, 1e3, 1, 1]))
-    np.testing.assert_array_equal(chunk.samples, np.float32([[1e6, 2e3, 3, 4]]))
+    np.testing.assert_array_equal(scale, np.array([1e6, 1e3, 1, 1], np.float32))
+    np.testing.assert_array_equal(chunk.samples, np.array([[1e6, 2e3, 3, 4]], np.float32))
     assert handle > 0
 
 
@@ -57,7 +57,7 @@ def test_every_number_format_is_read_as_float32(fmt: int) -> None:
         sender.outlet.push_sample([-5, 1234])
         chunk = source.read(1, 2.0)
         source.close()
-    np.testing.assert_array_equal(chunk.samples, np.float32([[-5, 1234]]))
+    np.testing.assert_array_equal(chunk.samples, np.array([[-5, 1234]], np.float32))
 
 
 def test_a_missing_stream_is_reported_with_what_was_seen() -> None:
@@ -138,7 +138,7 @@ def test_a_lost_stream_is_noticed_and_only_the_same_one_taken_back() -> None:
         assert source.reconnect(2.0)
         assert source.handle
         sender.outlet.push_sample([3.0, 4.0])
-        np.testing.assert_array_equal(source.read(1, 2.0).samples, np.float32([[3.0, 4.0]]))
+        np.testing.assert_array_equal(source.read(1, 2.0).samples, np.array([[3.0, 4.0]], np.float32))
         source.close()
     assert source.quirks["reconnects"] == 1
     assert first_handle > 0

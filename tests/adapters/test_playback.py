@@ -64,8 +64,8 @@ def test_another_process_receives_the_same_bits_stamps_names_units_and_markers(t
         live = open_source(LslConfig(source_id=ready["source_id"]))
         info = live.info
         got = read_all(live, 50, enough=300)
+        got_markers = markers.markers()  # before the sender ends: what is queued dies with it
         done = read_line(process)
-        got_markers = markers.markers()
         live.close()
         markers.close()
         assert process.wait(10) == 0

@@ -128,7 +128,7 @@ def test_a_recording_of_several_streams_lists_them(recordings: Path) -> None:
     with pytest.raises(RecordingError, match=r'"imec0.ap" \(imec0.ap, 384 channels') as error:
         open_source(config_for(recordings / SPIKEGLX))
     assert "SYNC" not in str(error.value)
-    with pytest.raises(RecordingError, match='stream_id is "imec7.ap"'):
+    with pytest.raises(RecordingError, match=r'stream_id is "imec7\.ap"'):
         open_source(config_for(recordings / SPIKEGLX, stream_id="imec7.ap"))
 
 
@@ -160,15 +160,15 @@ def test_a_damaged_file_is_refused_in_our_words_or_plays_what_is_left(
     damaged = tmp_path / Path(path).name
     damaged.write_bytes(whole[: int(keep * len(whole)) if isinstance(keep, float) else keep])
     options = {"bin_ms": 50.0, "variable": "train_data.spikeratedata"} if path == JANGO else {}
+    complaint, n = "", 0
     try:
         source = open_source(config_for(damaged, **options))
         n, _, _ = play_to_the_end(source)
         source.close()
     except NeuromodError as error:
-        assert str(damaged) in str(error)
-    else:
-        assert keep == 0.5
-        assert n > 0
+        complaint = str(error)
+    # the head of an .ns2 is 56 bytes long: what follows is whole samples, however few
+    assert str(damaged) in complaint or (n > 0 and keep in (300, 0.5))
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -228,7 +228,9 @@ def test_nwb_plays_in_microvolt_with_its_channels(tmp_path: Path) -> None:
     table = nwb.create_electrode_table_region([0, 1, 2], "all")
     data = np.random.default_rng(7).integers(-500, 500, (200, 3), dtype=np.int16)
     nwb.add_acquisition(
-        pynwb.ecephys.ElectricalSeries("raw", data, table, rate=1000.0, starting_time=5.0, conversion=1e-6)
+        pynwb.ecephys.ElectricalSeries(
+            name="raw", data=data, electrodes=table, rate=1000.0, starting_time=5.0, conversion=1e-6
+        )
     )
     with pynwb.NWBHDF5IO(tmp_path / "session.nwb", "w") as io:
         io.write(nwb)

@@ -4,6 +4,8 @@ Subclass `SourceConformance`, return a fresh and unopened source of a stream of 
 and the tests below are yours.
 """
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 
@@ -39,7 +41,7 @@ class SourceConformance:
         raise NotImplementedError("override the fixture `source`")
 
     @pytest.fixture
-    def opened(self, source: Source):
+    def opened(self, source: Source) -> Iterator[Source]:
         source.open()
         yield source
         source.close()
