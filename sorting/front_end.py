@@ -16,7 +16,6 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import scipy.signal
 from numpy.typing import NDArray
 
 from neuromod.engine.compiled import jit
@@ -545,6 +544,8 @@ def band_pass(low_hz: float, high_hz: float, order: int, sampling_frequency: flo
             f"front_end.{key}: the upper edge {high_hz:g} Hz must lie below {nyquist:g} Hz, half of the stream's "
             f"{sampling_frequency:g} Hz; set it to {0.9 * nyquist:g} or less"
         )
+    import scipy.signal  # takes longer to import than all else here, and streams of features need no filter
+
     sos: NDArray[np.float64] = scipy.signal.butter(
         order, [low_hz, high_hz], btype="bandpass", fs=sampling_frequency, output="sos"
     )
@@ -554,6 +555,18 @@ def band_pass(low_hz: float, high_hz: float, order: int, sampling_frequency: flo
             "widen the band or lower its order"
         )
     return sos
+
+
+def _at_rest(sos: NDArray[np.float64]) -> NDArray[np.float64]:
+    """State of each section, shape (n_sections, 2), for a constant input of 1."""
+    states = np.zeros((sos.shape[0], 2))
+    level = 1.0
+    for state, (b0, b1, b2, _, a1, a2) in zip(states, sos, strict=True):
+        out = level * (b0 + b1 + b2) / (1.0 + a1 + a2)
+        state[1] = b2 * level - a2 * out
+        state[0] = b1 * level - a1 * out + state[1]
+        level = out
+    return states
 
 
 def _paths(config: FrontEndConfig, sampling_frequency: float, n_included: int) -> list[_Path]:
@@ -643,7 +656,7 @@ def _allocate(config: FrontEndConfig, paths: list[_Path], n_channels: int, sampl
         table[i] = path.kind, path.reference, sum(rows[:i]) if path.is_measured else -1, n
         if n:
             sos[i, :n] = path.sos[:, [0, 1, 2, 4, 5]]
-            at_rest[i, :n] = scipy.signal.sosfilt_zi(path.sos)
+            at_rest[i, :n] = _at_rest(path.sos)
     magnitude = np.zeros(n_padded, dtype=np.float32)
     return FrontEndState(
         settings=settings,
