@@ -205,7 +205,7 @@ def status(config: Config = None, address: Address = None, timeout: Timeout = 2.
 
     [bold]neuromod status[/bold]
 
-    [bold]neuromod status --json | jq .counters[/bold]
+    [bold]neuromod status --json | jq .health.counters[/bold]
 
     Exits with 2 where no daemon answers.
     """

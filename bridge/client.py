@@ -172,7 +172,7 @@ class Client:
     Examples
     --------
     >>> with Client(timeout_s=1.0) as client:  # doctest: +SKIP
-    ...     print(client.request("status")["state"])
+    ...     print(client.request("status")["health"]["state"])
     ...     client.send_modulators(acetylcholine=0.8)
     ...     client.request("set", parameters={"publish.state_hz": 20})
     """

@@ -89,6 +89,7 @@ block_ms = @  # length of a block of signal, at least one sample
 stall_ms = @  # silence after which the source has stalled (at least three blocks)
 late_ms = @  # a tick this long after its sample counts as late
 jitter_ms = @  # a stamp may be off the grid by this before it counts as a gap or a step
+device_delay_ms = @  # known delay from electrode to stamp, taken off t_sample
 fill = @  # missing samples: "hold" the last one, or "zero"
 max_fill_ms = @  # longer gaps are not filled
 
