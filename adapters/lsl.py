@@ -165,7 +165,9 @@ class _Connection:
         return True
 
     def correction(self) -> tuple[float, float]:
-        """Return offset and uncertainty to our clock, in seconds."""
+        """Return offset and uncertainty to our clock, in seconds; NaN where they are not known now."""
+        if self._inlet is None:
+            return math.nan, math.nan
         remote, uncertainty, code = ctypes.c_double(), ctypes.c_double(), ctypes.c_int()
         offset = _time_correction_ex(
             self.inlet.obj, ctypes.byref(remote), ctypes.byref(uncertainty), _CLOCK_S, ctypes.byref(code)

@@ -212,11 +212,11 @@ def open_neo(path: Path, format_name: str) -> Any:
     accepted = inspect.signature(raw_class.__init__).parameters
     options = {"gap_tolerance_ms": _GAP_TOLERANCE_MS} if "gap_tolerance_ms" in accepted else {}
     place = "dirname" if "dirname" in accepted else "filename"
-    target = path
-    if place == "dirname" and path.is_file():
-        target = path.parent
+    target = path.parent if place == "dirname" and path.is_file() else path
+    if place == "filename" and path.is_dir():
+        target = _only_file(path, raw_class.extensions)
     if format_name == "blackrock":
-        target = path.with_suffix("") if path.suffix else path
+        target = target.with_suffix("") if target.suffix else target
     try:
         raw = raw_class(**{place: str(target)}, **options)
         raw.parse_header()
@@ -260,6 +260,18 @@ def unreadable(path: Path, format_name: str, error: Exception) -> RecordingError
         f"({type(error).__name__}: {said}). It may be truncated or corrupt, "
         "lack a file that belongs to it, or need another format = ..."
     )
+
+
+def _only_file(folder: Path, extensions: list[str]) -> Path:
+    """Return the one file, or set of files of one name, of a folder that a format reads."""
+    suffixes = {f".{extension.lower()}" for extension in extensions}
+    found = {path.with_suffix(""): path for path in sorted(folder.rglob("*")) if path.suffix.lower() in suffixes}
+    if len(found) != 1:
+        listing = ", ".join(path.name for path in found.values()) or "none"
+        raise RecordingError(
+            f"{folder}: expected one recording ({', '.join(sorted(suffixes))}), found {listing}; name a file"
+        )
+    return next(iter(found.values()))
 
 
 def _series_path(stream_id: str) -> str:

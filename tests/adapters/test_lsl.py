@@ -101,6 +101,7 @@ def test_features_of_irregular_rate_need_a_stated_bin() -> None:
         assert "bin_ms" in refusal(name="bins", content="features")
         source = opened(name="bins", content="features", bin_ms=50.0)
         assert source.info.kind == "features"
+        assert not source.is_regular
         assert source.info.sampling_frequency == 20.0
         source.close()
 
@@ -130,6 +131,7 @@ def test_a_lost_stream_is_noticed_and_only_the_same_one_taken_back() -> None:
         assert source.is_lost
         with pytest.raises(AdapterError):
             _ = source.handle
+        assert np.isnan(source.correction()).all()
         assert len(source.read(1, 0.0)) == 0
     with signal_outlet("amp", source_id="serial-1", n_channels=5):
         assert not source.reconnect(0.5)

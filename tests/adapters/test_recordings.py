@@ -124,6 +124,22 @@ def test_microvolt_come_from_the_gain_of_the_file(recordings: Path) -> None:
     np.testing.assert_array_equal(chunk.samples, raw.astype(np.float32) * np.float32(0.19499999284744262695))
 
 
+def test_a_folder_or_a_file_of_it_means_the_same_recording(recordings: Path) -> None:
+    oebin = next((recordings / "openephys-binary-32ch").rglob("structure.oebin"))
+    by_file = open_source(config_for(oebin))
+    assert by_file.info.n_samples == 49_408
+    by_file.close()
+    by_folder = open_source(config_for(recordings / "utah-segments/PauseCorrect"))
+    assert by_folder.info.n_samples == 8000
+    by_folder.close()
+    meta = next((recordings / SPIKEGLX).rglob("*imec0.ap.meta"))
+    by_file = open_source(config_for(meta, stream_id="imec0.ap"))
+    assert by_file.info.n_samples == 1799
+    by_file.close()
+    with pytest.raises(RecordingError, match="name a file"):
+        open_source(config_for(recordings / "utah-segments", format="blackrock"))
+
+
 def test_a_recording_of_several_streams_lists_them(recordings: Path) -> None:
     with pytest.raises(RecordingError, match=r'"imec0.ap" \(imec0.ap, 384 channels') as error:
         open_source(config_for(recordings / SPIKEGLX))
