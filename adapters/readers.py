@@ -96,12 +96,7 @@ class NeoReader:
         """Return samples in microvolt, where the unit is known."""
         block, seg = self._places[segment_index]
         raw = self._raw.get_analogsignal_chunk(block, seg, start, stop, stream_index=self._stream_index)
-        samples = np.ascontiguousarray(raw, np.float32)
-        if samples is raw or np.shares_memory(samples, raw):
-            samples = samples.copy()  # a float32 file read in place: never written to
-        samples *= self._gain
-        samples += self._offset
-        return samples
+        return _scaled(raw, self._gain, self._offset)
 
     def close(self) -> None:
         """Let neo's files go."""
@@ -175,11 +170,7 @@ class SpikeInterfaceReader:
     def read(self, segment_index: int, start: int, stop: int) -> NDArray[np.float32]:
         """Return samples in microvolt, where the gain is known."""
         raw = self._recording.get_traces(segment_index=segment_index, start_frame=start, end_frame=stop)
-        samples = np.array(raw, np.float32, order="C")
-        if self._in_uv:
-            samples *= self._gain
-            samples += self._offset
-        return samples
+        return _scaled(raw, self._gain, self._offset)
 
     def close(self) -> None:
         """Let the files go."""
@@ -260,6 +251,15 @@ def unreadable(path: Path, format_name: str, error: Exception) -> RecordingError
         f"({type(error).__name__}: {said}). It may be truncated or corrupt, "
         "lack a file that belongs to it, or need another format = ..."
     )
+
+
+def _scaled(raw: NDArray[Any], gain: NDArray[np.float32], offset: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return a new float32 array of raw x gain + offset, each step rounded to float32."""
+    samples = np.empty(raw.shape, np.float32)
+    np.multiply(raw, gain, out=samples, dtype=np.float32, casting="same_kind" if raw.dtype.kind == "f" else "unsafe")
+    if offset.any():
+        samples += offset
+    return samples
 
 
 def _only_file(folder: Path, extensions: list[str]) -> Path:

@@ -226,7 +226,8 @@ class RecordingSource:
         if start >= stop:
             return empty_chunk(info.n_channels)
         self._held = stop
-        chunk = Chunk(self._ahead.samples[start:stop].copy(), self._ahead.stamps[start:stop].copy())
+        # parts of arrays that nobody else holds and that are never filled again: no copy is needed
+        chunk = Chunk(self._ahead.samples[start:stop], self._ahead.stamps[start:stop])
         self._track.reach(float(chunk.stamps[-1]))
         return chunk
 
