@@ -131,6 +131,8 @@ class TimingConfig(_Section, frozen=True, extra="forbid"):
         A tick that ends later than this after its newest sample counts as late.
     jitter_ms : float
         A stamp may stand this far from its place on the grid before it counts as a gap or a step.
+    device_delay_ms : float
+        Known delay between the electrode and the stamp of its sample (LSL stamps the push), taken off `t_sample`.
     fill : {"hold", "zero"}
         Missing samples repeat the last one, or are zero.
     max_fill_ms : float
@@ -140,7 +142,8 @@ class TimingConfig(_Section, frozen=True, extra="forbid"):
     block_ms: Annotated[float, Field(gt=0.0, le=100.0)] = 1.0
     stall_ms: Annotated[float, Field(ge=5.0, le=60_000.0)] = 50.0
     late_ms: Annotated[float, Field(gt=0.0, le=60_000.0)] = 10.0
-    jitter_ms: Annotated[float, Field(gt=0.0, le=1000.0)] = 20.0
+    jitter_ms: Annotated[float, Field(gt=0.0, le=1000.0)] = 50.0
+    device_delay_ms: Annotated[float, Field(ge=0.0, le=1000.0)] = 0.0
     fill: Literal["hold", "zero"] = "hold"
     max_fill_ms: Annotated[float, Field(ge=0.0, le=60_000.0)] = 1000.0
 

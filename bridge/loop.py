@@ -1,10 +1,10 @@
-"""The real-time loop: from liblsl (or a ring, or a socket) to libzmq in compiled code that never enters the interpreter.
+"""The real-time loop: from liblsl (or a ring, or a socket) to libzmq in compiled code, never in the interpreter.
 
 One thread runs `run`. It pulls exactly the samples that the open block still needs, hands them to `consume`, fills one
-message per tick in place and sends it, and keeps a record of the tick in a ring for the rest of the daemon. Commands and
-inputs come by a ring or from the ingest socket and take effect between two ticks; each is echoed, with the tick at which
-it did. When the source falls silent, flagged fillers keep subscribers informed; they do not advance the network, so that
-a session replays bit for bit whatever stalls there were.
+message per tick in place and sends it, and keeps a record of the tick in a ring for the rest of the daemon. Commands
+and inputs come by a ring or from the ingest socket and take effect between two ticks; each is echoed, with the tick at
+which it did. When the source falls silent, flagged fillers keep subscribers informed; they do not advance the network,
+so that a session replays bit for bit whatever stalls there were.
 
 Only this thread touches the output and the ingest socket while it runs, and only it pulls from the inlet.
 """
@@ -54,6 +54,7 @@ from neuromod.bridge.native import (
     store_release,
 )
 from neuromod.bridge.pipeline import (
+    ANCHORED,
     FLAG_MODULATED,
     FLAGS_NEXT,
     PAUSED,
@@ -339,7 +340,7 @@ def run(loop: Loop, rings: Rings, pipeline: Pipeline, front_end: Any, encoder: A
             numbers[_LAST_DATA] = now
             words[_STARTED] = 1
             _set_state(state, STREAMING)
-            done = np.int64(0)  # a literal would have consume compiled twice
+            done: Any = np.int64(0)  # a literal would have consume compiled twice
             while done < n:
                 done, n_records = consume(
                     pipeline, front_end, encoder, network, loop.samples, loop.stamps, done, n, loop.records
@@ -356,7 +357,7 @@ def run(loop: Loop, rings: Rings, pipeline: Pipeline, front_end: Any, encoder: A
 
 @jit
 def _clock(state: Any) -> float:
-    return call_clock(state["functions"][LSL_LOCAL_CLOCK], ())  # type: ignore[no-any-return]
+    return call_clock(state["functions"][LSL_LOCAL_CLOCK], ())
 
 
 @jit
@@ -422,22 +423,22 @@ def _pull_ring(loop: Loop, ring: SampleRing, wanted: int) -> int:
     state = loop.block[0]
     shared, words, numbers = state["shared"], state["words"], state["numbers"]
     give_up = _clock(state) + _patience(state)
-    n = min(available(ring.index), wanted)
+    n = min(available(ring.ends), wanted)
     while n < wanted and load_acquire(shared, SOURCE_ENDED) == 0:
         if (n > 0 and words[_PACED] == 0) or _clock(state) >= give_up:
             break
         _sleep(state, _RING_POLL_S)
-        n = min(available(ring.index), wanted)
+        n = min(available(ring.ends), wanted)
     if n == 0:
-        if load_acquire(shared, SOURCE_ENDED) != 0 and available(ring.index) == 0:
+        if load_acquire(shared, SOURCE_ENDED) != 0 and available(ring.ends) == 0:
             _set_state(state, ENDED)
             _sleep(state, 0.001)
         return 0
     for i in range(n):
-        at = peek(ring.index, ring.stamps.shape[0], i)
+        at = peek(ring.ends, ring.stamps.shape[0], i)
         loop.stamps[i] = ring.stamps[at]
         loop.samples[i, :] = ring.samples[at]
-    release(ring.index, n)
+    release(ring.ends, n)
     if words[_PACED]:
         for i in range(n):
             _keep_pace(state, loop.stamps[i])
@@ -574,7 +575,7 @@ def _starts(text: NDArray[np.uint8], size: int, name: NDArray[np.uint8]) -> bool
 def _receive_part(state: Any, buffer: NDArray[np.uint8]) -> int:
     """Return the length of the part, which may be more than the buffer took; negative where there was none."""
     words = state["words"]
-    return call_recv(  # type: ignore[no-any-return]
+    return call_recv(
         state["functions"][ZMQ_RECV],
         (words[_PULL], buffer.ctypes.data, np.uint64(buffer.shape[0]), np.int32(words[_RECV_FLAGS])),
     )
@@ -596,7 +597,7 @@ def _has_more(state: Any) -> bool:
 @jit
 def _take_inputs(loop: Loop, rings: Rings, pipeline: Pipeline, network: Any) -> None:
     """Apply the commands and inputs that wait in their ring."""
-    for _ in range(available(rings.inputs.index)):
+    for _ in range(available(rings.inputs.ends)):
         take(rings.inputs, loop.echo_rows)
         _apply(loop, rings, pipeline, network)
 
@@ -632,6 +633,8 @@ def _apply(loop: Loop, rings: Rings, pipeline: Pipeline, network: Any) -> None:
         state["words"][_INLET] = word
     elif kind in (SNAPSHOT, RESTORE):
         _copy_parts(loop, kind == RESTORE)
+        if kind == RESTORE:
+            pipeline.words[ANCHORED] = 0  # the time between checkpoint and now is no gap of the source
     if kind in (LEVELS, REWARD, STRESS):
         pipeline.words[FLAGS_NEXT] |= FLAG_MODULATED
     echo["tick"] = pipeline.words[TICK_NEXT]
@@ -653,12 +656,12 @@ def _copy_parts(loop: Loop, back: bool) -> None:
 @jit
 def _send_frames(loop: Loop, rings: Rings) -> None:
     """Publish finished messages that other threads left in their ring."""
-    for _ in range(min(available(rings.frames.index), _FRAMES_PER_TURN)):
-        row = rings.frames.rows[peek(rings.frames.index, rings.frames.rows.shape[0], 0)]
+    for _ in range(min(available(rings.frames.ends), _FRAMES_PER_TURN)):
+        row = rings.frames.rows[peek(rings.frames.ends, rings.frames.rows.shape[0], 0)]
         sizes = row[:_FRAME_HEAD].view(np.int64)
         middle = _FRAME_HEAD + sizes[0]
         _send(loop, rings.out, row[_FRAME_HEAD:middle], row[middle : middle + sizes[1]])
-        release(rings.frames.index, 1)
+        release(rings.frames.ends, 1)
 
 
 @jit

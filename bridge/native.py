@@ -1,8 +1,8 @@
 """What the real-time loop needs below Python: atomic access, calls through C pointers, byte order.
 
-Threads that run compiled code share memory with Python threads. A plain load in a compiled loop may be hoisted out of it,
-so a flag would never be seen to change, and on weakly ordered processors a record could be seen before its contents:
-every word that crosses threads is loaded and stored by the atomics of this module.
+Threads that run compiled code share memory with Python threads. A plain load in a compiled loop may be hoisted out of
+it, so a flag would never be seen to change, and on weakly ordered processors a record could be seen before its
+contents: every word that crosses threads is loaded and stored by the atomics of this module.
 
 Functions of liblsl, libzmq and the C library are called through their addresses, passed as plain integers: a ctypes
 function held as a global works too, but numba's disk cache refuses it, so that it would be compiled at every start.
@@ -21,8 +21,9 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
+from numpy.typing import NDArray
 
-from neuromod.engine.compiled import JIT_ENABLED
+from neuromod.engine.compiled import JIT_ENABLED, jit
 
 N_FUNCTIONS = 8
 LSL_LOCAL_CLOCK, LSL_PULL_CHUNK_F, ZMQ_SEND, ZMQ_RECV, ZMQ_GETSOCKOPT, SLEEP, MEMMOVE = range(7)
@@ -144,7 +145,7 @@ call_sleep: Callable[..., Any] = _c_call(types.int32, types.uint32)
 call_memmove: Callable[..., Any] = _c_call(types.intp, types.intp, types.intp, types.uint64)
 
 
-def c_functions() -> np.ndarray[Any, np.dtype[np.int64]]:
+def c_functions() -> NDArray[np.int64]:
     """Find the C functions that the compiled loop calls.
 
     Returns
@@ -155,7 +156,7 @@ def c_functions() -> np.ndarray[Any, np.dtype[np.int64]]:
     """
     found = np.zeros(N_FUNCTIONS, np.int64)
     found[MEMMOVE] = ctypes.cast(ctypes.memmove, ctypes.c_void_p).value or 0
-    libc = ctypes.windll.kernel32 if sys.platform == "win32" else ctypes.CDLL(None)
+    libc: Any = ctypes.CDLL("kernel32" if sys.platform == "win32" else None)
     found[SLEEP] = _address(libc, "Sleep" if sys.platform == "win32" else "usleep")
     try:
         import pylsl
@@ -177,7 +178,7 @@ def c_functions() -> np.ndarray[Any, np.dtype[np.int64]]:
     return found
 
 
-def missing(functions: np.ndarray[Any, np.dtype[np.int64]]) -> list[str]:
+def missing(functions: NDArray[np.int64]) -> list[str]:
     """Name the libraries whose functions could not be located, for the daemon to say."""
     absent = []
     if not (functions[LSL_LOCAL_CLOCK] and functions[LSL_PULL_CHUNK_F]):
@@ -192,3 +193,15 @@ def _address(library: Any, name: str) -> int:
         return ctypes.cast(getattr(library, name), ctypes.c_void_p).value or 0
     except AttributeError:
         return 0
+
+
+@jit
+def get_word(array: NDArray[np.int64], index: int) -> int:
+    """`load_acquire` for Python threads."""
+    return load_acquire(array, index)
+
+
+@jit
+def set_word(array: NDArray[np.int64], index: int, value: int) -> None:
+    """`store_release` for Python threads."""
+    store_release(array, index, value)

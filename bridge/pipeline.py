@@ -23,7 +23,7 @@ TICK = np.dtype(
     [
         ("seq", np.uint64),  # number of its message, or of the next one where it is not published
         ("tick", np.uint64),  # counts network steps, from 0
-        ("sample", np.uint64),  # index of the newest sample laid on the grid
+        ("sample", np.uint64),  # samples laid on the grid so far, up to the newest of this tick
         ("t_sample", np.float64),  # its stamp, s; the loop maps it to the local clock
         ("t_arrival", np.float64),  # when the loop had it, s, local clock; 0 in a replay
         ("t_tick", np.float64),  # when the tick ended, s, local clock; 0 in a replay
@@ -48,7 +48,7 @@ _SLOT, _PERIOD, _FOLLOW, _TOLERANCE, _LONGEST_FILL, _BLOCK_SAMPLES, _LAST_STAMP 
     _REGULAR,  # whether stamps are expected on a grid
     _TICKS_PER_BLOCK,
     _FILL_ZERO,  # fill gaps with zeros rather than the last sample
-    _ANCHORED,
+    ANCHORED,  # whether the grid has been laid
     _MISSING,  # samples of a gap still to be filled in
     _PLACED,  # whether the sample at hand has been laid on the grid
     _INDEX,  # samples laid on the grid so far
@@ -175,7 +175,7 @@ def make_pipeline(
 def block_end(pipeline: Pipeline) -> int:
     """Return the index of the sample that follows the open block."""
     # the small term keeps a product of rounded factors such as 30 * 1e3 from falling one sample short
-    return np.int64(math.floor((pipeline.words[_BLOCK] + 1) * pipeline.numbers[_BLOCK_SAMPLES] + 1e-6))
+    return math.floor((pipeline.words[_BLOCK] + 1) * pipeline.numbers[_BLOCK_SAMPLES] + 1e-6)
 
 
 @jit
@@ -219,15 +219,15 @@ def _place(pipeline: Pipeline, stamp: float) -> int:
     expected = numbers[_SLOT] + numbers[_PERIOD]
     if not np.isfinite(stamp):
         counters[_BAD_STAMPS] += 1
-        stamp = expected if words[_ANCHORED] else 0.0
+        stamp = expected if words[ANCHORED] else 0.0
     numbers[_LAST_STAMP] = stamp
-    if not words[_ANCHORED] or not words[_REGULAR]:
-        words[_ANCHORED] = 1
+    if not words[ANCHORED] or not words[_REGULAR]:
+        words[ANCHORED] = 1
         numbers[_SLOT] = stamp
         return 0
     late = stamp - expected
     if late > numbers[_TOLERANCE]:
-        missing = np.int64(math.floor(late / numbers[_PERIOD] + 0.5))
+        missing = math.floor(late / numbers[_PERIOD] + 0.5)
         counters[_GAPS] += 1
         counters[_LOST] += missing
         numbers[_SLOT] = stamp
@@ -248,7 +248,7 @@ def _place(pipeline: Pipeline, stamp: float) -> int:
 @jit
 def _is_duplicate(pipeline: Pipeline, sample: NDArray[np.float32], stamp: float) -> bool:
     """Say whether a sample has both the stamp and the values of the one before it."""
-    if stamp != pipeline.numbers[_LAST_STAMP] or not pipeline.words[_ANCHORED]:
+    if stamp != pipeline.numbers[_LAST_STAMP] or not pipeline.words[ANCHORED]:
         return False
     for c in range(sample.shape[0]):
         if sample[c] * pipeline.scale[c] != pipeline.last[c]:
@@ -290,7 +290,7 @@ def _close_block(
         stimuli = record["stimuli"]
         stimuli[:] = pipeline.encoded
         record["seq"] = 0
-        record["sample"] = words[_INDEX] - 1
+        record["sample"] = words[_INDEX]
         record["t_sample"] = stamp
         record["t_arrival"] = 0.0
         record["t_tick"] = 0.0
@@ -352,7 +352,7 @@ def consume(
     """
     numbers, words, counters = pipeline.numbers, pipeline.words, pipeline.counters
     i = first
-    n_records = np.int64(0)  # a literal would have _close_block compiled twice
+    n_records: Any = np.int64(0)  # a literal would have _close_block compiled twice
     while i < n and n_records + words[_TICKS_PER_BLOCK] <= records.shape[0]:
         room = block_end(pipeline) - words[_INDEX]
         stamp = 0.0

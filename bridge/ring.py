@@ -22,7 +22,7 @@ class Ring(NamedTuple):
     Bytes, because then the same compiled code serves every dtype.
     """
 
-    index: NDArray[np.int64]
+    ends: NDArray[np.int64]  # head, tail, records refused
     rows: NDArray[np.uint8]
 
 
@@ -36,7 +36,7 @@ def make_ring(dtype: DTypeLike, capacity: int) -> Ring:
 class SampleRing(NamedTuple):
     """A ring of samples. Apart from `Ring`, because a record's width would make compiled code depend on it."""
 
-    index: NDArray[np.int64]
+    ends: NDArray[np.int64]
     samples: NDArray[np.float32]
     stamps: NDArray[np.float64]
 
@@ -53,14 +53,14 @@ def make_sample_ring(n_channels: int, capacity: int) -> SampleRing:
 @jit
 def put_samples(ring: SampleRing, samples: NDArray[np.float32], stamps: NDArray[np.float64], first: int) -> int:
     """Append samples from `first` on as far as there is room; return how many. Producer's thread only."""
-    head = load_relaxed(ring.index, _HEAD)
-    room = ring.stamps.shape[0] - (head - load_acquire(ring.index, _TAIL))
+    head = load_relaxed(ring.ends, _HEAD)
+    room = ring.stamps.shape[0] - (head - load_acquire(ring.ends, _TAIL))
     n = min(room, stamps.shape[0] - first)
     for i in range(n):
         at = (head + i) & (ring.stamps.shape[0] - 1)
         ring.stamps[at] = stamps[first + i]
         ring.samples[at, :] = samples[first + i]
-    store_release(ring.index, _HEAD, head + n)
+    store_release(ring.ends, _HEAD, head + n)
     return n
 
 
@@ -72,9 +72,9 @@ def rows_of(records: NDArray[Any]) -> NDArray[np.uint8]:
 @jit
 def reserve(ring: Ring) -> int:
     """Return the row to fill next; -1, and counted, where the ring is full. Producer's thread only."""
-    head = load_relaxed(ring.index, _HEAD)
-    if head - load_acquire(ring.index, _TAIL) >= ring.rows.shape[0]:
-        store_relaxed(ring.index, _REFUSED, load_relaxed(ring.index, _REFUSED) + 1)
+    head = load_relaxed(ring.ends, _HEAD)
+    if head - load_acquire(ring.ends, _TAIL) >= ring.rows.shape[0]:
+        store_relaxed(ring.ends, _REFUSED, load_relaxed(ring.ends, _REFUSED) + 1)
         return -1
     return head & (ring.rows.shape[0] - 1)
 
@@ -82,7 +82,7 @@ def reserve(ring: Ring) -> int:
 @jit
 def commit(ring: Ring) -> None:
     """Hand the row that was reserved to the consumer. Producer's thread only."""
-    store_release(ring.index, _HEAD, load_relaxed(ring.index, _HEAD) + 1)
+    store_release(ring.ends, _HEAD, load_relaxed(ring.ends, _HEAD) + 1)
 
 
 @jit
@@ -101,38 +101,38 @@ def put(ring: Ring, source: NDArray[np.uint8], i: int) -> bool:
 @jit
 def take(ring: Ring, target: NDArray[np.uint8]) -> int:
     """Move as many rows as there are, and as `target` holds, into `target`; return how many. Consumer's thread only."""
-    tail = load_relaxed(ring.index, _TAIL)
-    n = min(load_acquire(ring.index, _HEAD) - tail, target.shape[0])
+    tail = load_relaxed(ring.ends, _TAIL)
+    n = min(load_acquire(ring.ends, _HEAD) - tail, target.shape[0])
     for i in range(n):
         row = ring.rows[(tail + i) & (ring.rows.shape[0] - 1)]
         for k in range(row.shape[0]):
             target[i, k] = row[k]
-    store_release(ring.index, _TAIL, tail + n)
+    store_release(ring.ends, _TAIL, tail + n)
     return n
 
 
 @jit
-def available(index: NDArray[np.int64]) -> int:
+def available(ends: NDArray[np.int64]) -> int:
     """Return how many records wait. Consumer's thread only."""
-    return load_acquire(index, _HEAD) - load_relaxed(index, _TAIL)
+    return load_acquire(ends, _HEAD) - load_relaxed(ends, _TAIL)
 
 
 @jit
-def peek(index: NDArray[np.int64], capacity: int, ahead: int) -> int:
+def peek(ends: NDArray[np.int64], capacity: int, ahead: int) -> int:
     """Return the place of the waiting record `ahead` places from the next. Consumer's thread only."""
-    return (load_relaxed(index, _TAIL) + ahead) & (capacity - 1)
+    return (load_relaxed(ends, _TAIL) + ahead) & (capacity - 1)
 
 
 @jit
-def release(index: NDArray[np.int64], n: int) -> None:
+def release(ends: NDArray[np.int64], n: int) -> None:
     """Give the next `n` waiting records back to the producer. Consumer's thread only."""
-    store_release(index, _TAIL, load_relaxed(index, _TAIL) + n)
+    store_release(ends, _TAIL, load_relaxed(ends, _TAIL) + n)
 
 
 @jit
-def refused(index: NDArray[np.int64]) -> int:
+def refused(ends: NDArray[np.int64]) -> int:
     """Return how many records found the ring full."""
-    return load_relaxed(index, _REFUSED)
+    return load_relaxed(ends, _REFUSED)
 
 
 def append(ring: Ring, record: NDArray[Any]) -> bool:
@@ -142,7 +142,7 @@ def append(ring: Ring, record: NDArray[Any]) -> bool:
 
 def drain(ring: Ring, dtype: np.dtype[Any], limit: int = 4096) -> NDArray[Any]:
     """Take all waiting records, at most `limit`, as a new array."""
-    taken = np.empty(min(int(available(ring.index)), limit), dtype)
+    taken = np.empty(min(int(available(ring.ends)), limit), dtype)
     if len(taken):
         take(ring, rows_of(taken))
     return taken

@@ -1,0 +1,104 @@
+"""Checkpoints: the whole state of a loop in a file, written between two ticks and read back between two ticks."""
+
+import os
+import zlib
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import numpy as np
+from numpy.typing import NDArray
+
+from neuromod.bridge.assembly import Assembly
+from neuromod.engine.errors import ConfigError
+
+_FORMAT = "neuromod-checkpoint"
+_VERSION = 1
+
+
+def save(path: Path, assembly: Assembly, snapshot: NDArray[np.uint8], tick: int) -> None:
+    """Write what the loop copied; the file appears whole or not at all.
+
+    Parameters
+    ----------
+    path : Path
+        Where to.
+    assembly : Assembly
+        The parts that were copied.
+    snapshot : ndarray of uint8
+        Their bytes, one after the other.
+    tick : int
+        The tick that comes next.
+
+    Raises
+    ------
+    OSError
+        Where the file cannot be written.
+    """
+    data = snapshot.tobytes()
+    body = {
+        "format": _FORMAT,
+        "version": _VERSION,
+        "tick": tick,
+        "stream": _stream(assembly),
+        "parts": _description(assembly),
+        "crc32": zlib.crc32(data),
+        "data": data,
+    }
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("wb") as file:
+        file.write(msgpack.packb(body))
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def load(path: Path, assembly: Assembly) -> NDArray[np.uint8]:
+    """Read a checkpoint of a loop like this one; return the bytes of its parts.
+
+    Raises
+    ------
+    ConfigError
+        Where the file is missing, damaged, of another version, or of a loop that was built otherwise.
+    """
+    try:
+        body = msgpack.unpackb(path.read_bytes())
+    except OSError as error:
+        raise ConfigError(f"checkpoint {path} cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise ConfigError(f"{path} is not a checkpoint, or it is damaged ({error}); take another one") from None
+    if not isinstance(body, dict) or body.get("format") != _FORMAT:
+        raise ConfigError(f"{path} is not a checkpoint of neuromod")
+    if body.get("version") != _VERSION:
+        raise ConfigError(
+            f"{path} is a checkpoint of version {body.get('version')}, this program reads version {_VERSION}"
+        )
+    data = body.get("data")
+    if not isinstance(data, bytes) or zlib.crc32(data) != body.get("crc32"):
+        raise ConfigError(f"{path} is damaged: its checksum does not fit its data; take another one")
+    if body.get("stream") != _stream(assembly) or body.get("parts") != _description(assembly):
+        raise ConfigError(
+            f"{path} is of a loop that was built otherwise (stream {body.get('stream')}); "
+            "restore it into a session with the same source, front end, encoder and package version"
+        )
+    return np.frombuffer(data, np.uint8)
+
+
+def _stream(assembly: Assembly) -> list[Any]:
+    info = assembly.info
+    return [info.kind, info.n_channels, info.sampling_frequency, assembly.block_ms]
+
+
+def _description(assembly: Assembly) -> list[list[Any]]:
+    """Name, type and shape of every part, by which a foreign checkpoint is told."""
+    named = {
+        "pipeline": assembly.pipeline._asdict(),
+        "front_end": assembly.front_end.state._asdict(),
+        "encoder": assembly.encoder.state._asdict(),
+        "network": {"state": assembly.network.state},
+    }
+    return [
+        [f"{part}.{name}", str(array.dtype), list(array.shape)]
+        for part, arrays in named.items()
+        for name, array in arrays.items()
+    ]

@@ -1,0 +1,276 @@
+"""Takes the loop's results off its rings: counts, statistics, state, health, events, and messages Python must judge."""
+
+import itertools
+import logging
+import math
+import threading
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from neuromod.bridge import loop as rt
+from neuromod.bridge import wire
+from neuromod.bridge.assembly import Assembly
+from neuromod.bridge.events import EventAligner
+from neuromod.bridge.pipeline import COUNTERS, PAUSED, TICK
+from neuromod.bridge.ring import append, drain, refused
+from neuromod.engine.layout import N_CHANNELS
+from neuromod.engine.modulators import MODULATORS
+
+log = logging.getLogger(__name__)
+
+_RATE_TAU_S = 0.5
+_LONGEST_WAIT_S = 1.0
+_CHANNELS = np.arange(N_CHANNELS, dtype=np.uint32)
+
+
+class Collector:
+    """Everything that Python does with the results of a running loop; one thread calls `turn`.
+
+    Parameters
+    ----------
+    assembly : Assembly
+        The parts of the loop.
+    loop, rings
+        Its state and its rings.
+    clock : callable
+        The local clock, in seconds.
+    state_hz, health_s : float
+        How often `state` and `health` are published.
+    describe_source : callable
+        Returns what health says of the source.
+    on_ticks : callable, optional
+        Gets every drained array of TICK records.
+    """
+
+    def __init__(
+        self,
+        assembly: Assembly,
+        loop: rt.Loop,
+        rings: rt.Rings,
+        *,
+        clock: Callable[[], float],
+        state_hz: float,
+        health_s: float,
+        describe_source: Callable[[], dict[str, Any]],
+        on_ticks: Callable[[NDArray[Any]], None] | None = None,
+    ) -> None:
+        self.assembly, self.loop, self.rings = assembly, loop, rings
+        self.state_hz, self.health_s = state_hz, health_s
+        self.events = EventAligner()
+        self.refusals: Counter[str] = Counter()
+        self.spike_counts = np.zeros(N_CHANNELS, np.int64)
+        self.is_stopping = False
+        self._clock, self._describe_source, self._on_ticks = clock, describe_source, on_ticks
+        self._started = clock()
+        self._last: NDArray[Any] = np.zeros(1, TICK)
+        self._rates_hz = np.zeros(N_CHANNELS, np.float64)
+        self._latencies: list[NDArray[np.float64]] = []
+        self._health: dict[str, Any] = {}
+        self._next_state = self._next_health = self._started
+        self._frame = np.zeros(1, rt.FRAME)
+        self._frames_lock, self._inputs_lock = threading.Lock(), threading.Lock()
+        self._ids = itertools.count(1)
+        self._waiting: dict[int, tuple[threading.Event, list[int]]] = {}
+        self._said_refusals: tuple[float, int] = (0.0, 0)
+        self._overflowing: dict[str, int] = {}
+
+    # -- to the loop --------------------------------------------------------------------------------------------------
+
+    def publish(self, topic: bytes, payload: bytes) -> bool:
+        """Have the loop send a message between two ticks; False, and counted, where too many wait already."""
+        if len(topic) + len(payload) > rt.FRAME_BYTES:
+            log.error("a %s message of %d bytes is too long to be sent", topic.decode(), len(payload))
+            return False
+        with self._frames_lock:
+            frame = self._frame[0]
+            frame["topic"], frame["payload"] = len(topic), len(payload)
+            frame["data"][: len(topic) + len(payload)] = np.frombuffer(topic + payload, np.uint8)
+            return append(self.rings.frames, self._frame)
+
+    def submit(self, kind: int, *, word: int = 0, values: Any = (), number: int = 0) -> bool:
+        """Leave an input for the loop; False, and counted, where too many wait already."""
+        record = np.zeros(1, rt.INPUT)
+        record[0]["kind"], record[0]["id"], record[0]["word"] = kind, number, word
+        record[0]["values"][: len(values)] = values
+        with self._inputs_lock:
+            return append(self.rings.inputs, record)
+
+    def call(self, kind: int, *, word: int = 0, values: Any = ()) -> int:
+        """Leave an input, wait until it took effect, and return the first tick that it acts on.
+
+        Raises
+        ------
+        TimeoutError
+            If the loop did not take it within a second.
+        """
+        number = next(self._ids)
+        done, answer = threading.Event(), [0]
+        self._waiting[number] = (done, answer)
+        try:
+            if not self.submit(kind, word=word, values=values, number=number) or not done.wait(_LONGEST_WAIT_S):
+                raise TimeoutError(f"the loop did not take the command within {_LONGEST_WAIT_S:g} s; try again")
+        finally:
+            del self._waiting[number]
+        return answer[0]
+
+    # -- from the loop ------------------------------------------------------------------------------------------------
+
+    def turn(self) -> None:
+        """Take everything that waits, and publish what is due."""
+        for echo in drain(self.rings.echoes, rt.INPUT):
+            if (waiting := self._waiting.get(int(echo["id"]))) is not None:
+                waiting[1][0] = int(echo["tick"])
+                waiting[0].set()
+        ticks = drain(self.rings.ticks, TICK, limit=65536)
+        if len(ticks):
+            self._take_ticks(ticks)
+        for frame in drain(self.rings.odd, rt.INGEST_FRAME):
+            middle = int(frame["topic"])
+            data = frame["data"].tobytes()
+            self.judge(data[:middle], data[middle : middle + int(frame["payload"])])
+        now = self._clock()
+        for event in self.events.take(now):
+            self.publish(wire.TOPIC_EVENT, wire.pack_event(event))
+        if self.state_hz and now >= self._next_state:
+            self._next_state = max(self._next_state + 1.0 / self.state_hz, now)
+            self.publish(wire.TOPIC_STATE, wire.pack_state(self._state(now)))
+        if now >= self._next_health:
+            self._next_health = max(self._next_health + self.health_s, now)
+            self._health = self.health(now)
+            self.publish_health()
+            self._report_refusals(now)
+
+    def judge(self, topic: bytes, payload: bytes) -> None:
+        """Read an ingest message that the loop did not take by itself; count what is wrong with it."""
+        try:
+            message = wire.unpack_ingest(topic, payload)
+        except wire.MessageError as error:
+            self.refuse(error.reason, str(error))
+            return
+        match message:
+            case wire.StimuliInput():
+                taken = self.submit(rt.STIMULI, values=message.values)
+            case wire.ModulatorsInput():
+                word, values = 0, np.zeros(len(MODULATORS))
+                for i, name in enumerate(MODULATORS):
+                    if name in message.levels:
+                        word |= 1 << i
+                        values[i] = message.levels[name]
+                taken = self.submit(rt.LEVELS, word=word, values=values)
+            case wire.RewardInput():
+                taken = self.submit(rt.REWARD, values=[message.amount])
+            case wire.StressInput():
+                taken = self.submit(rt.STRESS, values=[message.amount])
+            case wire.EventInput():
+                now = self._clock()
+                t = now if message.t is None else message.t
+                self.events.add_event(message.name, t, message.value, "ingest", now)
+                taken = True
+        if not taken:
+            self.refuse("overflow", "too many inputs wait for the loop")
+
+    def refuse(self, reason: str, sentence: str) -> None:
+        """Count a refused message; the log gets one line a second at the most."""
+        self.refusals[str(reason)] += 1
+        log.debug("refused a message: %s", sentence)
+
+    def _take_ticks(self, ticks: NDArray[Any]) -> None:
+        if self._on_ticks is not None:
+            self._on_ticks(ticks)
+        self._last = ticks[-1:]
+        live = ticks[(ticks["flags"] & (wire.Flag.FILLER | wire.Flag.PAUSED)) == 0]
+        if not len(live):
+            return
+        self.events.add_ticks(live["t_sample"], live["tick"])
+        self._latencies.append(live["t_tick"] - live["t_sample"])
+        counts = (live["spikes"][:, None] >> _CHANNELS & 1).sum(axis=0, dtype=np.int64)
+        self.spike_counts += counts
+        span_s = len(live) * self.assembly.network.dt_ms / 1000.0
+        keep = math.exp(-span_s / _RATE_TAU_S)
+        self._rates_hz = self._rates_hz * keep + counts / span_s * (1.0 - keep)
+
+    # -- what is published --------------------------------------------------------------------------------------------
+
+    @property
+    def last_health(self) -> dict[str, Any]:
+        """The newest health map."""
+        return self._health or self.health(self._clock())
+
+    def publish_health(self) -> None:
+        """Publish the newest health map."""
+        body = self.last_health
+        self.publish(wire.TOPIC_HEALTH, wire.pack_health(wire.HealthMessage(body["t"], body["state"], body)))
+
+    def state_name(self) -> str:
+        """Say how the loop is, in the words of PROTOCOL.md."""
+        if self.is_stopping:
+            return "stopping"
+        told = rt.STATE_NAMES[int(self.loop.block[0]["shared"][rt.STATE])]
+        return "paused" if told == "streaming" and self.assembly.pipeline.words[PAUSED] else told
+
+    def counters(self) -> dict[str, int]:
+        """Everything counted since the session began."""
+        # read while the loop writes: each is one aligned word, so none is torn
+        found = dict(zip(COUNTERS, self.assembly.pipeline.counters.tolist(), strict=True))
+        found |= dict(zip(rt.LOOP_COUNTERS, self.loop.block[0]["counters"].tolist(), strict=True))
+        network = self.assembly.network.state[0]
+        found["bad_stimuli"], found["bad_levels"] = int(network["bad_stimuli"]), int(network["bad_levels"])
+        found["spikes"] = int(self.spike_counts.sum())
+        for name in ("ticks", "echoes", "odd", "inputs", "frames", "out"):
+            found[f"{name}_overflow"] = int(refused(getattr(self.rings, name).ends))
+        return found
+
+    def health(self, now: float) -> dict[str, Any]:
+        """Return the health map, and begin a new window of latencies."""
+        window = np.concatenate(self._latencies) * 1e6 if self._latencies else np.empty(0)
+        self._latencies = []
+        latency = {}
+        if len(window):
+            p50, p99 = np.percentile(window, [50, 99])
+            latency = {"p50": float(p50), "p99": float(p99), "max": float(window.max())}
+        return {
+            "v": wire.PROTOCOL_VERSION,
+            "t": now,
+            "state": self.state_name(),
+            "tick": int(self._last[0]["tick"]),
+            "uptime_s": now - self._started,
+            "counters": self.counters(),
+            "errors": dict(self.refusals),
+            "latency_us": latency,
+            "source": self._describe_source(),
+            "warming_up": not (self.assembly.front_end.is_ready and self.assembly.encoder.is_ready),
+            "excluded_channels": self.assembly.front_end.excluded,
+        }
+
+    def _state(self, now: float) -> wire.StateMessage:
+        last = self._last[0]
+        return wire.StateMessage(
+            tick=int(last["tick"]),
+            t=now,
+            membrane=last["membrane"],
+            modulators=dict(zip(MODULATORS, last["modulators"].tolist(), strict=True)),
+            rates_hz=self._rates_hz.astype(np.float32),
+        )
+
+    def _report_refusals(self, now: float) -> None:
+        """Say in the log, at the pace of health, what was refused or lost since the last time."""
+        said_at, said = self._said_refusals
+        total = sum(self.refusals.values())
+        if total > said:
+            log.warning("refused %d messages in %.1f s; so far: %s", total - said, now - said_at, dict(self.refusals))
+        self._said_refusals = (now, total)
+        for name, count in self.counters().items():
+            if name.endswith("overflow") and count > self._overflowing.get(name, 0):
+                log.warning("%s: %d lost so far", name, count)
+                self._overflowing[name] = count
+
+
+def run(collector: Collector, stop: threading.Event, every_s: float = 0.01) -> None:
+    """Call `turn` until `stop` is set, and once more."""
+    while not stop.wait(every_s):
+        collector.turn()
+    collector.turn()

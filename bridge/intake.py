@@ -1,0 +1,131 @@
+"""Threads that look after the sources while the loop runs: none of them is on the real-time path."""
+
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from neuromod.adapters.base import Marker, Source
+from neuromod.bridge.ring import SampleRing, put_samples
+from neuromod.engine.errors import NeuromodError
+
+log = logging.getLogger(__name__)
+
+_READ_SAMPLES = 4096
+_CLOCK_EVERY_S = 2.0
+_RECONNECT_S = 1.0
+_MARKERS_EVERY_S = 0.01
+
+
+class Feeder:
+    """Reads a source in Python and feeds the loop's ring: recordings, plug-ins, and LSL where liblsl is out of reach.
+
+    Parameters
+    ----------
+    source : Source
+        Open; only this thread uses it from now on.
+    ring : SampleRing
+        Where samples go; the feeder waits while it is full.
+    on_markers : callable
+        Gets the source's markers as they come.
+    on_end : callable
+        Called once, without or with the error that ended the source.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        ring: SampleRing,
+        on_markers: Callable[[list[Marker]], None],
+        on_end: Callable[[Exception | None], None],
+    ) -> None:
+        self._source, self._ring = source, ring
+        self._on_markers, self._on_end = on_markers, on_end
+
+    def run(self, stop: threading.Event) -> None:
+        """Feed until the source ends or `stop` is set."""
+        error: Exception | None = None
+        try:
+            while not stop.is_set():
+                chunk = self._source.read(_READ_SAMPLES, 0.05)
+                # markers first: they wait for their tick, which must not have passed unseen
+                if markers := self._source.markers():
+                    self._on_markers(markers)
+                done = 0
+                while done < len(chunk) and not stop.is_set():
+                    took = put_samples(self._ring, chunk.samples, chunk.stamps, done)
+                    done += took
+                    if not took:
+                        stop.wait(0.002)
+                if self._source.ended:
+                    break
+                if getattr(self._source, "is_lost", False):
+                    self._source.reconnect(_RECONNECT_S)  # type: ignore[attr-defined]
+        except NeuromodError as caught:
+            error = caught
+        finally:
+            self._on_end(error)
+
+
+class Keeper:
+    """Keeps a live stream: follows its clock, and reconnects to it, and to nothing else, when it was lost.
+
+    Parameters
+    ----------
+    source : LslSource or LslMarkers
+        Open.
+    is_lost : callable
+        Says whether the stream is gone; for the source of signal this is the loop's word.
+    on_clock : callable
+        Gets offset and uncertainty, in seconds.
+    on_reconnect : callable
+        Called after the stream came back.
+    on_markers : callable, optional
+        Gets the markers of a marker stream.
+    """
+
+    def __init__(
+        self,
+        source: Any,
+        *,
+        is_lost: Callable[[], bool],
+        on_clock: Callable[[float, float], None],
+        on_reconnect: Callable[[], None],
+        on_markers: Callable[[list[Marker]], None] | None = None,
+    ) -> None:
+        self._source, self._is_lost = source, is_lost
+        self._on_clock, self._on_reconnect, self._on_markers = on_clock, on_reconnect, on_markers
+
+    def run(self, stop: threading.Event) -> None:
+        """Keep the stream until `stop` is set."""
+        next_clock = 0.0
+        said_lost = False
+        while not stop.wait(_MARKERS_EVERY_S if self._on_markers else 0.05):
+            if self._is_lost():
+                if not said_lost:
+                    log.warning("%s: the stream is gone; waiting for the same source to return", self._source.info.name)
+                    said_lost = True
+                if self._source.reconnect(_RECONNECT_S):
+                    log.warning("%s: the stream is back", self._source.info.name)
+                    said_lost = False
+                    self._on_reconnect()
+                    next_clock = 0.0
+                continue
+            if self._on_markers and (markers := self._source.markers()):
+                self._on_markers(markers)
+            if time.monotonic() >= next_clock:
+                offset, uncertainty = self._source.correction()
+                if math.isfinite(offset):
+                    self._on_clock(offset, uncertainty)
+                next_clock = time.monotonic() + _CLOCK_EVERY_S
+
+
+def ring_capacity(n_channels: int, sampling_frequency: float) -> int:
+    """Return how many samples the feeder may be ahead: about half a second, in at most 64 MB."""
+    most = max(2, 64_000_000 // (4 * n_channels))
+    wanted = min(max(0.5 * sampling_frequency, 2.0), float(most))
+    return 1 << int(np.log2(wanted))

@@ -1,0 +1,429 @@
+"""The daemon: opens sockets and source, runs the loop in a thread of its own, and takes it down in the right order.
+
+Threads: the loop (compiled; alone on source, output and ingest); the collector (results, state, health, events);
+control; and whatever looks after the source. Main waits on one event that signals and the command `stop` set.
+"""
+
+import contextlib
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any, Self
+
+import numpy as np
+import pylsl
+import zmq
+from numpy.typing import NDArray
+
+from neuromod.adapters.base import Marker, Source, StreamInfo, create_source
+from neuromod.adapters.config import ZmqConfig
+from neuromod.adapters.lsl import LslMarkers, LslSource
+from neuromod.bridge import collector as collecting
+from neuromod.bridge import loop as rt
+from neuromod.bridge import native, realtime, wire
+from neuromod.bridge.assembly import Assembly, assemble, stimuli_stream
+from neuromod.bridge.collector import Collector
+from neuromod.bridge.config import SessionConfig
+from neuromod.bridge.control import Control
+from neuromod.bridge.intake import Feeder, Keeper, ring_capacity
+from neuromod.bridge.ring import available, drain
+from neuromod.bridge.warm import warm_loop
+from neuromod.engine.errors import AdapterError, ConfigError, NeuromodError
+
+log = logging.getLogger(__name__)
+
+_LONGEST_STOP_S = 0.4
+_SOURCE_TIMEOUT_MS = 5  # how long the loop waits on the ingest socket where stimuli messages are the source
+_MAX_MESSAGE_BYTES = 1 << 20
+_INGEST_HWM = 10_000
+_LARGEST_CHUNK = 8192
+
+
+class Daemon:
+    """One session, from `open` to `close`; a context manager.
+
+    Parameters
+    ----------
+    config : SessionConfig
+        What to run.
+    source : Source, optional
+        In place of the one that the configuration names; opened and closed by the daemon.
+    speed : float
+        Sources other than LSL: seconds of recording per second; 0 for as fast as the machine goes.
+    on_ticks : callable, optional
+        Gets every array of TICK records, in order, from the collector's thread.
+    """
+
+    def __init__(
+        self,
+        config: SessionConfig,
+        *,
+        source: Source | None = None,
+        speed: float = 1.0,
+        on_ticks: Callable[[NDArray[Any]], None] | None = None,
+    ) -> None:
+        self.config = config
+        self.stopped = threading.Event()
+        self.failure: Exception | None = None
+        self._source: Source | None = source
+        self._speed, self._on_ticks = speed, on_ticks
+        self._context: zmq.Context[zmq.Socket[bytes]] | None = None
+        self._sockets: dict[str, zmq.Socket[bytes]] = {}
+        self._markers: list[LslMarkers] = []
+        self._threads: list[threading.Thread] = []
+        self._stop_threads = threading.Event()
+        self._loop_done = threading.Event()
+        self._uncertainty_s = float("nan")
+        self.addresses: dict[str, str] = {}
+
+    # -- life ---------------------------------------------------------------------------------------------------------
+
+    def open(self) -> Self:
+        """Bind the sockets, open the source, start the loop.
+
+        Raises
+        ------
+        ConfigError, AdapterError
+            One sentence for what cannot be; nothing stays open.
+        """
+        runtime = self.config.runtime
+        for refused in realtime.prepare_process(runtime):
+            log.warning("%s", refused)
+        try:
+            self._bind()
+            warm_loop()
+            self._open_source()
+            self._start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def close(self) -> None:
+        """Stop the loop first, then the other threads, then what they used. Safe to call twice."""
+        if hasattr(self, "collector"):
+            self.collector.is_stopping = True
+            native.set_word(self.loop.block[0]["shared"], rt.STOP, 1)
+            if not self._loop_done.wait(_LONGEST_STOP_S):
+                # freeing sockets and inlets under native code would be worse than leaving without good-byes
+                log.critical("the loop did not stop within %g s; leaving at once", _LONGEST_STOP_S)
+                logging.shutdown()
+                os._exit(1)
+        self._stop_threads.set()
+        for thread in self._threads:
+            if thread is not threading.current_thread():
+                thread.join(5.0)
+        self._threads.clear()
+        if self._source is not None:
+            self._source.close()
+        for markers in self._markers:
+            markers.close()
+        if "output" in self._sockets and hasattr(self, "collector"):
+            self._say_goodbye()
+        for socket in self._sockets.values():
+            socket.close(linger=20)  # so that the good-bye leaves
+        self._sockets.clear()
+        if self._context is not None:
+            self._context.term()
+            self._context = None
+
+    def __enter__(self) -> Self:
+        return self.open()
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # -- opening ------------------------------------------------------------------------------------------------------
+
+    def _bind(self) -> None:
+        self._context = zmq.Context(io_threads=1)
+        kinds = {"ingest": zmq.PULL, "output": zmq.PUB, "control": zmq.ROUTER}
+        for name, kind in kinds.items():
+            socket = self._sockets[name] = self._context.socket(kind)
+            socket.maxmsgsize = _MAX_MESSAGE_BYTES
+            address = getattr(self.config.sockets, name)
+            if name == "ingest":
+                socket.rcvhwm = _INGEST_HWM
+                if self.config.source_content == "stimuli":
+                    socket.rcvtimeo = _SOURCE_TIMEOUT_MS
+            if name == "output":
+                socket.sndhwm = _INGEST_HWM
+            try:
+                socket.bind(address)
+            except zmq.ZMQError as error:
+                raise ConfigError(
+                    f"sockets.{name}: {address} cannot be bound: {error.strerror or error}; "
+                    "is another daemon running? Stop it, or choose another port"
+                ) from None
+            endpoint = socket.get(zmq.LAST_ENDPOINT)
+            assert isinstance(endpoint, bytes)
+            self.addresses[name] = endpoint.decode().rstrip("\0")
+
+    def _open_source(self) -> None:
+        config = self.config
+        self._functions = native.c_functions()
+        absent = native.missing(self._functions)
+        in_python = config.runtime.loop == "python"
+        if in_python or absent:
+            for library in absent:
+                log.warning("%s cannot be called from compiled code here: Python threads do its part", library)
+            self._functions[[native.ZMQ_SEND, native.ZMQ_RECV]] = 0
+        scale: NDArray[np.float32] | None = None
+        regular = True
+        info: StreamInfo
+        if isinstance(config.source, ZmqConfig) and self._source is None:
+            info = stimuli_stream(config.source)
+            self._pulls = rt.SOURCE_ZMQ
+        else:
+            if self._source is None:
+                self._source = create_source(config.source)
+            self._source.open()
+            info = self._source.info
+            is_native = isinstance(self._source, LslSource) and not (in_python or absent)
+            self._pulls = rt.SOURCE_LSL if is_native else rt.SOURCE_RING
+            if isinstance(self._source, LslSource):
+                regular = self._source.is_regular
+                scale = self._source.scale if is_native else None
+        self.assembly: Assembly = assemble(config, info, regular=regular, scale=scale)
+        for marker_config in config.markers:
+            markers = LslMarkers(marker_config)
+            try:
+                markers.open()
+            except AdapterError as error:
+                if marker_config.required:
+                    raise
+                log.warning("markers: %s; the session goes on without", error)
+                continue
+            self._markers.append(markers)
+
+    def _start(self) -> None:
+        config, assembly = self.config, self.assembly
+        n_channels = assembly.info.n_channels
+        is_live = self._pulls != rt.SOURCE_RING or isinstance(self._source, LslSource)
+        self.rings = rt.make_rings(
+            n_channels, samples_capacity=ring_capacity(n_channels, assembly.info.sampling_frequency)
+        )
+        self.loop = rt.make_loop(
+            self._functions,
+            source=self._pulls,
+            n_channels=n_channels,
+            chunk=int(min(max(assembly.samples_per_block + 1, 64), _LARGEST_CHUNK)),
+            ticks_per_block=assembly.ticks_per_block,
+            block_s=assembly.block_ms / 1000.0,
+            stall_s=config.timing.stall_bound_ms(assembly.block_ms) / 1000.0,
+            late_s=config.timing.late_ms / 1000.0,
+            publish_all=config.publish.spikes == "every",
+            publish_stimuli=config.publish.stimuli,
+            paced_rate=0.0 if is_live else self._speed,
+            parts=assembly.parts(),
+        )
+        in_python = not self._functions[native.ZMQ_SEND]
+        rt.set_handles(
+            self.loop,
+            inlet=self._source.handle if self._pulls == rt.SOURCE_LSL else 0,  # type: ignore[union-attr]
+            pub=0 if in_python else self._sockets["output"].underlying,
+            pull=0 if in_python else self._sockets["ingest"].underlying,
+        )
+        self.collector = Collector(
+            assembly,
+            self.loop,
+            self.rings,
+            clock=pylsl.local_clock,
+            state_hz=config.publish.state_hz,
+            health_s=config.publish.health_s,
+            describe_source=self._describe_source,
+            on_ticks=self._on_ticks,
+        )
+        if isinstance(self._source, LslSource):
+            self._follow_clock(*self._source.correction(), submit=False)
+        self._spawn("neuromod-collector", lambda: collecting.run(self.collector, self._stop_threads))
+        control = Control(self._sockets["control"], self.collector, self.stopped.set)
+        self._spawn("neuromod-control", lambda: control.run(self._stop_threads))
+        if in_python:
+            self._spawn("neuromod-exchange", self._exchange)
+        self._spawn("neuromod-loop", self._run_loop, masked=True)
+        if self._pulls == rt.SOURCE_RING:
+            assert self._source is not None
+            feeder = Feeder(self._source, self.rings.samples, self._on_source_markers, self._on_source_end)
+            self._spawn("neuromod-source", lambda: feeder.run(self._stop_threads))
+        elif self._pulls == rt.SOURCE_LSL:
+            assert isinstance(self._source, LslSource)
+            keeper = Keeper(
+                self._source,
+                is_lost=lambda: self._state() == rt.LOST,
+                on_clock=self._follow_clock,
+                on_reconnect=self._send_inlet,
+            )
+            self._spawn("neuromod-source", lambda: keeper.run(self._stop_threads))
+        for markers in self._markers:
+            self._spawn("neuromod-markers", self._marker_keeper(markers))
+        promoted = realtime.promote_library_threads(config.runtime)
+        if promoted:
+            log.info("%d threads of the libraries run at priority %d too", promoted, config.runtime.realtime_priority)
+
+    def _marker_keeper(self, markers: LslMarkers) -> Callable[[], None]:
+        offset = [0.0]
+
+        def on_clock(offset_s: float, _: float) -> None:
+            offset[0] = offset_s
+
+        def on_markers(found: list[Marker]) -> None:
+            now = pylsl.local_clock()
+            for marker in found:
+                self.collector.events.add_event(marker.name, marker.t + offset[0], marker.value, "lsl", now)
+
+        on_clock(*markers.correction())
+        keeper = Keeper(
+            markers,
+            is_lost=lambda: markers.is_lost,
+            on_clock=on_clock,
+            on_reconnect=lambda: None,
+            on_markers=on_markers,
+        )
+        return lambda: keeper.run(self._stop_threads)
+
+    def _spawn(self, name: str, target: Callable[[], None], *, masked: bool = False) -> None:
+        def guarded() -> None:
+            if masked and hasattr(signal, "pthread_sigmask"):
+                signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+            try:
+                target()
+            except Exception as error:  # whatever it is, the session must end in order and say so
+                log.exception("thread %s failed", name)
+                self.failure = self.failure or error
+                self.stopped.set()
+
+        thread = threading.Thread(target=guarded, name=name, daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    # -- threads ------------------------------------------------------------------------------------------------------
+
+    def _run_loop(self) -> None:
+        try:
+            for refused in realtime.prepare_loop_thread(self.config.runtime):
+                log.warning("%s", refused)
+            parts = self.assembly
+            rt.run(
+                self.loop,
+                self.rings,
+                parts.pipeline,
+                parts.front_end.state,
+                parts.encoder.state,
+                parts.network.state,
+            )
+        finally:
+            self._loop_done.set()  # the only proof that no native code runs any more
+
+    def _exchange(self) -> None:
+        """Stand in for the loop at both sockets where it cannot call libzmq."""
+        output, ingest = self._sockets["output"], self._sockets["ingest"]
+        while not self._stop_threads.is_set():
+            for frame in drain(self.rings.out, rt.FRAME, limit=256):
+                middle = int(frame["topic"])
+                data = frame["data"][: middle + int(frame["payload"])].tobytes()
+                output.send_multipart([data[:middle], data[middle:]], zmq.DONTWAIT)
+            if ingest.poll(0 if available(self.rings.out.ends) else 1):
+                with contextlib.suppress(zmq.Again):
+                    self._judge(ingest.recv_multipart(zmq.DONTWAIT))
+
+    def _judge(self, frames: list[bytes]) -> None:
+        try:
+            self.collector.judge(*wire.split_parts(frames))
+        except wire.MessageError as error:
+            self.collector.refuse(error.reason, str(error))
+
+    # -- the source ---------------------------------------------------------------------------------------------------
+
+    def _state(self) -> int:
+        return int(native.get_word(self.loop.block[0]["shared"], rt.STATE))
+
+    def _follow_clock(self, offset_s: float, uncertainty_s: float, *, submit: bool = True) -> None:
+        offset_s -= self.config.timing.device_delay_ms / 1000.0
+        self._uncertainty_s = uncertainty_s
+        if not np.isfinite(offset_s):
+            return
+        if submit:
+            self.collector.submit(rt.CLOCK, values=[offset_s])
+        else:
+            self.loop.block[0]["numbers"][rt.OFFSET] = offset_s
+
+    def _send_inlet(self) -> None:
+        assert isinstance(self._source, LslSource)
+        self.collector.submit(rt.INLET, word=self._source.handle)
+
+    def _on_source_markers(self, found: list[Marker]) -> None:
+        numbers = self.loop.block[0]["numbers"]
+        now = pylsl.local_clock()
+        for marker in found:
+            t = float(numbers[rt.OFFSET] + numbers[rt.RATE] * marker.t)
+            self.collector.events.add_event(marker.name, t, marker.value, "recording", now)
+
+    def _on_source_end(self, error: Exception | None) -> None:
+        if error is not None:
+            log.error("the source failed: %s", error)
+            self.failure = error
+        native.set_word(self.loop.block[0]["shared"], rt.SOURCE_ENDED, 1)
+
+    def _describe_source(self) -> dict[str, Any]:
+        info = self.assembly.info
+        return {
+            "name": info.name,
+            "kind": self.config.source.kind,
+            "content": info.kind,
+            "n_channels": info.n_channels,
+            "sampling_frequency": info.sampling_frequency,
+            "hostname": info.hostname,
+            "source_id": info.source_id,
+            "clock_offset_s": float(self.loop.block[0]["numbers"][rt.OFFSET]),
+            "clock_uncertainty_s": self._uncertainty_s,
+            "quirks": dict(self._source.quirks) if self._source is not None else {},
+        }
+
+    def has_ended(self) -> bool:
+        """Say whether a recording has been played to its end, and all of it was taken."""
+        return self._state() == rt.ENDED and not available(self.rings.ticks.ends)
+
+    def _say_goodbye(self) -> None:
+        """Publish what is left, and a last health message; the loop is done, so the socket is ours again."""
+        output = self._sockets["output"]
+        with contextlib.suppress(zmq.ZMQError):
+            for frame in drain(self.rings.frames, rt.FRAME, limit=256):
+                middle = int(frame["topic"])
+                data = frame["data"][: middle + int(frame["payload"])].tobytes()
+                output.send_multipart([data[:middle], data[middle:]], zmq.DONTWAIT)
+            body = self.collector.health(pylsl.local_clock())
+            payload = wire.pack_health(wire.HealthMessage(body["t"], "stopping", body))
+            output.send_multipart([wire.TOPIC_HEALTH, payload], zmq.DONTWAIT)
+
+
+def serve(config: SessionConfig) -> int:
+    """Run a session until a signal, the command `stop`, or the end of its recording.
+
+    Returns
+    -------
+    int
+        Exit code: 0, or 1 where a part of the daemon failed.
+    """
+    daemon = Daemon(config)
+
+    def on_signal(number: int, _: Any) -> None:
+        daemon.stopped.set()
+
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), on_signal)
+    with daemon:
+        for name, address in daemon.addresses.items():
+            log.info("%s: %s", name, address)
+        print(f"neuromod: {daemon.assembly.info.name} -> {daemon.addresses['output']}; Ctrl-C stops", file=sys.stderr)
+        while not daemon.stopped.wait(0.1):
+            if daemon.has_ended():
+                log.info("the recording has been played to its end")
+                break
+    if isinstance(daemon.failure, NeuromodError):
+        raise daemon.failure
+    return 1 if daemon.failure else 0

@@ -1,0 +1,58 @@
+"""Compiles, or loads from the cache, everything that the loop calls, before a stream is opened."""
+
+import logging
+
+import numpy as np
+
+from neuromod.adapters.base import StreamInfo
+from neuromod.bridge import loop as rt
+from neuromod.bridge import native
+from neuromod.bridge.assembly import assemble
+from neuromod.bridge.config import parse
+from neuromod.bridge.pipeline import TICK
+from neuromod.bridge.ring import append, drain, put_samples, refused
+from neuromod.engine.compiled import cache_folder
+
+log = logging.getLogger(__name__)
+
+_INFO = StreamInfo("warm", "features", 1, 1000.0, ("a",), ("",))
+
+
+def is_compiled() -> bool:
+    """Say whether the loop of this version has been compiled on this machine before."""
+    return any(cache_folder("neuromod.bridge.loop").glob("**/loop.run-*.nbc"))
+
+
+def warm_loop() -> None:
+    """Have every compiled function of the loop ready: a second from the cache, about a minute the first time.
+
+    Without it, compilation would become backlog of a stream that is already open.
+    """
+    if not is_compiled():
+        log.warning("compiling the real-time loop; this takes about a minute, once per version")
+    parts = assemble(parse('source = {kind = "lsl", name = "warm"}'), _INFO)
+    loop = rt.make_loop(
+        native.c_functions(),
+        source=rt.SOURCE_RING,
+        n_channels=1,
+        chunk=1,
+        ticks_per_block=1,
+        block_s=0.001,
+        stall_s=1.0,
+        late_s=1.0,
+        publish_all=False,
+        publish_stimuli=False,
+        paced_rate=0.0,
+        parts=parts.parts(),
+    )
+    rings = rt.make_rings(1)
+    shared = loop.block[0]["shared"]
+    native.set_word(shared, rt.STOP, native.get_word(shared, rt.STATE) + 1)  # so that it returns at once
+    rt.run(loop, rings, parts.pipeline, parts.front_end.state, parts.encoder.state, parts.network.state)
+    # what other threads call while the loop runs
+    append(rings.inputs, np.zeros(1, rt.INPUT))
+    drain(rings.inputs, rt.INPUT)
+    drain(rings.ticks, TICK)
+    refused(rings.ticks.ends)
+    put_samples(rings.samples, np.zeros((1, 1), np.float32), np.zeros(1), 0)
+    parts.consume(np.zeros((1, 1), np.float32), np.zeros(1), 0, parts.records())
