@@ -106,7 +106,7 @@ class _Connection:
     def is_open(self) -> bool:
         return self._inlet is not None
 
-    def open(self, check: Callable[[Any], None]) -> None:
+    def open(self, check: Callable[[Any], None], *, subscribed: bool = True) -> None:
         """Connect to the one stream that answers.
 
         Parameters
@@ -136,7 +136,8 @@ class _Connection:
                     f"{_listing([_brief_info(info) for info in found])}. Say which by adding source_id or hostname"
                 )
             check(described)
-            self._subscribe(timeout_s)
+            if subscribed:
+                self.subscribe(timeout_s)
         except BaseException:
             self.close()
             raise
@@ -157,7 +158,7 @@ class _Connection:
         try:
             check(self._attach(newest, left_s))
             self._learn_clock(left_s)
-            self._subscribe(left_s)
+            self.subscribe(left_s)
         except AdapterError as error:
             log.warning("%s", error)
             self.close()
@@ -199,7 +200,8 @@ class _Connection:
         except (TimeoutError, LostError) as error:
             raise self._unanswered("clock probes (UDP)", timeout_s) from error
 
-    def _subscribe(self, timeout_s: float) -> None:
+    def subscribe(self, timeout_s: float) -> None:
+        """Have data flow."""
         try:
             self.inlet.open_stream(timeout_s)
         except (TimeoutError, LostError) as error:
@@ -276,8 +278,13 @@ class LslSource:
         """Whether the stream states a rate, so that its stamps lie on a grid."""
         return bool(self._layout and self._layout[1] > 0)
 
-    def open(self) -> None:
+    def open(self, *, subscribed: bool = True) -> None:
         """Find the stream, check it, learn its clock and subscribe.
+
+        Parameters
+        ----------
+        subscribed : bool
+            False leaves `subscribe` to the caller, who still has something to prepare before data may flow.
 
         Raises
         ------
@@ -289,7 +296,7 @@ class LslSource:
         if self._connection.is_open:
             return
         try:
-            self._connection.open(self._check)
+            self._connection.open(self._check, subscribed=subscribed)
         except BaseException:
             self._info = None
             raise
@@ -300,6 +307,16 @@ class LslSource:
                 "and will not be reconnected",
                 self._info.name,
             )
+
+    def subscribe(self) -> None:
+        """Have data flow, where `open` was told not to.
+
+        Raises
+        ------
+        AdapterTimeoutError
+            If the sender does not answer.
+        """
+        self._connection.subscribe(self._config.resolve_timeout_s)
 
     def read(self, max_samples: int, timeout_s: float = 0.0) -> Chunk:
         """Wait for the first sample, then return all that are there."""

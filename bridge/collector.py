@@ -4,7 +4,7 @@ import itertools
 import logging
 import math
 import threading
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +17,7 @@ from neuromod.bridge.assembly import Assembly
 from neuromod.bridge.events import EventAligner
 from neuromod.bridge.pipeline import COUNTERS, PAUSED, TICK
 from neuromod.bridge.ring import append, drain, refused
+from neuromod.bridge.wire import EventMessage
 from neuromod.engine.layout import N_CHANNELS
 from neuromod.engine.modulators import MODULATORS
 
@@ -24,6 +25,7 @@ log = logging.getLogger(__name__)
 
 _RATE_TAU_S = 0.5
 _LONGEST_WAIT_S = 1.0
+_KEPT_EVENTS = 100_000
 _CHANNELS = np.arange(N_CHANNELS, dtype=np.uint32)
 
 
@@ -61,6 +63,7 @@ class Collector:
         self.assembly, self.loop, self.rings = assembly, loop, rings
         self.state_hz, self.health_s = state_hz, health_s
         self.events = EventAligner()
+        self.past_events: deque[EventMessage] = deque(maxlen=_KEPT_EVENTS)
         self.refusals: Counter[str] = Counter()
         self.spike_counts = np.zeros(N_CHANNELS, np.int64)
         self.is_stopping = False
@@ -69,7 +72,6 @@ class Collector:
         self._last: NDArray[Any] = np.zeros(1, TICK)
         self._rates_hz = np.zeros(N_CHANNELS, np.float64)
         self._latencies: list[NDArray[np.float64]] = []
-        self._health: dict[str, Any] = {}
         self._next_state = self._next_health = self._started
         self._frame = np.zeros(1, rt.FRAME)
         self._frames_lock, self._inputs_lock = threading.Lock(), threading.Lock()
@@ -134,14 +136,16 @@ class Collector:
             self.judge(data[:middle], data[middle : middle + int(frame["payload"])])
         now = self._clock()
         for event in self.events.take(now):
+            self.past_events.append(event)
             self.publish(wire.TOPIC_EVENT, wire.pack_event(event))
         if self.state_hz and now >= self._next_state:
             self._next_state = max(self._next_state + 1.0 / self.state_hz, now)
             self.publish(wire.TOPIC_STATE, wire.pack_state(self._state(now)))
         if now >= self._next_health:
             self._next_health = max(self._next_health + self.health_s, now)
-            self._health = self.health(now)
-            self.publish_health()
+            body = self.health()
+            self._latencies.clear()
+            self.publish(wire.TOPIC_HEALTH, wire.pack_health(wire.HealthMessage(body["t"], body["state"], body)))
             self._report_refusals(now)
 
     def judge(self, topic: bytes, payload: bytes) -> None:
@@ -196,14 +200,9 @@ class Collector:
     # -- what is published --------------------------------------------------------------------------------------------
 
     @property
-    def last_health(self) -> dict[str, Any]:
-        """The newest health map."""
-        return self._health or self.health(self._clock())
-
-    def publish_health(self) -> None:
-        """Publish the newest health map."""
-        body = self.last_health
-        self.publish(wire.TOPIC_HEALTH, wire.pack_health(wire.HealthMessage(body["t"], body["state"], body)))
+    def last_tick(self) -> int:
+        """Number of the newest tick that was collected."""
+        return int(self._last[0]["tick"])
 
     def state_name(self) -> str:
         """Say how the loop is, in the words of PROTOCOL.md."""
@@ -224,10 +223,10 @@ class Collector:
             found[f"{name}_overflow"] = int(refused(getattr(self.rings, name).ends))
         return found
 
-    def health(self, now: float) -> dict[str, Any]:
-        """Return the health map, and begin a new window of latencies."""
-        window = np.concatenate(self._latencies) * 1e6 if self._latencies else np.empty(0)
-        self._latencies = []
+    def health(self) -> dict[str, Any]:
+        """Return the health map as of now; its latencies are of the time since the last published one."""
+        now = self._clock()
+        window = np.concatenate([np.empty(0), *self._latencies]) * 1e6
         latency = {}
         if len(window):
             p50, p99 = np.percentile(window, [50, 99])
@@ -236,7 +235,7 @@ class Collector:
             "v": wire.PROTOCOL_VERSION,
             "t": now,
             "state": self.state_name(),
-            "tick": int(self._last[0]["tick"]),
+            "tick": self.last_tick,
             "uptime_s": now - self._started,
             "counters": self.counters(),
             "errors": dict(self.refusals),

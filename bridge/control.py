@@ -83,13 +83,13 @@ class Control:
         collector = self._collector
         match cmd, args:
             case "status", _:
-                return {"health": collector.last_health, "parameters": self._parameters()}
+                return {"health": collector.health(), "parameters": self._parameters()}
             case "pause", _:
                 return {"tick": collector.call(rt.PAUSE)}
             case "resume", _:
                 return {"tick": collector.call(rt.RESUME)}
             case "stop", _:
-                return {"tick": collector.last_health["tick"]}
+                return {"tick": collector.last_tick}
             case "learning", LearningArgs():
                 return {"tick": collector.call(rt.LEARNING, word=int(args.on))}
             case "set", SetArgs():

@@ -257,7 +257,7 @@ def _is_duplicate(pipeline: Pipeline, sample: NDArray[np.float32], stamp: float)
 
 
 @jit
-def _clean(pipeline: Pipeline, samples: NDArray[np.float32]) -> None:
+def clean(pipeline: Pipeline, samples: NDArray[np.float32]) -> None:
     """Scale samples in place, and hold the last finite value of a channel where a value is not finite."""
     scale, last = pipeline.scale, pipeline.last
     bad = 0
@@ -386,7 +386,7 @@ def consume(
                 _place(pipeline, stamps[i + take])
                 take += 1
             run = samples[i : i + take]
-            _clean(pipeline, run)
+            clean(pipeline, run)
             push(front_end, run)
             counters[_SAMPLES] += take
             words[_PLACED] = 0

@@ -164,6 +164,17 @@ class Daemon:
 
     def _open_source(self) -> None:
         config = self.config
+        # first, since a playback begins as soon as somebody listens to its signal
+        for marker_config in config.markers:
+            markers = LslMarkers(marker_config)
+            try:
+                markers.open()
+            except AdapterError as error:
+                if marker_config.required:
+                    raise
+                log.warning("markers: %s; the session goes on without", error)
+                continue
+            self._markers.append(markers)
         self._functions = native.c_functions()
         absent = native.missing(self._functions)
         in_python = config.runtime.loop == "python"
@@ -180,7 +191,10 @@ class Daemon:
         else:
             if self._source is None:
                 self._source = create_source(config.source)
-            self._source.open()
+            if isinstance(self._source, LslSource):
+                self._source.open(subscribed=False)
+            else:
+                self._source.open()
             info = self._source.info
             is_native = isinstance(self._source, LslSource) and not (in_python or absent)
             self._pulls = rt.SOURCE_LSL if is_native else rt.SOURCE_RING
@@ -188,16 +202,6 @@ class Daemon:
                 regular = self._source.is_regular
                 scale = self._source.scale if is_native else None
         self.assembly: Assembly = assemble(config, info, regular=regular, scale=scale)
-        for marker_config in config.markers:
-            markers = LslMarkers(marker_config)
-            try:
-                markers.open()
-            except AdapterError as error:
-                if marker_config.required:
-                    raise
-                log.warning("markers: %s; the session goes on without", error)
-                continue
-            self._markers.append(markers)
 
     def _start(self) -> None:
         config, assembly = self.config, self.assembly
@@ -234,7 +238,7 @@ class Daemon:
             clock=pylsl.local_clock,
             state_hz=config.publish.state_hz,
             health_s=config.publish.health_s,
-            describe_source=self._describe_source,
+            describe_source=self.describe_source,
             on_ticks=self._on_ticks,
         )
         if isinstance(self._source, LslSource):
@@ -244,6 +248,8 @@ class Daemon:
         self._spawn("neuromod-control", lambda: control.run(self._stop_threads))
         if in_python:
             self._spawn("neuromod-exchange", self._exchange)
+        if isinstance(self._source, LslSource):
+            self._source.subscribe()  # last, so that no sample waits for us
         self._spawn("neuromod-loop", self._run_loop, masked=True)
         if self._pulls == rt.SOURCE_RING:
             assert self._source is not None
@@ -368,7 +374,8 @@ class Daemon:
             self.failure = error
         native.set_word(self.loop.block[0]["shared"], rt.SOURCE_ENDED, 1)
 
-    def _describe_source(self) -> dict[str, Any]:
+    def describe_source(self) -> dict[str, Any]:
+        """Say what health says of the source."""
         info = self.assembly.info
         return {
             "name": info.name,
@@ -395,7 +402,7 @@ class Daemon:
                 middle = int(frame["topic"])
                 data = frame["data"][: middle + int(frame["payload"])].tobytes()
                 output.send_multipart([data[:middle], data[middle:]], zmq.DONTWAIT)
-            body = self.collector.health(pylsl.local_clock())
+            body = self.collector.health()
             payload = wire.pack_health(wire.HealthMessage(body["t"], "stopping", body))
             output.send_multipart([wire.TOPIC_HEALTH, payload], zmq.DONTWAIT)
 
@@ -409,13 +416,7 @@ def serve(config: SessionConfig) -> int:
         Exit code: 0, or 1 where a part of the daemon failed.
     """
     daemon = Daemon(config)
-
-    def on_signal(number: int, _: Any) -> None:
-        daemon.stopped.set()
-
-    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), on_signal)
+    stop_on_signals(daemon.stopped)
     with daemon:
         for name, address in daemon.addresses.items():
             log.info("%s: %s", name, address)
@@ -427,3 +428,14 @@ def serve(config: SessionConfig) -> int:
     if isinstance(daemon.failure, NeuromodError):
         raise daemon.failure
     return 1 if daemon.failure else 0
+
+
+def stop_on_signals(stop: threading.Event) -> None:
+    """Have SIGINT, SIGTERM and SIGHUP set an event, and do nothing else."""
+
+    def on_signal(number: int, frame: Any) -> None:
+        stop.set()
+
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), on_signal)

@@ -38,7 +38,7 @@ block_ms = 1.0                   # how long its stimuli stand
 
 _FRONT_END = """\
 [front_end]                      # from raw signal to features, one vector per block
-features = @  # any of crossings, spiking_band, bands, raw
+features = @  # any of crossings, spiking_band, bands, raw; auto: crossings, or raw on a slow stream
 reference = @  # none, mean, median, clipped-mean; auto: clipped-mean from 16 channels up
 exclude_channels = @  # by name, or number from 0
 

@@ -15,7 +15,7 @@ from neuromod.engine.compiled import cache_folder
 
 log = logging.getLogger(__name__)
 
-_INFO = StreamInfo("warm", "features", 1, 1000.0, ("a",), ("",))
+_INFO = StreamInfo("warm", "signal", 1, 30000.0, ("a",), ("",))
 
 
 def is_compiled() -> bool:

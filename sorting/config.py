@@ -81,8 +81,9 @@ class BandsConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
 class FrontEndConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
     """From samples to one vector of features per block."""
 
-    features: Annotated[tuple[FeatureKind, ...], Field(min_length=1)] = ("crossings",)
-    """Any of crossings, spiking_band, bands, raw (mean of the block, unfiltered), for every channel in this order."""
+    features: Annotated[tuple[FeatureKind, ...], Field(min_length=1)] | Literal["auto"] = "auto"
+    """Any of crossings, spiking_band, bands, raw (mean of the block's samples, unfiltered); per channel, in this order.
+    auto: crossings where the stream is sampled fast enough for their band, else raw."""
     reference: ReferenceKind | Literal["auto"] = "auto"
     """Of crossings and spiking band, after their filter; auto: clipped-mean from 16 channels up, else none."""
     clip_noise: Annotated[float, Field(gt=0, le=100)] = 3.0
@@ -103,9 +104,15 @@ class FrontEndConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
 
     @pydantic.model_validator(mode="after")
     def _no_twins(self) -> Self:
-        if len(set(self.features)) != len(self.features):
+        if self.features != "auto" and len(set(self.features)) != len(self.features):
             raise ValueError(f"features = {list(self.features)} names a kind twice")
         return self
+
+    def kinds(self, sampling_frequency: float) -> tuple[FeatureKind, ...]:
+        """Return the kinds of features on a stream of this rate, in Hz."""
+        if self.features == "auto":
+            return ("crossings",) if sampling_frequency > 2.0 * self.crossings.high_hz else ("raw",)
+        return self.features
 
 
 class EncoderConfig(pydantic.BaseModel, frozen=True, extra="forbid"):

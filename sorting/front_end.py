@@ -570,13 +570,13 @@ def _at_rest(sos: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _paths(config: FrontEndConfig, sampling_frequency: float, n_included: int) -> list[_Path]:
-    main = config.reference
+    main, kinds = config.reference, config.kinds(sampling_frequency)
     if main == "auto":
         main = "clipped-mean" if n_included >= 16 else "none"
-    uses_main = bool({"crossings", "spiking_band"} & set(config.features))
+    uses_main = bool({"crossings", "spiking_band"} & set(kinds))
     for key, kind, used in (
         ("reference", main, uses_main),
-        ("bands.reference", config.bands.reference, "bands" in config.features),
+        ("bands.reference", config.bands.reference, "bands" in kinds),
     ):
         if used and kind != "none" and n_included < 2:
             raise ConfigError(
@@ -585,7 +585,7 @@ def _paths(config: FrontEndConfig, sampling_frequency: float, n_included: int) -
             )
     code = reference.CODES[main]
     paths: list[_Path] = []
-    for feature in config.features:
+    for feature in kinds:
         if feature == "crossings":
             c = config.crossings
             sos = band_pass(c.low_hz, c.high_hz, c.order, sampling_frequency, "crossings")
