@@ -1,0 +1,329 @@
+"""Latency from an LSL sample's stamp to a ZeroMQ subscriber, as ratios to a bare loop of the same interleaved runs.
+
+Three processes as in a laboratory: a sender, the system under test, a subscriber; all read the same monotonic clock.
+A message is laid beside the sender's own note of when it pushed the sample, so no clock correction enters the result.
+"""
+
+import contextlib
+import importlib.util
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from neuromod.engine.errors import NeuromodError
+
+BARE, NEUROMOD, BUSY, EZMSG = "bare", "neuromod", "neuromod, busy thread", "ezmsg"
+PERCENTILES = {"p50": 50.0, "p99": 99.0, "p999": 99.9, "max": 100.0}
+SETTLE_S = 0.25
+"""The first moments of a run are reported as the first sample's lateness, and left out of the percentiles."""
+
+_ANSWER_S = 180.0  # the first start of a version compiles
+_DRAIN_S = 0.3
+_LSL_API_CFG = """\
+[lab]
+SessionID = neuromod-bench-{session}
+[ports]
+IPv6 = disable
+[multicast]
+ResolveScope = machine
+[log]
+level = -3
+"""
+
+
+class BenchError(NeuromodError, RuntimeError):
+    """A worker of the bench failed."""
+
+
+@dataclass(frozen=True)
+class Stream:
+    """What the sender sends: chunks of `chunk` samples."""
+
+    name: str
+    n_channels: int
+    rate: float
+    chunk: int
+
+    @property
+    def period_s(self) -> float:
+        """Time between two chunks, which is the time between two messages."""
+        return self.chunk / self.rate
+
+
+FEATURES = Stream("16 x 1 kHz", 16, 1000.0, 1)
+RAW = Stream("96 x 30 kHz raw, chunks of 1 ms", 96, 30000.0, 30)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one run gave.
+
+    Attributes
+    ----------
+    latencies_us : ndarray of float64, shape (n,)
+        Of the messages after the first `SETTLE_S`.
+    first_us : float
+        Of the first message.
+    sent, lost : int
+        Chunks, and those of them that no message told of.
+    notes : dict
+        What the workers said at the end.
+    """
+
+    latencies_us: NDArray[np.float64]
+    first_us: float
+    sent: int
+    lost: int
+    notes: dict[str, Any]
+
+    def summary(self) -> dict[str, Any]:
+        """Return percentiles and counts."""
+        return percentiles(self.latencies_us) | {"first_us": self.first_us, "sent": self.sent, "lost": self.lost}
+
+
+def percentiles(latencies_us: NDArray[np.float64]) -> dict[str, float]:
+    """Return p50, p99, p99.9 and the maximum."""
+    return {f"{name}_us": float(np.percentile(latencies_us, q)) for name, q in PERCENTILES.items()}
+
+
+class Worker:
+    """A process that does jobs for the bench."""
+
+    def __init__(self, role: str, environment: dict[str, str]) -> None:
+        self.role = role
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "neuromod.bridge.bench_workers", role],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        self._answers: SimpleQueue[dict[str, Any]] = SimpleQueue()
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            self._answers.put(json.loads(line))
+        self._answers.put({"said": "failed", "error": "the process ended"})
+
+    def tell(self, line: str | dict[str, Any]) -> None:
+        """Give it a job, or the word "stop"."""
+        assert self._process.stdin is not None
+        self._process.stdin.write((line if isinstance(line, str) else json.dumps(line)) + "\n")
+        self._process.stdin.flush()
+
+    def wait_for(self, word: str, timeout_s: float = _ANSWER_S) -> dict[str, Any]:
+        """Wait until it says a word."""
+        try:
+            answer = self._answers.get(timeout=timeout_s)
+        except Empty:
+            raise BenchError(f"the {self.role} did not say {word!r} within {timeout_s:g} s") from None
+        if answer["said"] != word:
+            raise BenchError(f"the {self.role} failed: {answer.get('error', answer)}")
+        return answer
+
+    def close(self) -> None:
+        """End the process."""
+        with contextlib.suppress(OSError):
+            assert self._process.stdin is not None
+            self._process.stdin.close()
+        try:
+            self._process.wait(2.0)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        assert self._process.stdout is not None
+        self._process.stdout.close()
+
+
+class Workers:
+    """The processes of one bench, on a private LSL session of this machine; a context manager."""
+
+    def __init__(self, systems: list[str]) -> None:
+        self.folder = tempfile.TemporaryDirectory(prefix="neuromod-bench-")
+        config = Path(self.folder.name) / "lsl_api.cfg"
+        config.write_text(_LSL_API_CFG.format(session=uuid.uuid4().hex), encoding="utf-8")
+        environment = dict(os.environ) | {"LSLAPICFG": str(config)}
+        roles = ["send", "subscribe", "poll", *dict.fromkeys(_role(system) for system in systems)]
+        self._workers = {role: Worker(role, environment) for role in roles}
+
+    def __enter__(self) -> Self:
+        try:
+            for worker in self._workers.values():
+                worker.wait_for("here")
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for worker in self._workers.values():
+            worker.close()
+        self.folder.cleanup()
+
+    def run(self, system: str, stream: Stream, seconds: float) -> Run:
+        """Let one system work for so many seconds."""
+        stamps_file, messages_file = (str(Path(self.folder.name) / name) for name in ("stamps.npy", "messages.npz"))
+        output, control = _free_addresses(2)
+        job = {
+            "n_channels": stream.n_channels,
+            "rate": stream.rate,
+            "chunk": stream.chunk,
+            "source_id": uuid.uuid4().hex,
+            "output": output,
+            "control": control,
+        }
+        sender, subscriber = self._workers["send"], self._workers["subscribe"]
+        tested, poller = self._workers[_role(system)], self._workers["poll"]
+        subscriber.tell({"output": output, "result": messages_file})
+        subscriber.wait_for("ready")
+        sender.tell(job | {"seconds": seconds, "lead_s": 0.0, "result": stamps_file})
+        sender.wait_for("ready")
+        tested.tell(job | {"busy": system == BUSY})
+        tested.wait_for("ready")
+        notes: dict[str, Any] = {}
+        is_daemon = _role(system) == "daemon"
+        if is_daemon:
+            poller.tell({"control": control})
+        notes["sender"] = sender.wait_for("done", seconds + 60.0)
+        if is_daemon:
+            poller.tell("stop")
+            notes["poll"] = poller.wait_for("done")
+        # what is still under way arrives before the subscriber sees the stop
+        threading.Event().wait(_DRAIN_S)
+        subscriber.tell("stop")
+        notes["subscriber"] = subscriber.wait_for("done")
+        tested.tell("stop")
+        notes["system"] = tested.wait_for("done")
+        sender.tell("stop")
+        with np.load(messages_file) as messages:
+            return _judge(np.load(stamps_file), messages["t_sample"], messages["arrival"], stream.period_s, notes)
+
+
+def _judge(
+    stamps: NDArray[np.float64],
+    t_sample: NDArray[np.float64],
+    arrival: NDArray[np.float64],
+    period_s: float,
+    notes: dict[str, Any],
+) -> Run:
+    """Lay messages beside the stamps they bear; a clock correction of much less than a period does not matter."""
+    if not len(t_sample):
+        raise BenchError("no message arrived at all")
+    after = np.clip(np.searchsorted(stamps, t_sample), 1, len(stamps) - 1)
+    nearest = after - (t_sample - stamps[after - 1] < stamps[after] - t_sample)
+    right = np.abs(stamps[nearest] - t_sample) < period_s
+    found, first_seen = np.unique(nearest[right], return_index=True)
+    latencies_us = (arrival[right][first_seen] - stamps[found]) * 1e6
+    settled = stamps[found] >= stamps[0] + SETTLE_S
+    if not settled.any():
+        raise BenchError("no message arrived after the first moments")
+    return Run(latencies_us[settled], float(latencies_us[0]), len(stamps), len(stamps) - len(found), notes)
+
+
+def measure(
+    seconds: float, rounds: int, endurance_s: float, say: Callable[[str], None] = lambda line: None
+) -> dict[str, Any]:
+    """Run everything.
+
+    Parameters
+    ----------
+    seconds : float
+        Length of one run.
+    rounds : int
+        Every system runs once in each round; ratios are taken within a round.
+    endurance_s : float
+        Length of one more run of the daemon that counts losses; 0 for none.
+    say : callable
+        Gets a line before each run.
+
+    Returns
+    -------
+    dict
+        By stream: systems, ratios to bare with their spread, and the endurance run.
+    """
+    systems = [BARE, NEUROMOD, BUSY]
+    if importlib.util.find_spec("ezmsg") is not None:
+        systems.append(EZMSG)
+    else:
+        say("ezmsg is not installed (pip install 'neuromod-bridge[bench]'): left out")
+    with Workers(systems) as workers:
+        streams = {
+            "features": _compare(workers, FEATURES, systems, seconds, rounds, say),
+            "raw": _compare(workers, RAW, [BARE, NEUROMOD], seconds, rounds, say),
+        }
+        endurance: dict[str, Any] = {}
+        if endurance_s > 0:
+            say(f"{FEATURES.name}: {NEUROMOD}, {endurance_s:g} s")
+            run = workers.run(NEUROMOD, FEATURES, endurance_s)
+            endurance = {"seconds": endurance_s} | run.summary() | {"notes": run.notes}
+    return {"streams": streams, "endurance": endurance}
+
+
+def _compare(
+    workers: Workers, stream: Stream, systems: list[str], seconds: float, rounds: int, say: Callable[[str], None]
+) -> dict[str, Any]:
+    runs: dict[str, list[Run]] = {system: [] for system in systems}
+    for k, order in enumerate(_orders(systems, rounds)):
+        for system in order:
+            say(f"{stream.name}: {system}, round {k + 1} of {rounds}")
+            runs[system].append(workers.run(system, stream, seconds))
+    return {
+        "name": stream.name,
+        "systems": {system: _pooled(runs[system]) for system in systems},
+        "ratios": {system: _ratios(runs[system], runs[BARE]) for system in systems if system != BARE},
+        "ratio_busy_to_neuromod": _ratios(runs[BUSY], runs[NEUROMOD]) if BUSY in runs else None,
+    }
+
+
+def _orders(systems: list[str], rounds: int) -> Iterator[list[str]]:
+    """There and back again, so that a drift of the machine favours nobody."""
+    for k in range(rounds):
+        yield systems if k % 2 == 0 else systems[::-1]
+
+
+def _pooled(runs: list[Run]) -> dict[str, Any]:
+    return percentiles(np.concatenate([run.latencies_us for run in runs])) | {
+        "first_us": {
+            "median": float(np.median([run.first_us for run in runs])),
+            "max": max(run.first_us for run in runs),
+        },
+        "sent": sum(run.sent for run in runs),
+        "lost": sum(run.lost for run in runs),
+        "runs": [run.summary() | {"notes": run.notes} for run in runs],
+    }
+
+
+def _ratios(runs: list[Run], to: list[Run]) -> dict[str, dict[str, float]]:
+    """Return, for each percentile, the ratios within the rounds: their median, least and greatest."""
+    found = {}
+    for name in PERCENTILES:
+        pairs = [a.summary()[f"{name}_us"] / b.summary()[f"{name}_us"] for a, b in zip(runs, to, strict=True)]
+        found[name] = {"median": float(np.median(pairs)), "least": min(pairs), "greatest": max(pairs)}
+    return found
+
+
+def _role(system: str) -> str:
+    return "daemon" if system in (NEUROMOD, BUSY) else system
+
+
+def _free_addresses(n: int) -> list[str]:
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(n)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [f"tcp://127.0.0.1:{one.getsockname()[1]}" for one in sockets]

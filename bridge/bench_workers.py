@@ -1,0 +1,310 @@
+"""The programs that the latency bench starts, each in a process of its own: `python -m neuromod.bridge.bench_workers ROLE`.
+
+A worker imports and warms what it needs, says so, and then does one job after another: a line of JSON on stdin is a
+job, the line "stop" ends it, and the end of stdin ends the worker. Answers are lines of JSON on stdout. Waiting
+workers cost no time, so that the runs of different systems can follow each other at once.
+"""
+
+import gc
+import json
+import os
+import queue
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pylsl
+import zmq
+
+from neuromod.bridge import realtime, wire
+from neuromod.bridge.config import RuntimeConfig, SessionConfig, parse
+
+_SPIN_S = 80e-6  # the sender wakes so much early and spins to the exact time
+_WAIT_S = 0.2
+_CONSUMER_S = 20.0
+_CONNECT_S = 10.0
+_POLLS_PER_S = 50.0
+
+Job = dict[str, Any]
+
+
+class Desk:
+    """Stdin and stdout of a worker."""
+
+    def __init__(self) -> None:
+        self.stop = threading.Event()
+        self._jobs: queue.SimpleQueue[Job] = queue.SimpleQueue()
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        for line in sys.stdin:
+            if line.strip() == "stop":
+                self.stop.set()
+            else:
+                self.stop.clear()
+                self._jobs.put(json.loads(line))
+        os._exit(0)  # the bench is gone, whatever we are in the middle of
+
+    def next_job(self) -> Job:
+        """Wait for a job."""
+        return self._jobs.get()
+
+    @staticmethod
+    def say(word: str, **more: Any) -> None:
+        """Write one line."""
+        print(json.dumps({"said": word} | more), flush=True)
+
+
+def send(desk: Desk, job: Job) -> None:
+    """LSL outlet: chunks of `chunk` samples, each pushed exactly when it is due and stamped at that moment."""
+    n_channels, rate, chunk = job["n_channels"], job["rate"], job["chunk"]
+    info = pylsl.StreamInfo("neuromod-bench", "Bench", n_channels, rate, pylsl.cf_float32, job["source_id"])
+    outlet = pylsl.StreamOutlet(info, max_buffered=10)
+    desk.say("ready")
+    period, n = chunk / rate, round(job["seconds"] * rate / chunk)
+    data = np.random.default_rng(0).normal(0.0, 10.0, (64, chunk, n_channels)).astype(np.float32)
+    single = [row[0].tolist() for row in data]
+    stamps = np.zeros(n)
+    clock, sleep = pylsl.local_clock, time.sleep
+    deadline = clock() + _CONSUMER_S
+    while not outlet.have_consumers() and clock() < deadline:
+        sleep(0.001)
+    start = clock() + job["lead_s"]
+    now = start
+    for k in range(n):
+        # after a delay of the scheduler, chunks follow each other no closer than they can be told apart by their stamps
+        due = max(start + k * period, now + 0.5 * period)
+        ahead = due - clock() - _SPIN_S
+        if ahead > 0.0:
+            sleep(ahead)
+        while (now := clock()) < due:
+            pass
+        stamps[k] = now
+        if chunk == 1:
+            outlet.push_sample(single[k & 63], now)
+        else:
+            outlet.push_chunk(data[k & 63], now)
+    np.save(job["result"], stamps)
+    late_us = (stamps - start - period * np.arange(n)) * 1e6
+    desk.say("done", late_p99_us=float(np.percentile(late_us, 99)))
+    desk.stop.wait()
+
+
+def subscribe(desk: Desk, job: Job) -> None:
+    """ZeroMQ subscriber: when did each message arrive, and which time does it bear?"""
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    socket = context.socket(zmq.SUB)
+    socket.rcvhwm = 0
+    socket.rcvtimeo = 100
+    socket.reconnect_ivl = 10  # it is here before the publisher is
+    socket.subscribe(wire.TOPIC_SPIKES)
+    socket.connect(job["output"])
+    desk.say("ready")
+    arrivals: list[float] = []
+    payloads: list[bytes] = []
+    clock, stop = pylsl.local_clock, desk.stop
+    while not stop.is_set():
+        try:
+            _, payload = socket.recv_multipart()
+        except zmq.Again:
+            continue
+        arrivals.append(clock())
+        payloads.append(payload)
+    socket.close(0)
+    context.term()
+    read = [_read(payload) for payload in payloads]
+    live = [i for i, (_, is_filler) in enumerate(read) if not is_filler]
+    np.savez(job["result"], t_sample=[read[i][0] for i in live], arrival=[arrivals[i] for i in live])
+    desk.say("done", messages=len(live), fillers=len(read) - len(live))
+
+
+def _read(payload: bytes) -> tuple[float, bool]:
+    body = _unpack(payload)
+    return body["t_sample"], bool(body.get("flags", 0) & wire.Flag.FILLER)
+
+
+def _unpack(payload: bytes) -> dict[str, Any]:
+    import msgpack
+
+    body: dict[str, Any] = msgpack.unpackb(payload)
+    return body
+
+
+def bare(desk: Desk, job: Job) -> None:
+    """The loop that everybody writes first: pylsl, msgpack, pyzmq, and nothing in between."""
+    import msgpack
+
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    socket = context.socket(zmq.PUB)
+    socket.bind(job["output"])
+    inlet = _inlet(job)
+    inlet.open_stream(_CONNECT_S)
+    desk.say("ready")
+    pack, stop, topic = msgpack.packb, desk.stop, wire.TOPIC_SPIKES
+    chunk, n = job["chunk"], 0
+    buffer = np.zeros((chunk, job["n_channels"]), np.float32)
+    while not stop.is_set():
+        if chunk == 1:
+            _, stamp = inlet.pull_sample(_WAIT_S)
+        else:
+            _, stamps = inlet.pull_chunk(_WAIT_S, chunk, dest_obj=buffer)
+            stamp = stamps[-1] if stamps else None
+        if stamp is not None:
+            n += 1
+            socket.send_multipart([topic, pack({"tick": n, "t_sample": stamp})])
+    inlet.close_stream()
+    socket.close(0)
+    context.term()
+    desk.say("done")
+
+
+def _inlet(job: Job) -> Any:
+    found = pylsl.resolve_byprop("source_id", job["source_id"], 1, _CONNECT_S)
+    inlet = pylsl.StreamInlet(found[0], max_buflen=10, recover=False)
+    inlet.time_correction(_CONNECT_S)  # or the first pull would wait for it
+    return inlet
+
+
+def session(job: Job) -> SessionConfig:
+    """Return the session that the daemon runs: features of 1 ms, or raw signal through the whole front end."""
+    content = '"signal"' if job["chunk"] > 1 else '"features"'
+    return parse(
+        f"source = {{kind = 'lsl', source_id = '{job['source_id']}', content = {content}}}\n"
+        f"[sockets]\noutput = '{job['output']}'\ncontrol = '{job['control']}'\ningest = 'tcp://127.0.0.1:*'\n"
+    )
+
+
+def daemon(desk: Desk, job: Job) -> None:
+    """The daemon, whole: result ring, state, health and control; with `busy`, beside a Python thread that never rests."""
+    from neuromod.bridge.service import Daemon
+
+    rest = threading.Event()
+    if job["busy"]:
+        threading.Thread(target=_be_busy, args=(rest,), daemon=True).start()
+    with Daemon(session(job)) as running:
+        desk.say("ready")
+        desk.stop.wait()
+        running.collector.turn()
+        counters = running.collector.counters()
+    rest.set()
+    desk.say("done", counters={name: count for name, count in counters.items() if count})
+
+
+def _be_busy(rest: threading.Event) -> None:
+    n = 0
+    while not rest.is_set():
+        for _ in range(1000):
+            n += 1
+
+
+def poll(desk: Desk, job: Job) -> None:
+    """A control client that asks for the status all the time."""
+    from neuromod.bridge.client import Client, ClientTimeoutError
+
+    asked, unanswered = 0, 0
+    with Client(control=job["control"], timeout_s=1.0) as client:
+        while not desk.stop.wait(1.0 / _POLLS_PER_S):
+            asked += 1
+            try:
+                client.request("status")
+            except ClientTimeoutError:
+                unanswered += 1
+    desk.say("done", asked=asked, unanswered=unanswered)
+
+
+def ezmsg(desk: Desk, job: Job) -> None:
+    """The same path as two units of ezmsg in one process: an LSL source and a ZeroMQ sink."""
+    import asyncio
+
+    import ezmsg.core as ez
+    import msgpack
+
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    socket = context.socket(zmq.PUB)
+    socket.bind(job["output"])
+    inlet = _inlet(job)
+    inlet.open_stream(_CONNECT_S)
+
+    class Source(ez.Unit):  # type: ignore[misc,unused-ignore]
+        OUTPUT = ez.OutputStream(float)
+
+        @ez.publisher(OUTPUT)  # type: ignore[untyped-decorator,unused-ignore]
+        async def pull(self) -> Any:
+            desk.say("ready")
+            loop = asyncio.get_running_loop()
+            while not desk.stop.is_set():
+                # the blocking pull in a thread: quicker than asking again and again, which costs a millisecond
+                _, stamp = await loop.run_in_executor(None, inlet.pull_sample, _WAIT_S)
+                if stamp is not None:
+                    yield self.OUTPUT, stamp
+            raise ez.NormalTermination
+
+    class Sink(ez.Unit):  # type: ignore[misc,unused-ignore]
+        INPUT = ez.InputStream(float)
+
+        @ez.subscriber(INPUT)  # type: ignore[untyped-decorator,unused-ignore]
+        async def publish(self, stamp: float) -> None:
+            socket.send_multipart([wire.TOPIC_SPIKES, msgpack.packb({"t_sample": stamp})])
+
+    class System(ez.Collection):  # type: ignore[misc,unused-ignore]
+        SOURCE = Source()
+        SINK = Sink()
+
+        def network(self) -> Any:
+            return ((self.SOURCE.OUTPUT, self.SINK.INPUT),)
+
+    ez.run(SYSTEM=System(), force_single_process=True)
+    inlet.close_stream()
+    socket.close(0)
+    context.term()
+    desk.say("done")
+
+
+def _warm_daemon() -> None:
+    from neuromod.bridge import service  # noqa: F401
+    from neuromod.bridge.warm import warm_loop
+
+    warm_loop()
+
+
+def _warm_ezmsg() -> None:
+    import ezmsg.core  # noqa: F401
+
+
+ROLES: dict[str, Callable[[Desk, Job], None]] = {
+    "send": send,
+    "subscribe": subscribe,
+    "bare": bare,
+    "daemon": daemon,
+    "poll": poll,
+    "ezmsg": ezmsg,
+}
+_WARM: dict[str, Callable[[], None]] = {"daemon": _warm_daemon, "ezmsg": _warm_ezmsg}
+
+
+def main(arguments: list[str]) -> None:
+    """Do the jobs of a role."""
+    role = arguments[0]
+    # the same timer slack for every system and for those who measure; before any library starts its threads
+    realtime.prepare_process(RuntimeConfig())
+    _WARM.get(role, lambda: None)()
+    desk = Desk()
+    desk.say("here")
+    while True:
+        job = desk.next_job()
+        # a collection of the whole heap in the sender or the subscriber would be measured as latency of the system
+        gc.collect()
+        if role in ("send", "subscribe"):
+            gc.disable()
+        try:
+            ROLES[role](desk, job)
+        except Exception as error:
+            desk.say("failed", error=f"{type(error).__name__}: {error}")
+        gc.enable()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
