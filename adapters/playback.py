@@ -210,7 +210,9 @@ class _Player:
         stamps = self.t0 + chunk.stamps / self._speed
         n_channels = chunk.samples.shape[1]
         jump_s = max(2.0 * n_chunk * period_s / self._speed, CLOCK_RESET_S / self._speed)
-        for start, stop in _cuts(stamps, n_chunk, jump_s):
+        # counted from the first sample, so that chunks stay in step with the blocks of whoever listens
+        due_first = n_chunk - self.n_samples % n_chunk
+        for start, stop in _cuts(stamps, due_first, n_chunk, jump_s):
             newest = float(stamps[stop - 1])
             if newest < self._newest - CLOCK_RESET_S / self._speed:
                 self._shift += self._newest - newest + (stop - start) * period_s / self._speed
@@ -248,10 +250,10 @@ class _Player:
         return True
 
 
-def _cuts(stamps: NDArray[np.float64], n_chunk: int, jump_s: float) -> list[tuple[int, int]]:
-    """Return where to cut into chunks: every n_chunk samples, and where the stamps jump."""
+def _cuts(stamps: NDArray[np.float64], n_first: int, n_chunk: int, jump_s: float) -> list[tuple[int, int]]:
+    """Return where to cut into chunks: after n_first samples, then every n_chunk, and where the stamps jump."""
     jumps = (np.flatnonzero(np.abs(np.diff(stamps)) > jump_s) + 1).tolist()
-    edges = sorted({*range(0, len(stamps), n_chunk), *jumps, len(stamps)})
+    edges = sorted({0, *range(n_first, len(stamps), n_chunk), *jumps, len(stamps)})
     return list(pairwise(edges))
 
 

@@ -72,9 +72,7 @@ def run_demo(*, recording: Path | None, seconds: float, json: bool, seed: int) -
                 warm_loop()
         known: int | None = None
         if recording is None:
-            with console.status(
-                f"generating {seconds:g} s of {N_ELECTRODES} electrodes with known spikes, seed {seed}"
-            ):
+            with console.status(f"generating {seconds:g} s of {N_ELECTRODES} electrodes with known spikes"):
                 session, known = _generate(Path(folder), seconds, seed)
         else:
             session = for_recording(recording)
@@ -197,15 +195,14 @@ def _summarise(
 def _run_live(
     session: SessionConfig, info: StreamInfo, folder: Path, seconds: float, console: Console, *, show: bool
 ) -> _Live:
-    ports = _free_ports(3)
-    addresses = dict(zip(("ingest", "output", "control"), (f"tcp://127.0.0.1:{port}" for port in ports), strict=True))
+    ingest, output, control = (f"tcp://127.0.0.1:{port}" for port in _free_ports(3))
     with contextlib.ExitStack() as stack:
         outlet = stack.enter_context(_process(_playback_command(session, info), folder / "playback.log"))
         ready = _first_line(outlet, folder / "playback.log")
-        config = _daemon_config(session, info, ready, addresses)
+        config = _daemon_config(session, info, ready, {"ingest": ingest, "output": output, "control": control})
         (folder / "demo.toml").write_text(config.effective_toml(), encoding="utf-8")
-        listener = stack.enter_context(Listener(addresses["output"]))
-        client = stack.enter_context(Client(addresses["ingest"], addresses["output"], addresses["control"]))
+        listener = stack.enter_context(Listener(output))
+        client = stack.enter_context(Client(ingest=ingest, output=output, control=control, timeout_s=5.0))
         daemon = stack.enter_context(
             _process([*_NEUROMOD, "start", str(folder / "demo.toml")], folder / "daemon.log", stdout=subprocess.DEVNULL)
         )
