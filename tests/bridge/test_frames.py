@@ -292,7 +292,12 @@ def random_messages() -> st.SearchStrategy[bytes]:
         return bytes(mutable)
 
     changes = st.lists(st.tuples(st.integers(0, 100), st.integers(0, 255)), max_size=3)
-    return st.binary(max_size=60) | st.builds(changed, maps, changes) | st.builds(lambda a, b: a + b, maps, st.binary())
+    return st.one_of(
+        st.binary(max_size=60),
+        st.builds(changed, maps, changes),
+        st.builds(lambda payload, tail: payload + tail, maps, st.binary(max_size=9)),
+        st.builds(lambda payload, n: payload[:-n], maps, st.integers(1, 10)),
+    )
 
 
 @settings(deadline=None, max_examples=1000)
@@ -311,6 +316,19 @@ def test_no_message_is_read_otherwise_than_msgpack_reads_it(payload: bytes) -> N
         assert read == levels_by_msgpack(payload)
 
 
+def test_every_type_byte_is_read_as_msgpack_reads_it_or_left() -> None:
+    for kind in range(256):
+        for n_bytes in range(10):
+            payload = b"\x81\xa8dopamine" + bytes([kind] + [0] * n_bytes)
+            is_usual = (n_bytes == 0 and (kind < 0x80 or kind >= 0xE0)) or (n_bytes == 8 and kind == 0xCB)
+
+            read = numbers_in(payload)
+
+            assert (read is not None) == is_usual, payload
+            if read is not None:
+                assert read == levels_by_msgpack(payload)
+
+
 class Spy:
     """A payload that ends where it ends: reading beyond fails."""
 
@@ -327,6 +345,7 @@ class Spy:
 @given(payload=random_messages())
 @example(payload=b"")
 @example(payload=b"\x81\xa8dopamine\xcb")
+@example(payload=b"\x81\xa8dopamine\xcb1234567")
 @example(payload=b"\x81\xa8dopamine")
 def test_nothing_beyond_the_size_is_read(payload: bytes) -> None:
     python_form: Any = getattr(read_numbers, "py_func", read_numbers)
