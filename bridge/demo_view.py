@@ -14,7 +14,7 @@ from neuromod.engine.layout import COINCIDENCE, INHIBITORY, N_CHANNELS
 
 _COLUMN_TICKS = 50
 _COLUMNS = 60
-_DENSITY = " .:|"
+_DENSITY = " ▂▅█"
 _LINE_EVERY_TICKS = 2000
 _NAMES = {COINCIDENCE: "coincidence", INHIBITORY: "interneuron"}
 
