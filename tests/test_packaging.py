@@ -1,0 +1,38 @@
+"""What is installed is what lies in the folders: a nested package works in place and is easily left out of the wheel."""
+
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDERS = ("adapters", "bridge", "engine", "sorting")
+
+
+def test_pyproject_names_every_package() -> None:
+    found = {
+        "neuromod." + ".".join(path.parent.relative_to(ROOT).parts)
+        for folder in FOLDERS
+        for path in (ROOT / folder).rglob("__init__.py")
+    }
+    named = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    assert set(named) == found
+
+
+def test_the_wheel_holds_every_source_and_document(tmp_path: Path) -> None:
+    subprocess.run(
+        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)],
+        check=True,
+        capture_output=True,
+    )
+    (wheel,) = tmp_path.glob("*.whl")
+    held = set(zipfile.ZipFile(wheel).namelist())
+    wanted = {
+        f"neuromod/{path.relative_to(ROOT).as_posix()}"
+        for folder in FOLDERS
+        for pattern in ("*.py", "*.md", "py.typed")
+        for path in (ROOT / folder).rglob(pattern)
+    }
+    assert wanted <= held
+    assert not any(name.startswith(("tests/", "deploy/", *FOLDERS)) for name in held)
