@@ -93,6 +93,7 @@ COUNTERS = (
 ) = range(len(COUNTERS))
 
 _QUEUE_LENGTH = 1024
+_MOST_MISSING = 1e12  # counted for one gap: a stamp may be any number, and a count must still count after it
 _FOLLOW_S = 2.0  # time constant with which the grid follows the drift of a stream's true rate against its nominal one
 
 
@@ -219,7 +220,10 @@ def _place(pipeline: Pipeline, stamp: float) -> int:
     expected = numbers[_SLOT] + numbers[_PERIOD]
     if not np.isfinite(stamp):
         counters[_BAD_STAMPS] += 1
-        stamp = expected if words[ANCHORED] else 0.0
+        if not words[ANCHORED]:  # a grid laid at no time would call all time since then a gap
+            numbers[_LAST_STAMP] = 0.0
+            return 0
+        stamp = expected
     numbers[_LAST_STAMP] = stamp
     if not words[ANCHORED] or not words[_REGULAR]:
         words[ANCHORED] = 1
@@ -227,7 +231,7 @@ def _place(pipeline: Pipeline, stamp: float) -> int:
         return 0
     late = stamp - expected
     if late > numbers[_TOLERANCE]:
-        missing = math.floor(late / numbers[_PERIOD] + 0.5)
+        missing = math.floor(min(late / numbers[_PERIOD], _MOST_MISSING) + 0.5)
         counters[_GAPS] += 1
         counters[_LOST] += missing
         numbers[_SLOT] = stamp
@@ -247,11 +251,17 @@ def _place(pipeline: Pipeline, stamp: float) -> int:
 
 @jit
 def _is_duplicate(pipeline: Pipeline, sample: NDArray[np.float32], stamp: float) -> bool:
-    """Say whether a sample has both the stamp and the values of the one before it."""
-    if stamp != pipeline.numbers[_LAST_STAMP] or not pipeline.words[ANCHORED]:
+    """Say whether a sample has both the stamp and the values of the one before it.
+
+    A value that is not finite would be replaced by the one before it, and so makes no difference. Where stamps lie on
+    no grid, two samples may well have the same, and are two.
+    """
+    words = pipeline.words
+    if stamp != pipeline.numbers[_LAST_STAMP] or not words[ANCHORED] or not words[_REGULAR]:
         return False
     for c in range(sample.shape[0]):
-        if sample[c] * pipeline.scale[c] != pipeline.last[c]:
+        x = sample[c] * pipeline.scale[c]
+        if np.isfinite(x) and x != pipeline.last[c]:
             return False
     return True
 
@@ -297,7 +307,7 @@ def _close_block(
         if words[PAUSED]:
             record["tick"] = max(0, words[TICK_NEXT] - 1)
             record["spikes"] = 0
-            flags |= FLAG_PAUSED
+            flags = (flags & ~FLAG_MODULATED) | FLAG_PAUSED
         else:
             if dequeue_stimuli(pipeline, pipeline.added):
                 for c in range(N_CHANNELS):
