@@ -63,7 +63,7 @@ class EventAligner:
     def take(self, now: float) -> Iterable[EventMessage]:
         """Return the events whose tick is known, in the order of their times; all of them where `now` is infinite."""
         newest = self._newest()
-        due, waiting = [], []
+        due, waiting = list[_Pending](), list[_Pending]()
         with self._pending_lock:
             for event in self._pending:
                 (due if event.t <= newest or now - event.since > self._patience_s else waiting).append(event)
