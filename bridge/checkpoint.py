@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from neuromod.bridge.assembly import Assembly
 from neuromod.engine.errors import ConfigError
+from neuromod.engine.layout import LAYOUT_VERSION
 
 _FORMAT = "neuromod-checkpoint"
 _VERSION = 1
@@ -42,15 +43,20 @@ def save(path: Path, assembly: Assembly, snapshot: NDArray[np.uint8], tick: int)
         "tick": tick,
         "stream": _stream(assembly),
         "parts": _description(assembly),
+        "layout": LAYOUT_VERSION,  # a field of the network may change its meaning and not its place
         "crc32": zlib.crc32(data),
         "data": data,
     }
     partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
-        file.write(msgpack.packb(body))
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    try:
+        with partial.open("wb") as file:
+            file.write(msgpack.packb(body))
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def load(path: Path, assembly: Assembly) -> NDArray[np.uint8]:
@@ -76,11 +82,18 @@ def load(path: Path, assembly: Assembly) -> NDArray[np.uint8]:
     data = body.get("data")
     if not isinstance(data, bytes) or zlib.crc32(data) != body.get("crc32"):
         raise ConfigError(f"{path} is damaged: its checksum does not fit its data; take another one")
-    if body.get("stream") != _stream(assembly) or body.get("parts") != _description(assembly):
+    if (body.get("stream"), body.get("parts"), body.get("layout")) != (
+        _stream(assembly),
+        _description(assembly),
+        LAYOUT_VERSION,
+    ):
         raise ConfigError(
             f"{path} is of a loop that was built otherwise (stream {body.get('stream')}); "
             "restore it into a session with the same source, front end, encoder and package version"
         )
+    expected = sum(part.nbytes for part in assembly.parts())
+    if len(data) != expected:
+        raise ConfigError(f"{path} is damaged: it holds {len(data)} bytes of state, not {expected}; take another one")
     return np.frombuffer(data, np.uint8)
 
 
