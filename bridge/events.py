@@ -2,6 +2,7 @@
 
 import itertools
 import threading
+from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -35,25 +36,28 @@ class EventAligner:
 
     def __init__(self, patience_s: float = _PATIENCE_S) -> None:
         self._patience_s = patience_s
-        self._times: NDArray[np.float64] = np.empty(0, np.float64)
-        self._ticks: NDArray[np.uint64] = np.empty(0, np.uint64)
+        self._newest = -np.inf
+        # times and ticks as they came; put together only for an event that is due, since ticks come all the time
+        self._chunks: deque[tuple[NDArray[np.float64], NDArray[np.uint64]]] = deque()
+        self._n_kept = 0
         self._pending: list[_Pending] = []
         self._pending_lock = threading.Lock()
 
     def add_ticks(self, t_sample: NDArray[np.float64], ticks: NDArray[np.uint64]) -> None:
         """Note finished ticks, in order."""
-        times = [self._times]
-        newest = self._newest()
         while len(t_sample):
             # a stamp within jitter before its forerunner comes no sooner: the first tick at or after t is found by
             # the largest stamp so far
-            rising = np.fmax(np.fmax.accumulate(t_sample), newest)
+            rising = np.fmax(np.fmax.accumulate(t_sample), self._newest)
             back = np.flatnonzero(t_sample < rising - _STEP_BACK_S)
             n = int(back[0]) if len(back) else len(t_sample)
-            times.append(rising[:n])
-            t_sample, newest = t_sample[n:], -np.inf
-        self._times = np.concatenate(times)[-_KEPT_TICKS:]
-        self._ticks = np.concatenate([self._ticks, ticks])[-_KEPT_TICKS:]
+            if n:
+                self._chunks.append((rising[:n], ticks[:n].copy()))
+                self._n_kept += n
+            self._newest = -np.inf if len(back) else float(rising[-1])
+            t_sample, ticks = t_sample[n:], ticks[n:]
+        while self._chunks and self._n_kept - len(self._chunks[0][0]) >= _KEPT_TICKS:
+            self._n_kept -= len(self._chunks.popleft()[0])
 
     def add_event(self, name: str, t: float, value: Any, source: str, now: float) -> None:
         """Note an event at `t`, in seconds on the clock of the ticks; `now` is the time on ours."""
@@ -62,23 +66,26 @@ class EventAligner:
 
     def take(self, now: float) -> Iterable[EventMessage]:
         """Return the events whose tick is known, in the order of their times; all of them where `now` is infinite."""
-        newest = self._newest()
         due, waiting = list[_Pending](), list[_Pending]()
         with self._pending_lock:
             for event in self._pending:
-                (due if event.t <= newest or now - event.since > self._patience_s else waiting).append(event)
+                known = event.t <= self._newest or now - event.since > self._patience_s
+                (due if known else waiting).append(event)
             self._pending = waiting
-        return [EventMessage(e.name, e.t, self._tick_at(e.t), e.source, e.value) for e in sorted(due)]
+        if not due:
+            return []
+        times = np.concatenate([np.empty(0), *(chunk[0] for chunk in self._chunks)])[-_KEPT_TICKS:]
+        ticks = np.concatenate([np.empty(0, np.uint64), *(chunk[1] for chunk in self._chunks)])[-_KEPT_TICKS:]
+        return [EventMessage(e.name, e.t, _tick_at(e.t, times, ticks), e.source, e.value) for e in sorted(due)]
 
-    def _newest(self) -> float:
-        return float(self._times[-1]) if len(self._times) else -np.inf
 
-    def _tick_at(self, t: float) -> int:
-        if not len(self._times):
-            return 0
-        starts = [0, *(np.flatnonzero(np.diff(self._times) < 0) + 1).tolist(), len(self._times)]
-        spans = list(itertools.pairwise(starts))
-        covering = [(start, end) for start, end in spans if self._times[start] <= t <= self._times[end - 1]]
-        start, end = (covering or spans)[-1]
-        at = start + int(np.searchsorted(self._times[start:end], t, side="left"))
-        return int(self._ticks[min(at, end - 1)])
+def _tick_at(t: float, times: NDArray[np.float64], ticks: NDArray[np.uint64]) -> int:
+    """Find the first tick that is not before `t`; `times` rises but where the clock of the source was set back."""
+    if not len(times):
+        return 0
+    starts = [0, *(np.flatnonzero(np.diff(times) < 0) + 1).tolist(), len(times)]
+    spans = list(itertools.pairwise(starts))
+    covering = [(start, end) for start, end in spans if times[start] <= t <= times[end - 1]]
+    start, end = (covering or spans)[-1]
+    at = start + int(np.searchsorted(times[start:end], t, side="left"))
+    return int(ticks[min(at, end - 1)])
