@@ -3,6 +3,7 @@
 The daemon, replay and benchmarks all come through here, so that they run the same front end, encoder and network.
 """
 
+import hashlib
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -46,6 +47,8 @@ class Assembly:
         State of `consume`.
     front_end, encoder, network
         The parts themselves.
+    built_from : str
+        Hash of all that was configured: equal for loops that may take each other's checkpoints.
     """
 
     info: StreamInfo
@@ -55,6 +58,7 @@ class Assembly:
     front_end: FrontEnd
     encoder: Encoder
     network: SpikingNetwork
+    built_from: str
 
     @property
     def samples_per_block(self) -> float:
@@ -150,6 +154,9 @@ def assemble(
         block_ms=block_ms,
     )
     timing = config.timing
+    stream = (info.kind, info.n_channels, info.sampling_frequency, info.channel_names, block_ms)
+    sections = (front_end.config, encoder.config, config.network, timing)
+    built_from = repr(stream) + "".join(section.model_dump_json() for section in sections)
     return Assembly(
         info=info,
         block_ms=block_ms,
@@ -169,4 +176,5 @@ def assemble(
         front_end=front_end,
         encoder=encoder,
         network=SpikingNetwork(config.network, dt_ms=block_ms / ticks_per_block),
+        built_from=hashlib.sha256(built_from.encode()).hexdigest(),
     )

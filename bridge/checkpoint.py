@@ -41,7 +41,7 @@ def save(path: Path, assembly: Assembly, snapshot: NDArray[np.uint8], tick: int)
         "format": _FORMAT,
         "version": _VERSION,
         "tick": tick,
-        "stream": _stream(assembly),
+        "built_from": assembly.built_from,
         "parts": _description(assembly),
         "layout": LAYOUT_VERSION,  # a field of the network may change its meaning and not its place
         "crc32": zlib.crc32(data),
@@ -82,24 +82,16 @@ def load(path: Path, assembly: Assembly) -> NDArray[np.uint8]:
     data = body.get("data")
     if not isinstance(data, bytes) or zlib.crc32(data) != body.get("crc32"):
         raise ConfigError(f"{path} is damaged: its checksum does not fit its data; take another one")
-    if (body.get("stream"), body.get("parts"), body.get("layout")) != (
-        _stream(assembly),
-        _description(assembly),
-        LAYOUT_VERSION,
-    ):
+    same = {"built_from": assembly.built_from, "parts": _description(assembly), "layout": LAYOUT_VERSION}
+    if any(body.get(key) != value for key, value in same.items()):
         raise ConfigError(
-            f"{path} is of a loop that was built otherwise (stream {body.get('stream')}); "
-            "restore it into a session with the same source, front end, encoder and package version"
+            f"{path} is of a loop that was built otherwise; restore it into a session with the same stream, front_end, "
+            "encoder, network and timing, and the same version of the package"
         )
     expected = sum(part.nbytes for part in assembly.parts())
     if len(data) != expected:
         raise ConfigError(f"{path} is damaged: it holds {len(data)} bytes of state, not {expected}; take another one")
     return np.frombuffer(data, np.uint8)
-
-
-def _stream(assembly: Assembly) -> list[Any]:
-    info = assembly.info
-    return [info.kind, info.n_channels, info.sampling_frequency, assembly.block_ms]
 
 
 def _description(assembly: Assembly) -> list[list[Any]]:

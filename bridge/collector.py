@@ -135,9 +135,7 @@ class Collector:
             data = frame["data"].tobytes()
             self.judge(data[:middle], data[middle : middle + int(frame["payload"])])
         now = self._clock()
-        for event in self.events.take(now):
-            self.past_events.append(event)
-            self.publish(wire.TOPIC_EVENT, wire.pack_event(event))
+        self._publish_events(now)
         if self.state_hz and now >= self._next_state:
             self._next_state = max(self._next_state + 1.0 / self.state_hz, now)
             self.publish(wire.TOPIC_STATE, wire.pack_state(self._state(now)))
@@ -147,6 +145,15 @@ class Collector:
             self._latencies.clear()
             self.publish(wire.TOPIC_HEALTH, wire.pack_health(wire.HealthMessage(body["t"], body["state"], body)))
             self._report_refusals(now)
+
+    def finish(self) -> None:
+        """Give the events that still wait for their tick the last one there was: nothing is lost."""
+        self._publish_events(math.inf)
+
+    def _publish_events(self, now: float) -> None:
+        for event in self.events.take(now):
+            self.past_events.append(event)
+            self.publish(wire.TOPIC_EVENT, wire.pack_event(event))
 
     def judge(self, topic: bytes, payload: bytes) -> None:
         """Read an ingest message that the loop did not take by itself; count what is wrong with it."""
@@ -273,3 +280,4 @@ def run(collector: Collector, stop: threading.Event, every_s: float = 0.01) -> N
     while not stop.wait(every_s):
         collector.turn()
     collector.turn()
+    collector.finish()
