@@ -137,7 +137,8 @@ def read_numbers(
     bool
         False for anything else: the message is then for the slower, complete reader in `neuromod.bridge.wire`.
     """
-    present[:] = 0
+    for k in range(present.shape[0]):
+        present[k] = 0
     if size < 1 or (payload[0] & 0xF0) != _FIXMAP:
         return False
     at = 1

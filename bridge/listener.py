@@ -15,6 +15,7 @@ from neuromod.bridge.native import (
     c_functions,
     call_clock,
     call_recv,
+    copy,
     get_word,
     load_acquire,
     set_word,
@@ -60,8 +61,8 @@ def _listen(
         arrival[0] = call_clock(functions[LSL_LOCAL_CLOCK], ())
         at = reserve(ring) if n == ring.rows.shape[1] - 8 else -1
         if at >= 0:
-            ring.rows[at, :8] = arrival_bytes
-            ring.rows[at, 8:] = buffer[:n]
+            copy(ring.rows[at, :8], arrival_bytes)
+            copy(ring.rows[at, 8:], buffer)  # which may be longer
             commit(ring)
 
 

@@ -50,6 +50,7 @@ from neuromod.bridge.native import (
     call_recv,
     call_send,
     call_sleep,
+    copy,
     load_acquire,
     store_release,
 )
@@ -121,6 +122,7 @@ _FRAME_HEAD = 16  # bytes of a frame before its data
 
 # items of `shared` that cross threads, a cache line each
 STOP, STATE, SOURCE_ENDED = 0, 8, 16
+PULLED = 9  # beside STATE, also the loop's to write: whether the inlet has been pulled from
 
 # items of `words`
 (
@@ -350,7 +352,7 @@ def run(loop: Loop, rings: Rings, pipeline: Pipeline, front_end: Any, encoder: A
                     _send_tick(loop, rings, k)
                     put(rings.ticks, loop.record_rows, k)
                 if n_records > 0:
-                    loop.record_rows[-1, :] = loop.record_rows[n_records - 1]
+                    copy(loop.record_rows[-1], loop.record_rows[n_records - 1])
         else:
             _watch(loop, rings, now)
 
@@ -408,6 +410,7 @@ def _pull_lsl(loop: Loop, wanted: int) -> int:
             scratch.ctypes.data,
         ),
     )
+    store_release(state["shared"], PULLED, 1)
     error = np.int32(scratch[0] & 0xFFFFFFFF)
     if error != 0 and error != _LSL_TIMEOUT:
         # the stream is gone: the inlet is not touched again until Python sends a new one
@@ -437,7 +440,7 @@ def _pull_ring(loop: Loop, ring: SampleRing, wanted: int) -> int:
     for i in range(n):
         at = peek(ring.ends, ring.stamps.shape[0], i)
         loop.stamps[i] = ring.stamps[at]
-        loop.samples[i, :] = ring.samples[at]
+        copy(loop.samples[i], ring.samples[at])
     release(ring.ends, n)
     if words[_PACED]:
         for i in range(n):
@@ -472,7 +475,7 @@ def _wait_for_stimuli(loop: Loop, rings: Rings, pipeline: Pipeline, network: Any
             _sleep(state, _RING_POLL_S)
         if _receive(loop, rings, pipeline, network) != _STIMULI_READ:
             return 0
-    loop.samples[0, :] = state["values"]
+    copy(loop.samples[0], state["values"])
     loop.stamps[0] = _clock(state)
     return 1
 
@@ -660,31 +663,34 @@ def _send_frames(loop: Loop, rings: Rings) -> None:
         row = rings.frames.rows[peek(rings.frames.ends, rings.frames.rows.shape[0], 0)]
         sizes = row[:_FRAME_HEAD].view(np.int64)
         middle = _FRAME_HEAD + sizes[0]
-        _send(loop, rings.out, row[_FRAME_HEAD:middle], row[middle : middle + sizes[1]])
+        at = row.ctypes.data
+        _send(loop, rings.out, at + _FRAME_HEAD, sizes[0], at + middle, sizes[1])
         release(rings.frames.ends, 1)
 
 
 @jit
-def _send(loop: Loop, out: Ring, topic: NDArray[np.uint8], payload: NDArray[np.uint8]) -> None:
-    """Send one message of two parts. A PUB socket at its high-water mark drops it and never blocks."""
+def _send(loop: Loop, out: Ring, topic: int, topic_bytes: int, payload: int, payload_bytes: int) -> None:
+    """Send one message of two parts, given by their addresses: one compiled function for every kind of array.
+
+    A PUB socket at its high-water mark drops it and never blocks.
+    """
     state = loop.block[0]
+    functions = state["functions"]
     state["counters"][_MESSAGES] += 1
     if state["words"][_OUT_RING]:
         at = reserve(out)
         if at >= 0:
             row = out.rows[at]
             sizes = row[:_FRAME_HEAD].view(np.int64)
-            sizes[0], sizes[1] = topic.shape[0], payload.shape[0]
-            middle = _FRAME_HEAD + topic.shape[0]
-            row[_FRAME_HEAD:middle] = topic
-            row[middle : middle + payload.shape[0]] = payload
+            sizes[0], sizes[1] = topic_bytes, payload_bytes
+            start = row.ctypes.data + _FRAME_HEAD
+            call_memmove(functions[MEMMOVE], (start, topic, np.uint64(topic_bytes)))
+            call_memmove(functions[MEMMOVE], (start + topic_bytes, payload, np.uint64(payload_bytes)))
             commit(out)
         return
-    send, socket = state["functions"][ZMQ_SEND], state["words"][_PUB]
-    first = call_send(
-        send, (socket, topic.ctypes.data, np.uint64(topic.shape[0]), np.int32(ZMQ_DONTWAIT | ZMQ_SNDMORE))
-    )
-    second = call_send(send, (socket, payload.ctypes.data, np.uint64(payload.shape[0]), np.int32(ZMQ_DONTWAIT)))
+    send, socket = functions[ZMQ_SEND], state["words"][_PUB]
+    first = call_send(send, (socket, topic, np.uint64(topic_bytes), np.int32(ZMQ_DONTWAIT | ZMQ_SNDMORE)))
+    second = call_send(send, (socket, payload, np.uint64(payload_bytes), np.int32(ZMQ_DONTWAIT)))
     if first < 0 or second < 0:
         state["counters"][_SEND_ERRORS] += 1
 
@@ -722,11 +728,11 @@ def _send_tick(loop: Loop, rings: Rings, k: int) -> None:
         record["spikes"],
         record["flags"],
     )
-    _send(loop, rings.out, TOPIC_SPIKES, frame)
+    _send(loop, rings.out, TOPIC_SPIKES.ctypes.data, TOPIC_SPIKES.shape[0], frame.ctypes.data, frame.shape[0])
     if words[_PUBLISH_STIMULI]:
         frame = state["stimuli_frame"]
         fill_stimuli(frame, record["seq"], record["tick"], record["stimuli"])
-        _send(loop, rings.out, TOPIC_STIMULI, frame)
+        _send(loop, rings.out, TOPIC_STIMULI.ctypes.data, TOPIC_STIMULI.shape[0], frame.ctypes.data, frame.shape[0])
 
 
 @jit

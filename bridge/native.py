@@ -196,6 +196,16 @@ def _address(library: Any, name: str) -> int:
 
 
 @jit
+def copy(target: NDArray[Any], source: NDArray[Any]) -> None:
+    """Fill a one-dimensional array with the first items of another.
+
+    Not ``target[:] = source``, which brings broadcasting, and with it error messages that are made at run time.
+    """
+    for i in range(target.shape[0]):
+        target[i] = source[i]
+
+
+@jit
 def get_word(array: NDArray[np.int64], index: int) -> int:
     """`load_acquire` for Python threads."""
     return load_acquire(array, index)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from neuromod.bridge.native import copy
 from neuromod.bridge.wire import Flag
 from neuromod.engine.compiled import jit
 from neuromod.engine.layout import N_CHANNELS
@@ -192,7 +193,7 @@ def enqueue_stimuli(pipeline: Pipeline, values: NDArray[np.float32]) -> bool:
     if words[_QUEUE_HEAD] - words[_QUEUE_TAIL] >= _QUEUE_LENGTH:
         pipeline.counters[_STIMULI_OVERFLOW] += 1
         return False
-    pipeline.queue[words[_QUEUE_HEAD] % _QUEUE_LENGTH, :] = values
+    copy(pipeline.queue[words[_QUEUE_HEAD] % _QUEUE_LENGTH], values)
     words[_QUEUE_HEAD] += 1
     return True
 
@@ -203,7 +204,7 @@ def dequeue_stimuli(pipeline: Pipeline, values: NDArray[np.float32]) -> bool:
     words = pipeline.words
     if words[_QUEUE_TAIL] == words[_QUEUE_HEAD]:
         return False
-    values[:] = pipeline.queue[words[_QUEUE_TAIL] % _QUEUE_LENGTH]
+    copy(values, pipeline.queue[words[_QUEUE_TAIL] % _QUEUE_LENGTH])
     words[_QUEUE_TAIL] += 1
     return True
 
@@ -298,7 +299,7 @@ def _close_block(
         record = records[n_records]
         flags = words[FLAGS_NEXT]
         stimuli = record["stimuli"]
-        stimuli[:] = pipeline.encoded
+        copy(stimuli, pipeline.encoded)
         record["seq"] = 0
         record["sample"] = words[_INDEX]
         record["t_sample"] = stamp
@@ -376,7 +377,8 @@ def consume(
         if words[_MISSING] > 0:
             take = min(room, words[_MISSING])
             if words[_FILL_ZERO]:
-                pipeline.last[:] = 0.0
+                for c in range(pipeline.last.shape[0]):
+                    pipeline.last[c] = 0.0
             held = pipeline.last.reshape((1, pipeline.last.shape[0]))
             for _ in range(take):
                 push(front_end, held)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from neuromod.bridge.native import load_acquire, load_relaxed, store_relaxed, store_release
+from neuromod.bridge.native import copy, load_acquire, load_relaxed, store_relaxed, store_release
 from neuromod.engine.compiled import jit
 
 # a cache line each, since producer and consumer write them from different cores
@@ -59,7 +59,7 @@ def put_samples(ring: SampleRing, samples: NDArray[np.float32], stamps: NDArray[
     for i in range(n):
         at = (head + i) & (ring.stamps.shape[0] - 1)
         ring.stamps[at] = stamps[first + i]
-        ring.samples[at, :] = samples[first + i]
+        copy(ring.samples[at], samples[first + i])
     store_release(ring.ends, _HEAD, head + n)
     return n
 
@@ -91,9 +91,7 @@ def put(ring: Ring, source: NDArray[np.uint8], i: int) -> bool:
     at = reserve(ring)
     if at < 0:
         return False
-    row = ring.rows[at]
-    for k in range(row.shape[0]):
-        row[k] = source[i, k]
+    copy(ring.rows[at], source[i])
     commit(ring)
     return True
 
@@ -104,9 +102,7 @@ def take(ring: Ring, target: NDArray[np.uint8]) -> int:
     tail = load_relaxed(ring.ends, _TAIL)
     n = min(load_acquire(ring.ends, _HEAD) - tail, target.shape[0])
     for i in range(n):
-        row = ring.rows[(tail + i) & (ring.rows.shape[0] - 1)]
-        for k in range(row.shape[0]):
-            target[i, k] = row[k]
+        copy(target[i], ring.rows[(tail + i) & (ring.rows.shape[0] - 1)])
     store_release(ring.ends, _TAIL, tail + n)
     return n
 
