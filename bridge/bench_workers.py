@@ -1,8 +1,9 @@
-"""The programs that the latency bench starts, each in a process of its own: `python -m neuromod.bridge.bench_workers ROLE`.
+"""The programs that the latency bench starts, each in a process of its own.
 
-A worker imports and warms what it needs, says so, and then does one job after another: a line of JSON on stdin is a
-job, the line "stop" ends it, and the end of stdin ends the worker. Answers are lines of JSON on stdout. Waiting
-workers cost no time, so that the runs of different systems can follow each other at once.
+`python -m neuromod.bridge.bench_workers ROLE` starts one. It imports and warms what it needs, says so, and then does
+one job after another: a line of JSON on stdin is a job, the line "stop" ends it, and the end of stdin ends the worker.
+Answers are lines of JSON on stdout. Waiting workers cost no time, so that the runs of different systems can follow
+each other at once.
 """
 
 import gc
@@ -94,7 +95,7 @@ def send(desk: Desk, job: Job) -> None:
 
 
 def subscribe(desk: Desk, job: Job) -> None:
-    """ZeroMQ subscriber: when did each message arrive, and which time does it bear?"""
+    """ZeroMQ subscriber: notes when each message arrived, and which time it bears."""
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     socket = context.socket(zmq.SUB)
     socket.rcvhwm = 0
@@ -178,7 +179,7 @@ def session(job: Job) -> SessionConfig:
 
 
 def daemon(desk: Desk, job: Job) -> None:
-    """The daemon, whole: result ring, state, health and control; with `busy`, beside a Python thread that never rests."""
+    """The daemon, whole: result ring, state, health and control; with `busy`, beside a Python thread without rest."""
     from neuromod.bridge.service import Daemon
 
     rest = threading.Event()
