@@ -44,15 +44,31 @@ class Control:
         The way to the loop.
     on_stop : callable
         Called for the command `stop`, after the reply went out.
+    monitor : zmq.Socket, optional
+        Tells each end of a connection to ingest, which is all there is to see of a message too large for libzmq.
     """
 
-    def __init__(self, socket: "zmq.Socket[bytes]", collector: Collector, on_stop: Callable[[], None]) -> None:
-        self._socket, self._collector, self._on_stop = socket, collector, on_stop
+    def __init__(
+        self,
+        socket: "zmq.Socket[bytes]",
+        collector: Collector,
+        on_stop: Callable[[], None],
+        monitor: "zmq.Socket[bytes] | None" = None,
+    ) -> None:
+        self._socket, self._collector, self._on_stop, self._monitor = socket, collector, on_stop, monitor
 
     def run(self, stop: threading.Event) -> None:
         """Answer until `stop` is set."""
+        poller = zmq.Poller()
+        poller.register(self._socket, zmq.POLLIN)
+        if self._monitor is not None:
+            poller.register(self._monitor, zmq.POLLIN)
         while not stop.is_set():
-            if self._socket.poll(_POLL_MS):
+            ready = dict(poller.poll(_POLL_MS))
+            if self._monitor is not None and self._monitor in ready:
+                self._monitor.recv_multipart()
+                self._collector.disconnects += 1
+            if self._socket in ready:
                 self._answer(self._socket.recv_multipart())
 
     def _answer(self, frames: list[bytes]) -> None:
@@ -127,13 +143,16 @@ class Control:
                     PublishConfig.model_validate({name.removeprefix("publish."): value})
             except ValueError as error:
                 raise CommandError("bad_args", f"set: {name}: {error}") from None
-        tick = None
+        tick, word, values = None, 0, [0.0] * len(LIVE)
         for name, value in parameters.items():
             if name in NETWORK_PARAMETERS:
-                word = LIVE.index(NETWORK_PARAMETERS[name])
-                tick = self._collector.call(rt.SET, word=word, values=[float(value)])
-            else:
-                setattr(self._collector, name.removeprefix("publish."), float(value))
+                at = LIVE.index(NETWORK_PARAMETERS[name])
+                word |= 1 << at
+                values[at] = float(value)
+        if word:  # one input, so that all of them change at the same boundary
+            tick = self._collector.call(rt.SET, word=word, values=values)
+        for name in parameters.keys() - NETWORK_PARAMETERS.keys():
+            setattr(self._collector, name.removeprefix("publish."), float(parameters[name]))
         return {"tick": tick, "parameters": self._parameters()}
 
     def _checkpoint(self, name: str | None) -> dict[str, Any]:

@@ -82,7 +82,7 @@ from neuromod.bridge.ring import (
     take,
 )
 from neuromod.engine.compiled import jit
-from neuromod.engine.layout import N_CHANNELS
+from neuromod.engine.layout import LIVE, N_CHANNELS
 from neuromod.engine.modulators import MODULATORS
 from neuromod.engine.tick import add_reward, add_stress, set_learning, set_modulator, set_parameter
 
@@ -103,7 +103,7 @@ INPUT = np.dtype(
         ("kind", np.int64),
         ("id", np.int64),  # echoed; 0 for what the loop read from the socket itself
         ("tick", np.int64),  # in the echo: the first tick that it acts on
-        ("word", np.int64),  # LEVELS: bit i = modulator i is given; LEARNING: on; SET: parameter; INLET: handle
+        ("word", np.int64),  # LEVELS, SET: bit i = modulator or parameter i is given; LEARNING: on; INLET: handle
         ("values", np.float64, (N_CHANNELS,)),
     ],
     align=True,
@@ -139,7 +139,9 @@ PULLED = 9  # beside STATE, also the loop's to write: whether the inlet has been
     _N_CHANNELS,
     _RECV_FLAGS,
     _TIED,  # whether the clock of a paced recording has been tied to ours
-) = range(13)
+    _HELD,  # samples of a paced recording that were taken and are not due yet
+    _MORE,  # whether more messages may wait on the ingest socket than were read in one turn
+) = range(15)
 
 # items of `numbers`; local clock = OFFSET + RATE x stamp
 OFFSET, RATE, _STALL_S, _LATE_S, _FILLER_S, _LAST_DATA, _NEXT_FILLER, _LAST_STAMP = range(8)
@@ -177,6 +179,8 @@ _RING_POLL_S = 100e-6
 _LONGEST_PAUSE_S = 5.0  # a longer pause of a recording, or a longer step back in time, is not played at its length
 _LONGEST_STEP_BACK_S = 0.1
 _LSL_TIMEOUT = -1
+_N_LIVE = len(LIVE)
+_LARGEST_AMOUNT = float(np.finfo(np.float32).max)
 _NOTHING, _STIMULI_READ, _HANDLED = 0, 1, 2
 
 
@@ -377,6 +381,8 @@ def _set_state(state: Any, value: int) -> None:
 @jit
 def _patience(state: Any) -> float:
     """Return how long to wait for samples, in seconds: until something else is due."""
+    if state["words"][_MORE]:
+        return 0.0
     if state["words"][_STARTED] == 0:
         return _WAIT_S
     numbers = state["numbers"]
@@ -424,8 +430,32 @@ def _pull_lsl(loop: Loop, wanted: int) -> int:
 def _pull_ring(loop: Loop, ring: SampleRing, wanted: int) -> int:
     """Take at most `wanted` samples of a Python source into the buffer, not before they are due where it is paced."""
     state = loop.block[0]
-    shared, words, numbers = state["shared"], state["words"], state["numbers"]
-    give_up = _clock(state) + _patience(state)
+    words, numbers = state["words"], state["numbers"]
+    patience = _patience(state)
+    if words[_HELD] == 0:
+        n = _take_samples(loop, ring, wanted, patience)
+        if n == 0 or words[_PACED] == 0:
+            return n
+        for i in range(n):
+            _keep_pace(state, loop.stamps[i])
+        words[_HELD] = n
+        patience = _patience(state)
+    # samples that are not due soon are held: meanwhile commands are obeyed, and a long pause is a stall as if live
+    left = numbers[OFFSET] + numbers[RATE] * numbers[_LAST_STAMP] - _clock(state)
+    _sleep(state, min(left, patience))
+    if left > patience:
+        return 0
+    n = words[_HELD]
+    words[_HELD] = 0
+    return n
+
+
+@jit
+def _take_samples(loop: Loop, ring: SampleRing, wanted: int, patience: float) -> int:
+    """Move at most `wanted` samples from the ring into the buffer; wait up to `patience` s for them."""
+    state = loop.block[0]
+    shared, words = state["shared"], state["words"]
+    give_up = _clock(state) + patience
     n = min(available(ring.ends), wanted)
     while n < wanted and load_acquire(shared, SOURCE_ENDED) == 0:
         if (n > 0 and words[_PACED] == 0) or _clock(state) >= give_up:
@@ -442,15 +472,6 @@ def _pull_ring(loop: Loop, ring: SampleRing, wanted: int) -> int:
         loop.stamps[i] = ring.stamps[at]
         copy(loop.samples[i], ring.samples[at])
     release(ring.ends, n)
-    if words[_PACED]:
-        for i in range(n):
-            _keep_pace(state, loop.stamps[i])
-        due = numbers[OFFSET] + numbers[RATE] * numbers[_LAST_STAMP]
-        left = due - _clock(state)
-        # in slices, so that a stop is seen during a long pause
-        while left > 0.0 and load_acquire(shared, STOP) == 0:
-            _sleep(state, min(left, _WAIT_S))
-            left = due - _clock(state)
     return n
 
 
@@ -483,9 +504,12 @@ def _wait_for_stimuli(loop: Loop, rings: Rings, pipeline: Pipeline, network: Any
 @jit
 def _read_ingest(loop: Loop, rings: Rings, pipeline: Pipeline, network: Any) -> None:
     """Read the messages that wait on the ingest socket, a bounded number of them."""
+    words = loop.block[0]["words"]
+    words[_MORE] = 1
     for _ in range(_INGEST_PER_TURN):
         got = _receive(loop, rings, pipeline, network)
         if got == _NOTHING:
+            words[_MORE] = 0
             break
         if got == _STIMULI_READ:
             enqueue_stimuli(pipeline, loop.block[0]["values"])
@@ -500,6 +524,11 @@ def _receive(loop: Loop, rings: Rings, pipeline: Pipeline, network: Any) -> int:
     state = loop.block[0]
     topic, payload, counters = state["topic"], state["payload"], state["counters"]
     if state["words"][_PULL] == 0:
+        return _NOTHING
+    if available(rings.odd.ends) >= rings.odd.rows.shape[0]:
+        # Python will soon have read what it was left; until then messages wait in the socket, and none is lost
+        if state["words"][_SOURCE] == SOURCE_ZMQ:
+            _sleep(state, _RING_POLL_S)
         return _NOTHING
     n_topic = _receive_part(state, topic)
     if n_topic < 0:
@@ -560,7 +589,7 @@ def _read_modulation(loop: Loop, n_topic: int, n_payload: int) -> bool:
         return False
     echo["kind"] = REWARD if is_reward else STRESS
     echo["values"][0] = given[0]
-    return is_reward or given[0] >= 0.0
+    return (is_reward or given[0] >= 0.0) and abs(given[0]) <= _LARGEST_AMOUNT  # the network takes float32
 
 
 @jit
@@ -600,9 +629,13 @@ def _has_more(state: Any) -> bool:
 @jit
 def _take_inputs(loop: Loop, rings: Rings, pipeline: Pipeline, network: Any) -> None:
     """Apply the commands and inputs that wait in their ring."""
+    one_by_one = loop.block[0]["words"][_SOURCE] == SOURCE_ZMQ
     for _ in range(available(rings.inputs.ends)):
         take(rings.inputs, loop.echo_rows)
         _apply(loop, rings, pipeline, network)
+        # where stimuli are the source, a second one in the queue would be added to the tick of the first
+        if one_by_one and loop.echo[0]["kind"] == STIMULI:
+            break
 
 
 @jit
@@ -629,7 +662,9 @@ def _apply(loop: Loop, rings: Rings, pipeline: Pipeline, network: Any) -> None:
     elif kind == LEARNING:
         set_learning(network, word != 0)
     elif kind == SET:
-        set_parameter(network, word, values[0])
+        for p in range(_N_LIVE):
+            if word >> p & 1:
+                set_parameter(network, p, values[p])
     elif kind == CLOCK:
         state["numbers"][OFFSET] = values[0]
     elif kind == INLET:
