@@ -3,6 +3,7 @@
 import itertools
 import logging
 import math
+import sys
 import threading
 from collections import Counter, deque
 from collections.abc import Callable
@@ -11,12 +12,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from neuromod.adapters.base import Marker
 from neuromod.bridge import loop as rt
-from neuromod.bridge import wire
+from neuromod.bridge import native, wire
 from neuromod.bridge.assembly import Assembly
 from neuromod.bridge.events import EventAligner
 from neuromod.bridge.pipeline import COUNTERS, PAUSED, TICK
-from neuromod.bridge.ring import append, drain, refused
+from neuromod.bridge.ring import append, available, drain, refused
 from neuromod.bridge.wire import EventMessage
 from neuromod.engine.layout import N_CHANNELS
 from neuromod.engine.modulators import MODULATORS
@@ -25,7 +27,12 @@ log = logging.getLogger(__name__)
 
 _RATE_TAU_S = 0.5
 _LONGEST_WAIT_S = 1.0
+_PATIENCE_S = 0.05
+_LONGEST_MARKER_WAIT_S = 2.0
 _KEPT_EVENTS = 100_000
+_FRAMES_FOR_EVENTS = 48  # of 64: the rest is for state and health
+_TAIL = 8  # where a ring counts what was taken from it
+_REFUSED_BY_LOOP = {"ingest_oversized": "oversized", "ingest_parts": "parts"}
 _CHANNELS = np.arange(N_CHANNELS, dtype=np.uint32)
 
 
@@ -46,6 +53,8 @@ class Collector:
         Returns what health says of the source.
     on_ticks : callable, optional
         Gets every drained array of TICK records.
+    is_timed : bool
+        Whether stamps are on our clock. Those of a recording that plays as fast as it can are not: it has no latency.
     """
 
     def __init__(
@@ -59,6 +68,7 @@ class Collector:
         health_s: float,
         describe_source: Callable[[], dict[str, Any]],
         on_ticks: Callable[[NDArray[Any]], None] | None = None,
+        is_timed: bool = True,
     ) -> None:
         self.assembly, self.loop, self.rings = assembly, loop, rings
         self.state_hz, self.health_s = state_hz, health_s
@@ -67,12 +77,16 @@ class Collector:
         self.refusals: Counter[str] = Counter()
         self.spike_counts = np.zeros(N_CHANNELS, np.int64)
         self.is_stopping = False
+        self.disconnects = 0
         self._clock, self._describe_source, self._on_ticks = clock, describe_source, on_ticks
+        self._is_timed = is_timed
+        self._markers: deque[tuple[Marker, int, float]] = deque()
+        self.due_events: deque[EventMessage] = deque(maxlen=_KEPT_EVENTS)
         self._started = clock()
         self._last: NDArray[Any] = np.zeros(1, TICK)
         self._rates_hz = np.zeros(N_CHANNELS, np.float64)
         self._latencies: list[NDArray[np.float64]] = []
-        self._next_state = self._next_health = self._started
+        self._next_state = self._next_health = self._last_state = self._last_health = self._started
         self._frame = np.zeros(1, rt.FRAME)
         self._frames_lock, self._inputs_lock = threading.Lock(), threading.Lock()
         self._ids = itertools.count(1)
@@ -107,17 +121,25 @@ class Collector:
         Raises
         ------
         TimeoutError
-            If the loop did not take it within a second.
+            If the loop did not take it within a second, or the session ends.
         """
         number = next(self._ids)
         done, answer = threading.Event(), [0]
         self._waiting[number] = (done, answer)
         try:
-            if not self.submit(kind, word=word, values=values, number=number) or not done.wait(_LONGEST_WAIT_S):
-                raise TimeoutError(f"the loop did not take the command within {_LONGEST_WAIT_S:g} s; try again")
+            left_s = _LONGEST_WAIT_S if self.submit(kind, word=word, values=values, number=number) else 0.0
+            while left_s > 0.0 and not self.is_stopping and not done.wait(_PATIENCE_S):
+                left_s -= _PATIENCE_S
+            if not done.is_set():
+                raise TimeoutError(f"the loop did not take the command within {_LONGEST_WAIT_S:g} s, or is stopping")
         finally:
             del self._waiting[number]
         return answer[0]
+
+    def add_markers(self, markers: list[Marker], ordinals: list[int]) -> None:
+        """Note markers of a source that the loop is fed from, each with its place among the samples."""
+        now = self._clock()
+        self._markers.extend((marker, ordinal, now) for marker, ordinal in zip(markers, ordinals, strict=True))
 
     # -- from the loop ------------------------------------------------------------------------------------------------
 
@@ -127,6 +149,7 @@ class Collector:
             if (waiting := self._waiting.get(int(echo["id"]))) is not None:
                 waiting[1][0] = int(echo["tick"])
                 waiting[0].set()
+        reached = native.get_word(self.rings.samples.ends, _TAIL) - math.ceil(self.assembly.samples_per_block)
         ticks = drain(self.rings.ticks, TICK, limit=65536)
         if len(ticks):
             self._take_ticks(ticks)
@@ -135,11 +158,14 @@ class Collector:
             data = frame["data"].tobytes()
             self.judge(data[:middle], data[middle : middle + int(frame["payload"])])
         now = self._clock()
+        self._place_markers(reached, now)
         self._publish_events(now)
-        if self.state_hz and now >= self._next_state:
+        if self.state_hz and now >= min(self._next_state, self._last_state + 1.0 / self.state_hz):
+            self._last_state = now
             self._next_state = max(self._next_state + 1.0 / self.state_hz, now)
             self.publish(wire.TOPIC_STATE, wire.pack_state(self._state(now)))
-        if now >= self._next_health:
+        if now >= min(self._next_health, self._last_health + self.health_s):
+            self._last_health = now
             self._next_health = max(self._next_health + self.health_s, now)
             body = self.health()
             self._latencies.clear()
@@ -148,12 +174,16 @@ class Collector:
 
     def finish(self) -> None:
         """Give the events that still wait for their tick the last one there was: nothing is lost."""
+        self._place_markers(sys.maxsize, self._clock())
         self._publish_events(math.inf)
 
     def _publish_events(self, now: float) -> None:
         for event in self.events.take(now):
             self.past_events.append(event)
-            self.publish(wire.TOPIC_EVENT, wire.pack_event(event))
+            self.due_events.append(event)
+        # as many as there is room for: a burst of markers is longer than the ring
+        while self.due_events and available(self.rings.frames.ends) < _FRAMES_FOR_EVENTS:
+            self.publish(wire.TOPIC_EVENT, wire.pack_event(self.due_events.popleft()))
 
     def judge(self, topic: bytes, payload: bytes) -> None:
         """Read an ingest message that the loop did not take by itself; count what is wrong with it."""
@@ -192,17 +222,33 @@ class Collector:
     def _take_ticks(self, ticks: NDArray[Any]) -> None:
         if self._on_ticks is not None:
             self._on_ticks(ticks)
-        self._last = ticks[-1:]
+        self._last = ticks[-1:].copy()
         live = ticks[(ticks["flags"] & (wire.Flag.FILLER | wire.Flag.PAUSED)) == 0]
         if not len(live):
             return
         self.events.add_ticks(live["t_sample"], live["tick"])
-        self._latencies.append(live["t_tick"] - live["t_sample"])
+        if self._is_timed:
+            self._latencies.append(live["t_tick"] - live["t_sample"])
         counts = (live["spikes"][:, None] >> _CHANNELS & 1).sum(axis=0, dtype=np.int64)
         self.spike_counts += counts
         span_s = len(live) * self.assembly.network.dt_ms / 1000.0
         keep = math.exp(-span_s / _RATE_TAU_S)
         self._rates_hz = self._rates_hz * keep + counts / span_s * (1.0 - keep)
+
+    def _place_markers(self, reached: int, now: float) -> None:
+        """Give a marker its time once the loop has had its sample: only then is the clock of a recording tied to ours.
+
+        A block later, so that the tick that it belongs to has been taken too.
+        """
+        numbers = self.loop.block[0]["numbers"]
+        while self._markers:
+            marker, ordinal, since = self._markers[0]
+            has_ended = self.loop.block[0]["shared"][rt.STATE] == rt.ENDED
+            if ordinal >= reached and not has_ended and now - since < _LONGEST_MARKER_WAIT_S:
+                break
+            self._markers.popleft()
+            t = float(numbers[rt.OFFSET] + numbers[rt.RATE] * marker.t)
+            self.events.add_event(marker.name, t, marker.value, "recording", now)
 
     # -- what is published --------------------------------------------------------------------------------------------
 
@@ -226,9 +272,22 @@ class Collector:
         network = self.assembly.network.state[0]
         found["bad_stimuli"], found["bad_levels"] = int(network["bad_stimuli"]), int(network["bad_levels"])
         found["spikes"] = int(self.spike_counts.sum())
+        found["ingest_disconnects"] = self.disconnects
+        for name in _REFUSED_BY_LOOP:
+            del found[name]
         for name in ("ticks", "echoes", "odd", "inputs", "frames", "out"):
             found[f"{name}_overflow"] = int(refused(getattr(self.rings, name).ends))
         return found
+
+    def errors(self) -> dict[str, int]:
+        """Messages refused since the session began, by reason, whoever refused them."""
+        found = Counter(self.refusals)
+        counted = dict(zip(rt.LOOP_COUNTERS, self.loop.block[0]["counters"].tolist(), strict=True))
+        for name, reason in _REFUSED_BY_LOOP.items():
+            found[reason] += counted[name]
+        overflowing = self.assembly.pipeline.counters[COUNTERS.index("stimuli_overflow")]
+        found["overflow"] += int(overflowing) + int(refused(self.rings.odd.ends))
+        return {reason: count for reason, count in found.items() if count}
 
     def health(self) -> dict[str, Any]:
         """Return the health map as of now; its latencies are of the time since the last published one."""
@@ -245,7 +304,7 @@ class Collector:
             "tick": self.last_tick,
             "uptime_s": now - self._started,
             "counters": self.counters(),
-            "errors": dict(self.refusals),
+            "errors": self.errors(),
             "latency_us": latency,
             "source": self._describe_source(),
             "warming_up": not (self.assembly.front_end.is_ready and self.assembly.encoder.is_ready),
@@ -265,9 +324,10 @@ class Collector:
     def _report_refusals(self, now: float) -> None:
         """Say in the log, at the pace of health, what was refused or lost since the last time."""
         said_at, said = self._said_refusals
-        total = sum(self.refusals.values())
+        errors = self.errors()
+        total = sum(errors.values())
         if total > said:
-            log.warning("refused %d messages in %.1f s; so far: %s", total - said, now - said_at, dict(self.refusals))
+            log.warning("refused %d messages in %.1f s; so far: %s", total - said, now - said_at, errors)
         self._said_refusals = (now, total)
         for name, count in self.counters().items():
             if name.endswith("overflow") and count > self._overflowing.get(name, 0):

@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 _READ_SAMPLES = 4096
 _CLOCK_EVERY_S = 2.0
-_RECONNECT_S = 1.0
+_RECONNECT_S = 0.25  # no longer: a session that is stopped meanwhile waits for it
 _MARKERS_EVERY_S = 0.01
 
 
@@ -31,7 +31,12 @@ class Feeder:
     ring : SampleRing
         Where samples go; the feeder waits while it is full.
     on_markers : callable
-        Gets the source's markers as they come.
+        Gets the source's markers as they come, and for each how many samples were fed before the first one that is
+        not before it.
+    on_lost : callable
+        Called each time that a live source was found gone.
+    on_reconnect : callable
+        Called each time that it came back.
     on_end : callable
         Called once, without or with the error that ended the source.
     """
@@ -40,31 +45,38 @@ class Feeder:
         self,
         source: Source,
         ring: SampleRing,
-        on_markers: Callable[[list[Marker]], None],
+        on_markers: Callable[[list[Marker], list[int]], None],
+        on_lost: Callable[[], None],
+        on_reconnect: Callable[[], None],
         on_end: Callable[[Exception | None], None],
     ) -> None:
         self._source, self._ring = source, ring
         self._on_markers, self._on_end = on_markers, on_end
+        self._on_lost, self._on_reconnect = on_lost, on_reconnect
 
     def run(self, stop: threading.Event) -> None:
         """Feed until the source ends or `stop` is set."""
         error: Exception | None = None
+        fed = 0
         try:
             while not stop.is_set():
                 chunk = self._source.read(_READ_SAMPLES, 0.05)
                 # markers first: they wait for their tick, which must not have passed unseen
                 if markers := self._source.markers():
-                    self._on_markers(markers)
+                    self._on_markers(markers, [fed + int(np.searchsorted(chunk.stamps, m.t)) for m in markers])
                 done = 0
                 while done < len(chunk) and not stop.is_set():
                     took = put_samples(self._ring, chunk.samples, chunk.stamps, done)
                     done += took
                     if not took:
                         stop.wait(0.002)
+                fed += done
                 if self._source.ended:
                     break
                 if getattr(self._source, "is_lost", False):
-                    self._source.reconnect(_RECONNECT_S)  # type: ignore[attr-defined]
+                    self._on_lost()
+                    if self._source.reconnect(_RECONNECT_S):  # type: ignore[attr-defined]
+                        self._on_reconnect()
         except NeuromodError as caught:
             error = caught
         finally:

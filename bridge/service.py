@@ -5,11 +5,15 @@ control; and whatever looks after the source. Main waits on one event that signa
 """
 
 import contextlib
+import gc
 import logging
+import math
 import os
 import signal
+import socket
 import sys
 import threading
+import time
 from collections.abc import Callable
 from typing import Any, Self
 
@@ -36,9 +40,11 @@ from neuromod.engine.errors import AdapterError, ConfigError, NeuromodError
 log = logging.getLogger(__name__)
 
 _LONGEST_STOP_S = 0.4
+_LONGEST_JOIN_S = 0.35
 _SOURCE_TIMEOUT_MS = 5  # how long the loop waits on the ingest socket where stimuli messages are the source
 _MAX_MESSAGE_BYTES = 1 << 20
 _INGEST_HWM = 10_000
+_STOP_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 _LARGEST_CHUNK = 8192
 
 
@@ -72,10 +78,13 @@ class Daemon:
         self._speed, self._on_ticks = speed, on_ticks
         self._context: zmq.Context[zmq.Socket[bytes]] | None = None
         self._sockets: dict[str, zmq.Socket[bytes]] = {}
+        self._monitor: zmq.Socket[bytes] | None = None
         self._markers: list[LslMarkers] = []
         self._threads: list[threading.Thread] = []
         self._stop_threads = threading.Event()
-        self._loop_done = threading.Event()
+        self._loop_done: threading.Event | None = None  # once there is a loop
+        self.is_looking = False  # for its source, which may take long: the moment at which a signal may interrupt
+        self.is_stuck = False  # a thread could not be ended, and what it uses was left as it is
         self._uncertainty_s = float("nan")
         self.addresses: dict[str, str] = {}
 
@@ -94,8 +103,10 @@ class Daemon:
             log.warning("%s", refused)
         try:
             self._bind()
+            self.is_looking = True
             warm_loop()
             self._open_source()
+            self.is_looking = False
             self._start()
         except BaseException:
             self.close()
@@ -104,7 +115,8 @@ class Daemon:
 
     def close(self) -> None:
         """Stop the loop first, then the other threads, then what they used. Safe to call twice."""
-        if hasattr(self, "collector"):
+        self.is_looking = False
+        if self._loop_done is not None:
             self.collector.is_stopping = True
             native.set_word(self.loop.block[0]["shared"], rt.STOP, 1)
             if not self._loop_done.wait(_LONGEST_STOP_S):
@@ -113,18 +125,28 @@ class Daemon:
                 logging.shutdown()
                 os._exit(1)
         self._stop_threads.set()
+        deadline = time.monotonic() + _LONGEST_JOIN_S
         for thread in self._threads:
             if thread is not threading.current_thread():
-                thread.join(5.0)
+                thread.join(max(0.0, deadline - time.monotonic()))
+        if stuck := [thread.name for thread in self._threads if thread.is_alive()]:
+            # sockets and inlets are never freed under a thread that uses them
+            log.warning("%s did not end within %g s: what they use stays open", ", ".join(stuck), _LONGEST_JOIN_S)
+            self.is_stuck = True
+            return
         self._threads.clear()
         if self._source is not None:
             self._source.close()
         for markers in self._markers:
             markers.close()
-        if "output" in self._sockets and hasattr(self, "collector"):
+        if "output" in self._sockets and self._loop_done is not None:
             self._say_goodbye()
-        for socket in self._sockets.values():
-            socket.close(linger=20)  # so that the good-bye leaves
+        if self._monitor is not None:
+            self._sockets["ingest"].disable_monitor()
+            self._monitor.close(0)
+            self._monitor = None
+        for opened in self._sockets.values():
+            opened.close(linger=20)  # so that the good-bye leaves
         self._sockets.clear()
         if self._context is not None:
             self._context.term()
@@ -142,23 +164,24 @@ class Daemon:
         self._context = zmq.Context(io_threads=1)
         kinds = {"ingest": zmq.PULL, "output": zmq.PUB, "control": zmq.ROUTER}
         for name, kind in kinds.items():
-            socket = self._sockets[name] = self._context.socket(kind)
-            socket.maxmsgsize = _MAX_MESSAGE_BYTES
+            bound = self._sockets[name] = self._context.socket(kind)
+            bound.maxmsgsize = _MAX_MESSAGE_BYTES
             address = getattr(self.config.sockets, name)
             if name == "ingest":
-                socket.rcvhwm = _INGEST_HWM
+                self._monitor = bound.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+                bound.rcvhwm = _INGEST_HWM
                 if self.config.source_content == "stimuli":
-                    socket.rcvtimeo = _SOURCE_TIMEOUT_MS
+                    bound.rcvtimeo = _SOURCE_TIMEOUT_MS
             if name == "output":
-                socket.sndhwm = _INGEST_HWM
+                bound.sndhwm = _INGEST_HWM
             try:
-                socket.bind(address)
+                bound.bind(address)
             except zmq.ZMQError as error:
                 raise ConfigError(
                     f"sockets.{name}: {address} cannot be bound: {error.strerror or error}; "
                     "is another daemon running? Stop it, or choose another port"
                 ) from None
-            endpoint = socket.get(zmq.LAST_ENDPOINT)
+            endpoint = bound.get(zmq.LAST_ENDPOINT)
             assert isinstance(endpoint, bytes)
             self.addresses[name] = endpoint.decode().rstrip("\0")
 
@@ -207,6 +230,9 @@ class Daemon:
         config, assembly = self.config, self.assembly
         n_channels = assembly.info.n_channels
         is_live = self._pulls != rt.SOURCE_RING or isinstance(self._source, LslSource)
+        paced_rate = 0.0 if is_live else self._speed
+        is_timed = is_live or paced_rate > 0
+        slowdown = 1.0 / min(paced_rate, 1.0) if paced_rate > 0 else 1.0  # blocks take so much longer than they are
         self.rings = rt.make_rings(
             n_channels, samples_capacity=ring_capacity(n_channels, assembly.info.sampling_frequency)
         )
@@ -217,11 +243,11 @@ class Daemon:
             chunk=int(min(max(assembly.samples_per_block + 1, 64), _LARGEST_CHUNK)),
             ticks_per_block=assembly.ticks_per_block,
             block_s=assembly.block_ms / 1000.0,
-            stall_s=config.timing.stall_bound_ms(assembly.block_ms) / 1000.0,
-            late_s=config.timing.late_ms / 1000.0,
+            stall_s=config.timing.stall_bound_ms(assembly.block_ms * slowdown) / 1000.0,
+            late_s=config.timing.late_ms / 1000.0 if is_timed else math.inf,
             publish_all=config.publish.spikes == "every",
             publish_stimuli=config.publish.stimuli,
-            paced_rate=0.0 if is_live else self._speed,
+            paced_rate=paced_rate,
             parts=assembly.parts(),
         )
         in_python = not self._functions[native.ZMQ_SEND]
@@ -240,20 +266,29 @@ class Daemon:
             health_s=config.publish.health_s,
             describe_source=self.describe_source,
             on_ticks=self._on_ticks,
+            is_timed=is_timed,
         )
         if isinstance(self._source, LslSource):
             self._follow_clock(*self._source.correction(), submit=False)
         self._spawn("neuromod-collector", lambda: collecting.run(self.collector, self._stop_threads))
-        control = Control(self._sockets["control"], self.collector, self.stopped.set)
+        control = Control(self._sockets["control"], self.collector, self.stopped.set, self._monitor)
         self._spawn("neuromod-control", lambda: control.run(self._stop_threads))
         if in_python:
             self._spawn("neuromod-exchange", self._exchange)
         if isinstance(self._source, LslSource):
             self._source.subscribe()  # last, so that no sample waits for us
+        self._loop_done = threading.Event()
         self._spawn("neuromod-loop", self._run_loop, masked=True)
         if self._pulls == rt.SOURCE_RING:
             assert self._source is not None
-            feeder = Feeder(self._source, self.rings.samples, self._on_source_markers, self._on_source_end)
+            feeder = Feeder(
+                self._source,
+                self.rings.samples,
+                on_markers=self.collector.add_markers,
+                on_lost=lambda: self._set_state(rt.LOST),
+                on_reconnect=self._source_is_back,
+                on_end=self._on_source_end,
+            )
             self._spawn("neuromod-source", lambda: feeder.run(self._stop_threads))
         elif self._pulls == rt.SOURCE_LSL:
             assert isinstance(self._source, LslSource)
@@ -274,7 +309,8 @@ class Daemon:
         offset = [0.0]
 
         def on_clock(offset_s: float, _: float) -> None:
-            offset[0] = offset_s
+            if np.isfinite(offset_s):
+                offset[0] = offset_s
 
         def on_markers(found: list[Marker]) -> None:
             now = pylsl.local_clock()
@@ -322,6 +358,7 @@ class Daemon:
                 parts.network.state,
             )
         finally:
+            assert self._loop_done is not None
             self._loop_done.set()  # the only proof that no native code runs any more
 
     def _exchange(self) -> None:
@@ -347,6 +384,15 @@ class Daemon:
     def _state(self) -> int:
         return int(native.get_word(self.loop.block[0]["shared"], rt.STATE))
 
+    def _set_state(self, state: int) -> None:
+        """Correct what the loop says of its source; only while no samples reach it, or it would say otherwise."""
+        native.set_word(self.loop.block[0]["shared"], rt.STATE, state)
+
+    def _source_is_back(self) -> None:
+        assert isinstance(self._source, LslSource)
+        self._set_state(rt.STALLED)
+        self._follow_clock(*self._source.correction())
+
     def _follow_clock(self, offset_s: float, uncertainty_s: float, *, submit: bool = True) -> None:
         offset_s -= self.config.timing.device_delay_ms / 1000.0
         self._uncertainty_s = uncertainty_s
@@ -359,14 +405,10 @@ class Daemon:
 
     def _send_inlet(self) -> None:
         assert isinstance(self._source, LslSource)
-        self.collector.submit(rt.INLET, word=self._source.handle)
-
-    def _on_source_markers(self, found: list[Marker]) -> None:
-        numbers = self.loop.block[0]["numbers"]
-        now = pylsl.local_clock()
-        for marker in found:
-            t = float(numbers[rt.OFFSET] + numbers[rt.RATE] * marker.t)
-            self.collector.events.add_event(marker.name, t, marker.value, "recording", now)
+        # no longer lost, although nothing has come yet: else the keeper would destroy the inlet that the loop pulls
+        self._set_state(rt.STALLED)
+        while not self.collector.submit(rt.INLET, word=self._source.handle) and not self._stop_threads.wait(0.01):
+            pass
 
     def _on_source_end(self, error: Exception | None) -> None:
         if error is not None:
@@ -386,7 +428,7 @@ class Daemon:
             "hostname": info.hostname,
             "source_id": info.source_id,
             "clock_offset_s": float(self.loop.block[0]["numbers"][rt.OFFSET]),
-            "clock_uncertainty_s": self._uncertainty_s,
+            "clock_uncertainty_s": self._uncertainty_s if math.isfinite(self._uncertainty_s) else None,
             "quirks": dict(self._source.quirks) if self._source is not None else {},
         }
 
@@ -402,6 +444,8 @@ class Daemon:
                 middle = int(frame["topic"])
                 data = frame["data"][: middle + int(frame["payload"])].tobytes()
                 output.send_multipart([data[:middle], data[middle:]], zmq.DONTWAIT)
+            for event in self.collector.due_events:
+                output.send_multipart([wire.TOPIC_EVENT, wire.pack_event(event)], zmq.DONTWAIT)
             body = self.collector.health()
             payload = wire.pack_health(wire.HealthMessage(body["t"], "stopping", body))
             output.send_multipart([wire.TOPIC_HEALTH, payload], zmq.DONTWAIT)
@@ -416,8 +460,9 @@ def serve(config: SessionConfig) -> int:
         Exit code: 0, or 1 where a part of the daemon failed.
     """
     daemon = Daemon(config)
-    stop_on_signals(daemon.stopped)
-    with daemon:
+    stop_on_signals(daemon.stopped, interrupt=lambda: daemon.is_looking)
+    try:
+        daemon.open()
         for name, address in daemon.addresses.items():
             log.info("%s: %s", name, address)
         print(f"neuromod: {daemon.assembly.info.name} -> {daemon.addresses['output']}; Ctrl-C stops", file=sys.stderr)
@@ -425,17 +470,48 @@ def serve(config: SessionConfig) -> int:
             if daemon.has_ended():
                 log.info("the recording has been played to its end")
                 break
+    except Interrupted:
+        log.info("stopped before the session began")
+    finally:
+        daemon.close()
+        for number in _STOP_SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+        # the process ends now: collecting what the compiler left would take 0.3 s of the 0.5 s that a stop may take
+        gc.freeze()
+        if daemon.is_stuck:
+            # a thread that is still inside a library would be a crash, or a hang, when the interpreter leaves
+            logging.shutdown()
+            os._exit(1 if daemon.failure else 0)
     if isinstance(daemon.failure, NeuromodError):
         raise daemon.failure
     return 1 if daemon.failure else 0
 
 
-def stop_on_signals(stop: threading.Event) -> None:
-    """Have SIGINT, SIGTERM and SIGHUP set an event, and do nothing else."""
+class Interrupted(BaseException):
+    """A signal came while the daemon was looking for its source."""
+
+
+def stop_on_signals(stop: threading.Event, *, interrupt: Callable[[], bool] = lambda: False) -> None:
+    """Have SIGINT, SIGTERM and SIGHUP set an event; the first of them raises Interrupted while `interrupt()` is true.
+
+    The event is set by a thread. A handler runs in the main thread between any two instructions, also while that holds
+    the lock of the very event that it waits on.
+    """
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
+    has_interrupted = False
 
     def on_signal(number: int, frame: Any) -> None:
-        stop.set()
+        nonlocal has_interrupted
+        if interrupt() and not has_interrupted:
+            has_interrupted = True
+            raise Interrupted
 
-    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), on_signal)
+    def watch() -> None:
+        while reader.recv(64):
+            stop.set()
+
+    signal.set_wakeup_fd(writer.detach(), warn_on_full_buffer=False)
+    threading.Thread(target=watch, name="neuromod-signals", daemon=True).start()
+    for number in _STOP_SIGNALS:
+        signal.signal(number, on_signal)
