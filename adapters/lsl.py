@@ -87,6 +87,7 @@ class _Connection:
         self._max_buflen_s = max_buflen_s
         self._inlet: Any = None
         self._identity: dict[str, str] | None = None
+        self._search: Any = None  # for a stream that was lost; it outlasts a call of `reopen`
         self.is_lost = False
 
     def __str__(self) -> str:
@@ -145,14 +146,17 @@ class _Connection:
 
     def reopen(self, timeout_s: float, check: Callable[[Any], None]) -> bool:
         """Connect to the same stream come back: same source_id on the same host; False if it is not there (yet)."""
-        self.close()
+        self._drop_inlet()
         if self._identity is None or not self._identity["source_id"]:
             time.sleep(timeout_s)  # the caller tries again and again: be as slow as a search that finds nothing
             return False
         deadline = time.monotonic() + timeout_s
-        found = _wait_for(pylsl.ContinuousResolver(pred=_predicate(self._identity)), timeout_s)
+        # a search that began anew at each call would never get to its second wave, which asks known hosts one by one
+        self._search = self._search or pylsl.ContinuousResolver(pred=_predicate(self._identity))
+        found = _wait_for(self._search, timeout_s)
         if not found:
             return False
+        self._search = None
         newest = max(found, key=lambda info: float(info.created_at()))
         left_s = max(1.0, deadline - time.monotonic())
         try:
@@ -178,6 +182,10 @@ class _Connection:
         return float(offset), float(uncertainty.value)
 
     def close(self) -> None:
+        self._search = None
+        self._drop_inlet()
+
+    def _drop_inlet(self) -> None:
         inlet, self._inlet = self._inlet, None
         if inlet is not None:
             inlet.close_stream()

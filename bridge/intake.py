@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 _READ_SAMPLES = 4096
 _CLOCK_EVERY_S = 2.0
-_RECONNECT_S = 0.25  # no longer: a session that is stopped meanwhile waits for it
+_RECONNECT_S = 0.1  # no longer: a session that is stopped meanwhile waits for it
 _MARKERS_EVERY_S = 0.01
 
 
