@@ -295,7 +295,8 @@ def assert_ends_well(child: Process, number: int | None, limit_s: float = STOP_S
     children = psutil.Process(child.popen.pid).children(recursive=True)
     code, took_s = child.end(number)
     assert code == 0, child.errors
-    assert took_s < limit_s
+    # where more programs want to run than there are cores, everything takes so many times longer
+    assert took_s < limit_s * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
     assert "Traceback" not in child.errors
     assert not [c for c in children if c.is_running()]
 
