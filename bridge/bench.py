@@ -183,7 +183,7 @@ def _stream_table(stream: dict[str, Any]) -> Table:
         box=None,
     )
     for system, found in stream["systems"].items():
-        ratios = [""] * 3 if system == BARE else [_spread(stream["ratios"][system][q]) for q in ("p50", "p99", "p999")]
+        ratios = [""] * 3 if system == BARE else [spread(stream["ratios"][system][q]) for q in ("p50", "p99", "p999")]
         table.add_row(
             system,
             *(f"{found[f'{q}_us']:.0f}" for q in bench_latency.PERCENTILES),
@@ -194,7 +194,8 @@ def _stream_table(stream: dict[str, Any]) -> Table:
     return table
 
 
-def _spread(ratio: dict[str, float]) -> str:
+def spread(ratio: dict[str, float]) -> str:
+    """Return a ratio with its least and greatest."""
     return f"{ratio['median']:.2f} ({ratio['least']:.2f} to {ratio['greatest']:.2f})"
 
 

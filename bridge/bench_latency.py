@@ -175,6 +175,11 @@ class Workers:
             worker.close()
         self.folder.cleanup()
 
+    def ask(self, role: str, job: dict[str, Any]) -> None:
+        """Give a worker a job, and wait until it is ready for it."""
+        self._workers[role].tell(job)
+        self._workers[role].wait_for("ready")
+
     def run(self, system: str, stream: Stream, seconds: float) -> Run:
         """Let one system work for so many seconds."""
         stamps_file, messages_file = (str(Path(self.folder.name) / name) for name in ("stamps.npy", "messages.npz"))
@@ -189,12 +194,9 @@ class Workers:
         }
         sender, subscriber = self._workers["send"], self._workers["subscribe"]
         tested, poller = self._workers[_role(system)], self._workers["poll"]
-        subscriber.tell({"output": output, "result": messages_file})
-        subscriber.wait_for("ready")
-        sender.tell(job | {"seconds": seconds, "lead_s": 0.0, "result": stamps_file})
-        sender.wait_for("ready")
-        tested.tell(job | {"busy": system == BUSY})
-        tested.wait_for("ready")
+        self.ask("subscribe", {"output": output, "result": messages_file})
+        self.ask("send", job | {"seconds": seconds, "result": stamps_file})
+        self.ask(_role(system), job | {"busy": system == BUSY})
         notes: dict[str, Any] = {}
         is_daemon = _role(system) == "daemon"
         if is_daemon:
@@ -211,10 +213,10 @@ class Workers:
         notes["system"] = tested.wait_for("done")
         sender.tell("stop")
         with np.load(messages_file) as messages:
-            return _judge(np.load(stamps_file), messages["t_sample"], messages["arrival"], stream.period_s, notes)
+            return judge(np.load(stamps_file), messages["t_sample"], messages["arrival"], stream.period_s, notes)
 
 
-def _judge(
+def judge(
     stamps: NDArray[np.float64],
     t_sample: NDArray[np.float64],
     arrival: NDArray[np.float64],
@@ -257,7 +259,7 @@ def measure(
         By stream: systems, ratios to bare with their spread, and the endurance run.
     """
     systems = [BARE, NEUROMOD, BUSY]
-    if importlib.util.find_spec("ezmsg") is not None:
+    if has_ezmsg():
         systems.append(EZMSG)
     else:
         say("ezmsg is not installed (pip install 'neuromod-bridge[bench]'): left out")
@@ -272,6 +274,11 @@ def measure(
             run = workers.run(NEUROMOD, FEATURES, endurance_s)
             endurance = {"seconds": endurance_s} | run.summary() | {"notes": run.notes}
     return {"streams": streams, "endurance": endurance}
+
+
+def has_ezmsg() -> bool:
+    """Say whether ezmsg, of the extra `bench`, is installed."""
+    return importlib.util.find_spec("ezmsg") is not None
 
 
 def _compare(

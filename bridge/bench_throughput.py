@@ -23,9 +23,9 @@ from neuromod.sorting.config import FrontEndConfig
 
 RAW_HZ = 30000.0
 _WARM_UP_S = 1.0
-_REPEATS = 5
+REPEATS = 5
 _GAIN_UV = 0.25
-_FRAMES = 200_000
+FRAMES = 200_000
 
 
 def measure(seconds: float, say: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
@@ -73,7 +73,7 @@ def path_share(n_channels: int) -> dict[str, float]:
     samples = rng.normal(0.0, 10.0, (int(RAW_HZ), n_channels)).astype(np.float32)
     records, start = assembly.records(), 0
     shares = []
-    for k in range(math.ceil(_WARM_UP_S) + 1 + _REPEATS):
+    for k in range(math.ceil(_WARM_UP_S) + 1 + REPEATS):
         # `consume` works in place: every second gets samples of its own
         fresh, stamps = samples.copy(), (start + np.arange(len(samples))) / RAW_HZ
         start += len(samples)
@@ -174,14 +174,14 @@ def frame_ns(*, with_subscriber: bool) -> float | None:
                 output.send_multipart([b"spikes", b""])
         topic, frame = np.frombuffer(b"spikes", np.uint8), spikes_frame()
         _send_many(functions, output.underlying, topic, frame, 10)
-        found = _best_ns(lambda: _send_many(functions, output.underlying, topic, frame, _FRAMES), _FRAMES)
+        found = _best_ns(lambda: _send_many(functions, output.underlying, topic, frame, FRAMES), FRAMES)
         output.linger = 0
     return found
 
 
 def _best_ns(do: Callable[[], Any], n: int) -> float:
     best = math.inf
-    for _ in range(_REPEATS):
+    for _ in range(REPEATS):
         begin = time.perf_counter()
         do()
         best = min(best, time.perf_counter() - begin)

@@ -73,7 +73,7 @@ def send(desk: Desk, job: Job) -> None:
     deadline = clock() + _CONSUMER_S
     while not outlet.have_consumers() and clock() < deadline:
         sleep(0.001)
-    start = clock() + job["lead_s"]
+    start = clock()
     now = start
     for k in range(n):
         # after a delay of the scheduler, chunks follow each other no closer than they can be told apart by their stamps

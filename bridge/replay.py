@@ -30,6 +30,7 @@ from neuromod.engine.layout import N_CHANNELS
 
 _READ_S = 0.25
 _LARGEST_READ = 16384
+_READ_TICKS = 4096  # at least: with fewer, features of 1 kHz spend half of their time in Python
 _KEPT = ("tick", "sample", "t_sample", "flags", "spikes")
 
 
@@ -139,8 +140,8 @@ def play(
 def _play(assembly: Assembly, source: Source, on_progress: Callable[[float], None], until_tick: int | None) -> Replay:
     fs = source.info.sampling_frequency
     log, aligner, events = SpikeLog(), EventAligner(), list[EventMessage]()
-    records = assembly.records()
-    n_read = int(min(max(_READ_S * fs, 1), _LARGEST_READ))
+    records = assembly.records(_READ_TICKS)
+    n_read = int(min(max(_READ_S * fs, _READ_TICKS / assembly.ticks_per_block, 1.0), _LARGEST_READ))
     started = time.perf_counter()
     n_samples = 0
     while not source.ended and (until_tick is None or log.n_ticks < until_tick):

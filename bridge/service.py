@@ -275,10 +275,12 @@ class Daemon:
         self._spawn("neuromod-control", lambda: control.run(self._stop_threads))
         if in_python:
             self._spawn("neuromod-exchange", self._exchange)
-        if isinstance(self._source, LslSource):
+        if self._pulls == rt.SOURCE_RING and isinstance(self._source, LslSource):
             self._source.subscribe()  # last, so that no sample waits for us
         self._loop_done = threading.Event()
         self._spawn("neuromod-loop", self._run_loop, masked=True)
+        if self._pulls == rt.SOURCE_LSL:
+            self._await_data()
         if self._pulls == rt.SOURCE_RING:
             assert self._source is not None
             feeder = Feeder(
@@ -304,6 +306,18 @@ class Daemon:
         promoted = realtime.promote_library_threads(config.runtime)
         if promoted:
             log.info("%d threads of the libraries run at priority %d too", promoted, config.runtime.realtime_priority)
+
+    def _await_data(self) -> None:
+        """Wait until samples flow; the loop's first pull subscribes.
+
+        Were it done before the loop runs, samples would pile up while Python starts it: 10 ms beside a busy thread.
+        """
+        assert isinstance(self._source, LslSource)
+        assert self._loop_done is not None
+        # not before that pull: two threads that start the reception of one inlet would end the process
+        while not native.get_word(self.loop.block[0]["shared"], rt.PULLED) and not self._loop_done.is_set():
+            self.stopped.wait(0.001)
+        self._source.subscribe()
 
     def _marker_keeper(self, markers: LslMarkers) -> Callable[[], None]:
         offset = [0.0]
