@@ -33,7 +33,7 @@ from neuromod.bridge.collector import Collector
 from neuromod.bridge.config import SessionConfig
 from neuromod.bridge.control import Control
 from neuromod.bridge.intake import Feeder, Keeper, ring_capacity
-from neuromod.bridge.ring import available, drain
+from neuromod.bridge.ring import available, drain, make_ring
 from neuromod.bridge.warm import warm_loop
 from neuromod.engine.errors import AdapterError, ConfigError, NeuromodError
 
@@ -46,6 +46,7 @@ _MAX_MESSAGE_BYTES = 1 << 20
 _INGEST_HWM = 10_000
 _STOP_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 _LARGEST_CHUNK = 8192
+_OUT_FRAMES = 2048
 
 
 class Daemon:
@@ -251,6 +252,8 @@ class Daemon:
             parts=assembly.parts(),
         )
         in_python = not self._functions[native.ZMQ_SEND]
+        if in_python:  # the thread that sends may have to wait for the interpreter: two seconds of ticks of 1 ms
+            self.rings = self.rings._replace(out=make_ring(rt.FRAME, _OUT_FRAMES))
         rt.set_handles(
             self.loop,
             inlet=self._source.handle if self._pulls == rt.SOURCE_LSL else 0,  # type: ignore[union-attr]
