@@ -1,4 +1,4 @@
-"""What is installed is what lies in the folders: a nested package works in place and is easily left out of the wheel."""
+"""What is installed is what lies in the folders: a package works in place and is easily left out of the wheel."""
 
 import subprocess
 import sys

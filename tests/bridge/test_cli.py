@@ -378,6 +378,10 @@ def test_send_reaches_the_daemon_negative_numbers_too(daemon: Daemon) -> None:
 # -- signals and environment
 
 
+def attend_to_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_an_interrupt_is_quiet_and_exit_code_130(daemon: Daemon) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "neuromod.bridge.cli", "subscribe", "spikes", "--address", daemon.addresses["output"]],
@@ -385,6 +389,8 @@ def test_an_interrupt_is_quiet_and_exit_code_130(daemon: Daemon) -> None:
         stderr=subprocess.PIPE,
         text=True,
         env=os.environ | {"PYTHONUNBUFFERED": "1"},
+        # a shell has its background jobs ignore interrupts, and children inherit that
+        preexec_fn=attend_to_interrupts,
     )
     try:
         assert process.stdout is not None

@@ -86,9 +86,9 @@ def test_command_keeps_the_spikes_and_prints_what_a_program_can_read(tmp_path: P
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.stderr
     summary = json.loads(result.stdout)
-    kept = np.load(out)
-    assert summary["ticks"] == len(kept["tick"]) == 400 * 20  # bins of 20 ms, ticks of 1 ms
-    assert summary["spikes"] == [int((kept["spikes"] >> i & 1).sum()) for i in range(16)]
+    with np.load(out) as kept:
+        assert summary["ticks"] == len(kept["tick"]) == 400 * 20  # bins of 20 ms, ticks of 1 ms
+        assert summary["spikes"] == [int((kept["spikes"] >> i & 1).sum()) for i in range(16)]
 
 
 @pytest.mark.parametrize(

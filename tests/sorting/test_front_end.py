@@ -345,8 +345,8 @@ def test_any_number_of_channels_works(run: Run, n_channels: int) -> None:
 @pytest.mark.parametrize(
     "changes, sampling_frequency, words",
     [
-        ({}, 250.0, ["front_end.crossings", "300 to 6000 Hz", "125 Hz", '"bands"']),
-        ({}, 10000.0, ["front_end.crossings", "6000 Hz must lie below 5000", "4500"]),
+        ({"features": ["crossings"]}, 250.0, ["front_end.crossings", "300 to 6000 Hz", "125 Hz", '"bands"']),
+        ({"features": ["crossings"]}, 10000.0, ["front_end.crossings", "6000 Hz must lie below 5000", "4500"]),
         ({"features": ["spiking_band"]}, 1500.0, ["front_end.spiking_band", "1000 Hz"]),
         ({"features": ["bands"], "bands": {"ranges_hz": [[70, 200]]}}, 250.0, ["front_end.bands.ranges_hz", "112.5"]),
         ({"reference": "mean", "exclude_channels": [0]}, FS, ["front_end.reference", '"none"']),
