@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +12,6 @@ from neuromod.engine.errors import ConfigError
 from neuromod.engine.layout import N_CHANNELS, N_SENSORY
 from neuromod.sorting.baseline import Baseline
 from neuromod.sorting.config import EncoderConfig
-from neuromod.sorting.snapshot import identity, pack, unpack
 
 # Entries of EncoderState.options.
 _ZSCORE, _RECTIFY, _WARMUP_BLOCKS = range(3)
@@ -53,8 +52,7 @@ class EncoderState(NamedTuple):
     mixed: NDArray[np.float64]  # (16,)
 
 
-_FROZEN = ("centre", "inverse")
-_MOVING = ("counters", "smoothed", "seen", "mean", "squares")
+_CHANGING = ("centre", "inverse", "counters", "smoothed", "seen", "mean", "squares")
 
 
 @jit
@@ -190,7 +188,6 @@ class Encoder:
             self._baseline.check_encoding(names, self.block_ms, config.smoothing_ms)
         matrix = mixing_matrix(config, names)
         self.state = _allocate(config, matrix, self.block_ms)
-        self._identity = identity("encoder 1", config.model_dump_json(), names, self.block_ms, matrix.tobytes())
         self.reset()
         encode(self.state, np.full(n_features, np.nan, dtype=np.float32), np.empty(N_CHANNELS, dtype=np.float32))
         is_encoding(self.state)
@@ -210,7 +207,7 @@ class Encoder:
     def reset(self) -> None:
         """Back to the state of a new encoder, warm-up included."""
         state = self.state
-        for name in (*_FROZEN, *_MOVING):
+        for name in _CHANGING:
             getattr(state, name).fill(0)
         state.inverse.fill(1.0)
         if self.config.normalisation == "scale":
@@ -222,23 +219,6 @@ class Encoder:
             state.centre[:] = mean
             state.inverse[:] = np.where(known, 1.0 / np.where(known, sd, 1.0), 0.0)
         state.counters[_READY] = int(self.config.normalisation != "zscore" or self._baseline is not None)
-
-    def snapshot(self) -> bytes:
-        """Everything that changes, as bytes."""
-        return pack(b"encoder", self._identity, self._changing())
-
-    def restore(self, data: bytes) -> None:
-        """Go on, bit for bit, where `snapshot` was taken.
-
-        Raises
-        ------
-        ConfigError
-            Not a snapshot of an encoder of this configuration and these features.
-        """
-        unpack(data, b"encoder", self._identity, self._changing())
-
-    def _changing(self) -> dict[str, NDArray[Any]]:
-        return {name: getattr(self.state, name) for name in (*_FROZEN, *_MOVING)}
 
 
 def mixing_matrix(config: EncoderConfig, feature_names: Sequence[str]) -> NDArray[np.float64]:

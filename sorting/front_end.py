@@ -13,7 +13,7 @@ are NaN: unknown is not zero.
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +23,6 @@ from neuromod.engine.errors import ConfigError
 from neuromod.sorting import noise, reference
 from neuromod.sorting.baseline import Baseline
 from neuromod.sorting.config import FrontEndConfig
-from neuromod.sorting.snapshot import identity, pack, unpack
 
 # What a path does with a sample.
 CROSSINGS, POWER, LOG_POWER, RAW = range(4)
@@ -87,8 +86,10 @@ class FrontEndState(NamedTuple):
     magnitude_bits: NDArray[np.int32]  # the same memory
 
 
-_FROZEN = ("weight", "inverse", "reason", "noise", "clip", "threshold")
-_MOVING = ("counters", "z", "hold", "total", "smoothed", "saturated", "histogram")
+_CHANGING = (
+    "weight", "inverse", "reason", "noise", "clip", "threshold",
+    "counters", "z", "hold", "total", "smoothed", "saturated", "histogram",
+)  # fmt: skip
 
 
 @jit
@@ -412,7 +413,6 @@ class FrontEnd:
                         "channels; measure it again with `neuromod baseline`"
                     )
         self.state = _allocate(config, self._paths, n_channels, self.sampling_frequency)
-        self._identity = identity("front end 1", config.model_dump_json(), names, self.sampling_frequency)
         self.reset()
         self._warm()
 
@@ -454,7 +454,7 @@ class FrontEnd:
     def reset(self) -> None:
         """Back to the state of a new front end, warm-up included."""
         state = self.state
-        for name in (*_FROZEN, *_MOVING):
+        for name in _CHANGING:
             getattr(state, name).fill(0)
         for c in self._configured:
             state.reason[c] = CONFIGURED
@@ -477,28 +477,6 @@ class FrontEnd:
             _set_levels(state, True)
             state.counters[_STAGE] = READY
             state.counters[_LIVE] = 1
-
-    def snapshot(self) -> bytes:
-        """Everything that changes, as bytes."""
-        return pack(b"frontend", self._identity, self._changing(self.is_ready))
-
-    def restore(self, data: bytes) -> None:
-        """Go on, bit for bit, where `snapshot` was taken.
-
-        Raises
-        ------
-        ConfigError
-            Not a snapshot of a front end of this configuration and these channels.
-        """
-        # the histograms are nearly all of it, and nothing once the warm-up is over
-        was_ready = len(data) < sum(array.nbytes for array in self._changing(False).values())
-        unpack(data, b"frontend", self._identity, self._changing(was_ready))
-        if was_ready:
-            self.state.histogram.fill(0)
-
-    def _changing(self, is_ready: bool) -> dict[str, NDArray[Any]]:
-        names = [name for name in (*_FROZEN, *_MOVING) if not (is_ready and name == "histogram")]
-        return {name: getattr(self.state, name) for name in names}
 
     def _warm(self) -> None:
         """Compile, or load from the disk cache, before anything is live."""

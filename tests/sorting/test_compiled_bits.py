@@ -35,7 +35,8 @@ def chain_digest(reference: str) -> str:
         finish_block(front_end.state, features)
         encode(encoder.state, features, stimuli)
         digest.update(features.tobytes() + stimuli.tobytes())
-    digest.update(front_end.snapshot() + encoder.snapshot())
+    for array in (*front_end.state, *encoder.state):
+        digest.update(array.tobytes())
     return digest.hexdigest()
 
 

@@ -31,6 +31,10 @@ def encoded(encoder: Encoder, features: NDArray[np.floating]) -> Floats:
     return out
 
 
+def state_bytes(encoder: Encoder) -> bytes:
+    return b"".join(array.tobytes() for array in encoder.state)
+
+
 @pytest.mark.parametrize("n", [1, 14, 16])
 def test_identity_hands_feature_i_to_stimulus_i(n: int) -> None:
     features = np.arange(1.0, n + 1, dtype=np.float32)[None]
@@ -248,26 +252,16 @@ def test_unknown_features_do_not_count_for_the_warm_up() -> None:
     assert encoder.normalisation[0][0] == pytest.approx(4.5)
 
 
-def test_a_restored_encoder_goes_on_bit_for_bit() -> None:
-    config = EncoderConfig(warmup_s=0.05)
+def test_reset_forgets_everything() -> None:
+    encoder = Encoder(EncoderConfig(warmup_s=0.05), 20)
     features = np.random.default_rng(4).poisson(0.1, (100, 20)).astype(np.float32)
-    for cut in (0, 20, 60):
-        first, second = Encoder(config, 20), Encoder(config, 20)
-        encoded(first, features[:cut])
-        encoded(second, features[::-1])
+    expected, state = encoded(encoder, features), state_bytes(encoder)
 
-        second.restore(first.snapshot())
+    encoder.reset()
 
-        assert encoded(second, features[cut:]).tobytes() == encoded(first, features[cut:]).tobytes()
-        first.reset()
-        assert first.snapshot() == Encoder(config, 20).snapshot()
-
-
-def test_a_snapshot_of_another_encoder_is_refused() -> None:
-    encoder = Encoder(EncoderConfig(), 20)
-
-    with pytest.raises(ConfigError, match="another configuration"):
-        encoder.restore(Encoder(EncoderConfig(gain=2.0), 20).snapshot())
+    assert not encoder.is_ready
+    assert encoded(encoder, features).tobytes() == expected.tobytes()
+    assert state_bytes(encoder) == state
 
 
 def test_defaults_keep_stimuli_of_a_utah_array_in_range() -> None:
