@@ -51,6 +51,10 @@ class StreamInfo:
         Who sends, where that is known. Reconnection accepts only the same pair.
     stream_type : str
         Content type in the words of LSL ("EEG", "Markers", ...), or "".
+    is_regular : bool
+        Whether the stamps lie on the grid of `sampling_frequency`, but for gaps and jitter. False where the stream
+        states no rate of its own: each sample then stands at its stamp, and `sampling_frequency` is what the
+        configuration says of it.
     n_samples : int or None
         Samples in all, where the end is known.
     duration_s : float or None
@@ -66,6 +70,7 @@ class StreamInfo:
     source_id: str = ""
     hostname: str = ""
     stream_type: str = ""
+    is_regular: bool = True
     n_samples: int | None = None
     duration_s: float | None = None
 

@@ -284,7 +284,7 @@ class LslSource:
     @property
     def is_regular(self) -> bool:
         """Whether the stream states a rate, so that its stamps lie on a grid."""
-        return bool(self._layout and self._layout[1] > 0)
+        return self._info is not None and self._info.is_regular
 
     def open(self, *, subscribed: bool = True) -> None:
         """Find the stream, check it, learn its clock and subscribe.
@@ -558,6 +558,7 @@ def _brief_info(info: Any) -> StreamInfo:
         source_id=info.source_id(),
         hostname=info.hostname(),
         stream_type=info.type(),
+        is_regular=info.nominal_srate() > 0,
     )
 
 
@@ -626,5 +627,6 @@ def _check_signal(described: Any, config: LslConfig) -> tuple[StreamInfo, NDArra
         source_id=described.source_id(),
         hostname=described.hostname(),
         stream_type=described.type(),
+        is_regular=nominal > 0,
     )
     return info, scale

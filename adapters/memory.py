@@ -27,7 +27,7 @@ class MemorySource:
         Handed over when the samples reach them.
     kind : {"signal", "features"}
         What the samples are.
-    name, channel_names, units, source_id, hostname, stream_type : optional
+    name, channel_names, units, source_id, hostname, stream_type, is_regular : optional
         As in `StreamInfo`.
     """
 
@@ -45,6 +45,7 @@ class MemorySource:
         source_id: str = "",
         hostname: str = "",
         stream_type: str = "",
+        is_regular: bool = True,
     ) -> None:
         array = np.ascontiguousarray(samples, np.float32)
         if array.ndim != 2 or array.shape[1] == 0:
@@ -73,6 +74,7 @@ class MemorySource:
             source_id=source_id,
             hostname=hostname,
             stream_type=stream_type,
+            is_regular=is_regular,
             n_samples=n,
             duration_s=sum(float(np.ptp(piece)) + 1.0 / sampling_frequency for piece in self._pieces()),
         )

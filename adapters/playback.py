@@ -1,9 +1,10 @@
 """Any source as a true Lab Streaming Layer outlet, with its markers on an outlet of their own.
 
 A sample of stamp s leaves at t0 + s / speed, with exactly that stamp, on a stream of nominal rate sampling_frequency
-times speed: gaps, jitter and resets of the original are on the wire as they were. LSL has no back-pressure: a consumer
-that falls behind by more than its buffer (or ours, 10 s) loses the oldest samples. So "max" is a bounded rate that an
-ordinary consumer keeps up with, not an unbounded one; a recording played straight into the daemon has no such limit.
+times speed, or of irregular rate where the original has none: gaps, jitter and resets are on the wire as they were. LSL
+has no back-pressure: a consumer that falls behind by more than its buffer (or ours, 10 s) loses the oldest samples. So
+"max" is a bounded rate that an ordinary consumer keeps up with, not an unbounded one; a recording played straight into
+the daemon has no such limit.
 
 `python -m neuromod.adapters.playback CONFIG` plays in a process of its own, CONFIG being JSON of `PlaybackConfig` or
 the path of a file of it. It writes one line of JSON when the outlet exists ({"ready": true, ...}) and one at its end
@@ -88,7 +89,7 @@ class PlaybackConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
 
 @dataclass(frozen=True, slots=True)
 class Outlet:
-    """What can be found on the network once playback is ready."""
+    """What can be found on the network once playback is ready; `nominal_rate` is 0 for a stream of irregular rate."""
 
     name: str
     source_id: str
@@ -169,7 +170,7 @@ def play(
                 f'for instance with source = {{ kind = "lsl", source_id = "{facts.source_id}" }}'
             )
     player = _Player(outlet, markers_outlet, times, pylsl.local_clock() + start_lead_s, stop)
-    n_chunk = max(1, round(facts.nominal_rate * chunk_ms / 1000.0))
+    n_chunk = max(1, round(info.sampling_frequency * times * chunk_ms / 1000.0))
     while not source.ended and not player.is_stopped:
         chunk = source.read(n_chunk * _CHUNKS_A_READ, _SLICE_S)
         player.pending += source.markers()
@@ -270,7 +271,8 @@ def _make_outlets(
     name = name or info.name
     source_id = source_id or f"playback:{info.source_id or info.name}"
     channel_type = _CHANNEL_TYPES[info.kind]
-    nominal = info.sampling_frequency * speed
+    rate = info.sampling_frequency * speed
+    nominal = rate if info.is_regular else pylsl.IRREGULAR_RATE
     stream_type = type_ or info.stream_type or channel_type
     described = pylsl.StreamInfo(name, stream_type, info.n_channels, nominal, pylsl.cf_float32, source_id)
     described.set_channel_labels(list(info.channel_names))
@@ -282,7 +284,9 @@ def _make_outlets(
     markers_id = f"{source_id}:markers"
     markers = pylsl.StreamInfo(f"{name} markers", "Markers", 2, pylsl.IRREGULAR_RATE, pylsl.cf_string, markers_id)
     markers.set_channel_labels(["name", "value"])
-    outlet = pylsl.StreamOutlet(described, chunk_size=0, max_buffered=_BUFFER_S)
+    # liblsl counts seconds for a regular stream, hundreds of samples for an irregular one
+    buffered = _BUFFER_S if info.is_regular else math.ceil(_BUFFER_S * rate / 100.0)
+    outlet = pylsl.StreamOutlet(described, chunk_size=0, max_buffered=buffered)
     markers_outlet = pylsl.StreamOutlet(markers)
     facts = Outlet(
         name=name,

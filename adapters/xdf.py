@@ -31,7 +31,7 @@ class XdfSource(LoadedSource):
 
     Notes
     -----
-    pyxdf loads the chosen stream and the marker streams as a whole.
+    pyxdf loads every stream of the file as a whole, also those that are not played.
     """
 
     def __init__(self, config: XdfConfig) -> None:
@@ -72,6 +72,7 @@ class XdfSource(LoadedSource):
             source_id=str(_first(info, "source_id") or ""),
             hostname=str(_first(info, "hostname") or ""),
             stream_type=str(_first(info, "type") or ""),
+            is_regular=nominal > 0,
         )
 
     def _choose(self, streams: list[Any]) -> tuple[Any, list[Any]]:

@@ -101,7 +101,7 @@ def test_features_of_irregular_rate_need_a_stated_bin() -> None:
         assert "bin_ms" in refusal(name="bins", content="features")
         source = opened(name="bins", content="features", bin_ms=50.0)
         assert source.info.kind == "features"
-        assert not source.is_regular
+        assert not source.info.is_regular
         assert source.info.sampling_frequency == 20.0
         source.close()
 

@@ -116,7 +116,7 @@ def test_what_cannot_be_played_is_one_message_and_exit_code_2(config: Any, word:
     assert "Traceback" not in errors
 
 
-def collect(source: MemorySource, **options: Any) -> tuple[Any, Any, Outlet]:
+def collect(source: MemorySource, listen: dict[str, Any] | None = None, **options: Any) -> tuple[Any, Any, Outlet]:
     """Play in a thread, and read all of it here."""
     ready = threading.Event()
     result: dict[str, Any] = {}
@@ -132,7 +132,8 @@ def collect(source: MemorySource, **options: Any) -> tuple[Any, Any, Outlet]:
     thread = threading.Thread(target=run)
     thread.start()
     assert ready.wait(5.0)
-    live = open_source(LslConfig(source_id=result["outlet"].source_id))
+    live = open_source(LslConfig(source_id=result["outlet"].source_id, **(listen or {})))
+    assert live.info.is_regular == source.info.is_regular
     got = read_all(live, 5000, enough=source.info.n_samples)
     live.close()
     thread.join(10.0)
@@ -154,6 +155,16 @@ def test_a_clock_set_back_keeps_its_stamps_and_the_pace_goes_on() -> None:
     got, played, _ = collect(source, speed=2.0)
     assert len(got) == 100
     np.testing.assert_allclose(got.stamps, played.t0 + stamps / 2.0, rtol=0, atol=STAMP_TOLERANCE_S)
+
+
+def test_a_source_of_irregular_rate_is_an_outlet_of_irregular_rate() -> None:
+    stamps = np.cumsum(np.random.default_rng(6).uniform(0.001, 0.003, 100))
+    samples = np.arange(300, dtype=np.float32).reshape(100, 3)
+    source = MemorySource(samples, 500.0, stamps=stamps, kind="features", is_regular=False, name="uneven")
+    got, played, outlet = collect(source, {"content": "features", "bin_ms": 2.0})
+    assert outlet.nominal_rate == 0.0
+    np.testing.assert_array_equal(got.samples, samples)
+    np.testing.assert_allclose(got.stamps, played.t0 + stamps, rtol=0, atol=STAMP_TOLERANCE_S)
 
 
 def test_markers_after_the_last_sample_are_sent_too() -> None:

@@ -83,11 +83,13 @@ def _offsets(stream_id: int, time: float, value: float) -> bytes:
     return _chunk(4, struct.pack("<Idd", stream_id, time, value))
 
 
-def write_xdf(path: Path, *, n: int = 300, stamps: np.ndarray | None = None, marker_offset_s: float = 50.0) -> Path:
+def write_xdf(
+    path: Path, *, n: int = 300, rate: float = 100.0, stamps: np.ndarray | None = None, marker_offset_s: float = 50.0
+) -> Path:
     """Write an XDF file: a 2-channel signal at 100 Hz in millivolt, and markers from another host's clock.
 
     The signal's clock is the recorder's minus 10 s; the markers' is the recorder's minus `marker_offset_s`. The
-    marker "go" happens when sample 100 does. Sample i holds (i, -i).
+    marker "go" happens when sample 100 does. Sample i holds (i, -i). A `rate` of 0 is stated as irregular.
     """
     if stamps is None:
         stamps = 1000.0 + np.arange(n) / 100.0
@@ -95,7 +97,7 @@ def write_xdf(path: Path, *, n: int = 300, stamps: np.ndarray | None = None, mar
         f"<channel><label>{label}</label><unit>mV</unit></channel>" for label in ("left", "right")
     ) + "</channels>"  # fmt: skip
     parts = [b"XDF:", _chunk(1, b"<info><version>1.0</version></info>")]
-    parts.append(_header(1, "signal", "EEG", 2, 100.0, "float32", "rig-a", desc))
+    parts.append(_header(1, "signal", "EEG", 2, rate, "float32", "rig-a", desc))
     parts.append(_header(2, "events", "Markers", 1, 0.0, "string", "rig-b"))
     for time in (1010.0, 1012.0):
         parts += [_offsets(1, time, 10.0), _offsets(2, time, marker_offset_s)]

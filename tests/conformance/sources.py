@@ -34,6 +34,7 @@ class SourceConformance:
     """Subclass it as Test..., and give it `make_source`."""
 
     is_live = False
+    is_regular = True
 
     @pytest.fixture
     def source(self) -> Source:
@@ -60,6 +61,7 @@ class SourceConformance:
         assert info.n_channels == len(info.channel_names) == len(info.units) > 0
         assert len(set(info.channel_names)) == info.n_channels
         assert info.sampling_frequency > 0
+        assert info.is_regular is self.is_regular
         if self.is_live:
             assert info.n_samples is None
         else:

@@ -57,6 +57,14 @@ class TestXdfFile(SourceConformance):
         return XdfSource(XdfConfig(path=write_xdf(tmp_path / "session.xdf")))
 
 
+class TestXdfFileOfIrregularRate(SourceConformance):
+    is_regular = False
+
+    @pytest.fixture
+    def source(self, tmp_path: Path) -> Source:
+        return XdfSource(XdfConfig(path=write_xdf(tmp_path / "session.xdf", rate=0.0), name="signal", bin_ms=10.0))
+
+
 class TestFeatureMatrix(SourceConformance):
     @pytest.fixture
     def source(self, tmp_path: Path) -> Source:
@@ -80,3 +88,13 @@ class TestLslStream(SourceConformance):
     def source(self) -> Iterator[Source]:
         with signal_outlet("conformance", n_channels=3, keep_sending=True) as outlet:
             yield LslSource(LslConfig(source_id=outlet.source_id))
+
+
+class TestLslStreamOfIrregularRate(SourceConformance):
+    is_live = True
+    is_regular = False
+
+    @pytest.fixture
+    def source(self) -> Iterator[Source]:
+        with signal_outlet("irregular", rate=0.0, keep_sending=True) as outlet:
+            yield LslSource(LslConfig(source_id=outlet.source_id, content="features", bin_ms=2.0))
