@@ -154,9 +154,20 @@ def assemble(
         block_ms=block_ms,
     )
     timing = config.timing
-    stream = (info.kind, info.n_channels, info.sampling_frequency, info.channel_names, block_ms)
-    sections = (front_end.config, encoder.config, config.network, timing)
-    built_from = repr(stream) + "".join(section.model_dump_json() for section in sections)
+    built_from = hashlib.sha256(repr((info.kind, info.n_channels, info.sampling_frequency, block_ms)).encode())
+    for part in (
+        "".join(info.channel_names),
+        front_end.config.model_dump_json(),
+        encoder.config.model_dump_json(),
+        config.network.model_dump_json(),
+        timing.model_dump_json(include={"jitter_ms", "fill", "max_fill_ms"}),
+        baseline.model_dump_json() if baseline is not None else "",
+    ):
+        built_from.update(part.encode() + b"\0")
+    if encoder.config.matrix_path is not None:
+        built_from.update(encoder.config.matrix_path.read_bytes())
+    if scale is not None:
+        built_from.update(scale.tobytes())
     return Assembly(
         info=info,
         block_ms=block_ms,
@@ -176,5 +187,5 @@ def assemble(
         front_end=front_end,
         encoder=encoder,
         network=SpikingNetwork(config.network, dt_ms=block_ms / ticks_per_block),
-        built_from=hashlib.sha256(built_from.encode()).hexdigest(),
+        built_from=built_from.hexdigest(),
     )

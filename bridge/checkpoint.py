@@ -33,9 +33,17 @@ def save(path: Path, assembly: Assembly, snapshot: NDArray[np.uint8], tick: int)
 
     Raises
     ------
+    ConfigError
+        Where there is no such folder, or a file of another kind is in the way.
     OSError
         Where the file cannot be written.
     """
+    if not path.parent.is_dir():
+        raise ConfigError(f"checkpoint: there is no folder {path.parent}; make it, or name another")
+    if path.exists() and not _is_checkpoint(path):
+        raise ConfigError(
+            f"checkpoint: {path} is no checkpoint and is not overwritten; give another name"
+        )
     data = snapshot.tobytes()
     body = {
         "format": _FORMAT,
@@ -70,7 +78,9 @@ def load(path: Path, assembly: Assembly) -> NDArray[np.uint8]:
     try:
         body = msgpack.unpackb(path.read_bytes())
     except OSError as error:
-        raise ConfigError(f"checkpoint {path} cannot be read: {error.strerror}") from None
+        raise ConfigError(
+            f"checkpoint {path} cannot be read: {error.strerror}; name a file that 'neuromod checkpoint' wrote"
+        ) from None
     except ValueError as error:
         raise ConfigError(f"{path} is not a checkpoint, or it is damaged ({error}); take another one") from None
     if not isinstance(body, dict) or body.get("format") != _FORMAT:
@@ -92,6 +102,14 @@ def load(path: Path, assembly: Assembly) -> NDArray[np.uint8]:
     if len(data) != expected:
         raise ConfigError(f"{path} is damaged: it holds {len(data)} bytes of state, not {expected}; take another one")
     return np.frombuffer(data, np.uint8)
+
+
+def _is_checkpoint(path: Path) -> bool:
+    """Say whether a file begins as a checkpoint does."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return _FORMAT.encode() in file.read(64)
 
 
 def _description(assembly: Assembly) -> list[list[Any]]:

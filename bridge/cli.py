@@ -238,6 +238,13 @@ def layout(json: Json = False) -> None:
 def demo(
     seconds: Annotated[float, typer.Option(min=1.0, max=3600.0, help="How long to run.")] = 20.0,
     recording: Annotated[Path | None, typer.Option(help="Your own recording instead of a generated one.")] = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", "-c", help="Session file for the recording; its [source] is replaced.")
+    ] = None,
+    bin_ms: Annotated[
+        float | None, typer.Option(min=1.0, max=100.0, help="The recording holds features of so many ms, not signal.")
+    ] = None,
+    stream: Annotated[str | None, typer.Option(help="Which stream, where the recording holds several.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the generated recording.")] = 0,
     json: Json = False,
 ) -> None:
@@ -247,11 +254,16 @@ def demo(
 
     [bold]neuromod demo --recording data/my_recording.ns5 --json[/bold]
 
+    [bold]neuromod demo --recording counts.npy --bin-ms 50[/bold]
+
     Exits with 0 only where the loop really ran, without loss.
     """
+    if recording is None and (config, bin_ms, stream) != (None, None, None):
+        raise _usage("--config, --bin-ms and --stream say more of a --recording: give one")
+    session = None if recording is None else _session_for(recording, config, bin_ms, stream)
     from neuromod.bridge.demo import run_demo
 
-    raise typer.Exit(run_demo(recording=recording, seconds=seconds, json=json, seed=seed))
+    raise typer.Exit(run_demo(session=session, seconds=seconds, json=json, seed=seed))
 
 
 @app.command(rich_help_panel=RUN)

@@ -20,6 +20,7 @@ from neuromod.bridge.events import EventAligner
 from neuromod.bridge.pipeline import COUNTERS, PAUSED, TICK
 from neuromod.bridge.ring import append, available, drain, refused
 from neuromod.bridge.wire import EventMessage
+from neuromod.engine.errors import ProtocolError
 from neuromod.engine.layout import N_CHANNELS
 from neuromod.engine.modulators import MODULATORS
 
@@ -28,8 +29,9 @@ log = logging.getLogger(__name__)
 _RATE_TAU_S = 0.5
 _LONGEST_WAIT_S = 1.0
 _PATIENCE_S = 0.05
-_LONGEST_MARKER_WAIT_S = 2.0
 _KEPT_EVENTS = 100_000
+_LONGEST_EVENT = rt.FRAME_BYTES - len(wire.TOPIC_EVENT)
+_LONGEST_TEXT = 256
 _FRAMES_FOR_EVENTS = 48  # of 64: the rest is for state and health
 _TAIL = 8  # where a ring counts what was taken from it
 _REFUSED_BY_LOOP = {"ingest_oversized": "oversized", "ingest_parts": "parts"}
@@ -80,8 +82,8 @@ class Collector:
         self.disconnects = 0
         self._clock, self._describe_source, self._on_ticks = clock, describe_source, on_ticks
         self._is_timed = is_timed
-        self._markers: deque[tuple[Marker, int, float]] = deque()
-        self.due_events: deque[EventMessage] = deque(maxlen=_KEPT_EVENTS)
+        self._markers: deque[tuple[Marker, int]] = deque()
+        self.due_events: deque[bytes] = deque(maxlen=_KEPT_EVENTS)
         self._started = clock()
         self._last: NDArray[Any] = np.zeros(1, TICK)
         self._rates_hz = np.zeros(N_CHANNELS, np.float64)
@@ -138,8 +140,7 @@ class Collector:
 
     def add_markers(self, markers: list[Marker], ordinals: list[int]) -> None:
         """Note markers of a source that the loop is fed from, each with its place among the samples."""
-        now = self._clock()
-        self._markers.extend((marker, ordinal, now) for marker, ordinal in zip(markers, ordinals, strict=True))
+        self._markers.extend(zip(markers, ordinals, strict=True))
 
     # -- from the loop ------------------------------------------------------------------------------------------------
 
@@ -180,10 +181,22 @@ class Collector:
     def _publish_events(self, now: float) -> None:
         for event in self.events.take(now):
             self.past_events.append(event)
-            self.due_events.append(event)
+            self.due_events.append(self._pack_event(event))
         # as many as there is room for: a burst of markers is longer than the ring
         while self.due_events and available(self.rings.frames.ends) < _FRAMES_FOR_EVENTS:
-            self.publish(wire.TOPIC_EVENT, wire.pack_event(self.due_events.popleft()))
+            self.publish(wire.TOPIC_EVENT, self.due_events.popleft())
+
+    def _pack_event(self, event: EventMessage) -> bytes:
+        """Pack an event, whatever a marker stream or a recording put into it."""
+        try:
+            payload = wire.pack_event(event)
+            if len(payload) <= _LONGEST_EVENT:
+                return payload
+        except (ProtocolError, ValueError, TypeError) as error:
+            log.warning("event %.64r: %s; its value goes out as text", event.name, error)
+        self.refusals["event_value"] += 1
+        name, value = (ascii(part)[1:-1][:_LONGEST_TEXT] for part in (event.name, str(event.value)))
+        return wire.pack_event(EventMessage(name, event.t, event.tick, event.source, value))
 
     def judge(self, topic: bytes, payload: bytes) -> None:
         """Read an ingest message that the loop did not take by itself; count what is wrong with it."""
@@ -242,9 +255,9 @@ class Collector:
         """
         numbers = self.loop.block[0]["numbers"]
         while self._markers:
-            marker, ordinal, since = self._markers[0]
+            marker, ordinal = self._markers[0]
             has_ended = self.loop.block[0]["shared"][rt.STATE] == rt.ENDED
-            if ordinal >= reached and not has_ended and now - since < _LONGEST_MARKER_WAIT_S:
+            if ordinal >= reached and not has_ended:
                 break
             self._markers.popleft()
             t = float(numbers[rt.OFFSET] + numbers[rt.RATE] * marker.t)

@@ -57,7 +57,7 @@ class Command:
 COMMANDS: dict[str, Command] = {
     command.name: command
     for command in (
-        Command("status", NoArgs, "The last `health` map, and the settable parameters with their values."),
+        Command("status", NoArgs, "The `health` map as of now, and the settable parameters with their values."),
         Command("pause", NoArgs, "Go on reading the source, but do not advance the network; flag PAUSED."),
         Command("resume", NoArgs, "Advance the network again from the next sample on."),
         Command("stop", NoArgs, "End the session; the daemon answers, then exits."),

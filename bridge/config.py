@@ -130,7 +130,9 @@ class TimingConfig(_Section, frozen=True, extra="forbid"):
     late_ms : float
         A tick that ends later than this after its newest sample counts as late.
     jitter_ms : float
-        A stamp may stand this far from its place on the grid before it counts as a gap or a step.
+        A stamp may stand this far from its place on the grid before it counts as a gap or a step; shorter losses go
+        unseen. Set it low (1 or 2) for sources that stamp each sample exactly, higher for those that stamp by push and
+        may be held up for longer. Less than one sample is taken as half a sample.
     device_delay_ms : float
         Known delay between the electrode and the stamp of its sample (LSL stamps the push), taken off `t_sample`.
     fill : {"hold", "zero"}
@@ -158,7 +160,8 @@ class RuntimeConfig(_Section, frozen=True, extra="forbid"):
     Attributes
     ----------
     loop : {"compiled", "python"}
-        The loop that never enters the interpreter, or its twin in Python for unusual platforms.
+        compiled: the loop itself pulls from liblsl and sends through libzmq. python: threads of Python do that part for
+        it, which is also what happens, with a warning, where the libraries cannot be called from compiled code.
     realtime_priority : int
         SCHED_FIFO priority of the loop's thread, 1 to 98; 0 leaves the scheduler alone.
     cpus : tuple of int

@@ -67,6 +67,9 @@ class Control:
             ready = dict(poller.poll(_POLL_MS))
             if self._monitor is not None and self._monitor in ready:
                 self._monitor.recv_multipart()
+                log.info(
+                    "a connection to ingest ended: the client left, or sent more than libzmq takes (1 MiB) at once"
+                )
                 self._collector.disconnects += 1
             if self._socket in ready:
                 self._answer(self._socket.recv_multipart())
@@ -142,7 +145,9 @@ class Control:
                 else:
                     PublishConfig.model_validate({name.removeprefix("publish."): value})
             except ValueError as error:
-                raise CommandError("bad_args", f"set: {name}: {error}") from None
+                # the engine's own name for the parameter says nothing to who set it
+                why = str(error).removeprefix(f"{NETWORK_PARAMETERS.get(name)}: ")
+                raise CommandError("bad_args", f"set: {name}: {why}") from None
         tick, word, values = None, 0, [0.0] * len(LIVE)
         for name, value in parameters.items():
             if name in NETWORK_PARAMETERS:

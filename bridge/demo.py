@@ -26,7 +26,7 @@ from rich.live import Live
 
 from neuromod.adapters.base import StreamInfo, open_source
 from neuromod.bridge.client import Client
-from neuromod.bridge.config import SessionConfig, for_recording
+from neuromod.bridge.config import SessionConfig
 from neuromod.bridge.demo_view import View
 from neuromod.bridge.listener import Listener
 from neuromod.bridge.replay import play
@@ -46,13 +46,13 @@ _STREAM_NAME = "neuromod-demo"
 _LSL_API_CFG = "[lab]\nSessionID = {session}\n[multicast]\nResolveScope = machine\n[log]\nlevel = -2\n"
 
 
-def run_demo(*, recording: Path | None, seconds: float, json: bool, seed: int) -> int:
+def run_demo(*, session: SessionConfig | None, seconds: float, json: bool, seed: int) -> int:
     """Run the demonstration; the body of `neuromod demo`.
 
     Parameters
     ----------
-    recording : Path or None
-        What to play; None generates a recording with known spikes.
+    session : SessionConfig or None
+        A session that plays a recording; None generates one with known spikes.
     seconds : float
         How long to run.
     json : bool
@@ -71,11 +71,9 @@ def run_demo(*, recording: Path | None, seconds: float, json: bool, seed: int) -
             with console.status("compiling the real-time loop; about a minute, once per version"):
                 warm_loop()
         known: int | None = None
-        if recording is None:
+        if session is None:
             with console.status(f"generating {seconds:g} s of {N_ELECTRODES} electrodes with known spikes"):
                 session, known = _generate(Path(folder), seconds, seed)
-        else:
-            session = for_recording(recording)
         session = _quick_warmup(session)
         summary = _run(session, Path(folder), seconds, console, show=not json)
     if known is not None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from neuromod.adapters.base import Marker, Source
 from neuromod.bridge.ring import SampleRing, put_samples
@@ -16,6 +17,7 @@ from neuromod.engine.errors import NeuromodError
 log = logging.getLogger(__name__)
 
 _READ_SAMPLES = 4096
+_READ_S = 0.25  # no more at once: markers of a chunk wait for its samples to be played
 _CLOCK_EVERY_S = 2.0
 _RECONNECT_S = 0.1  # no longer: a session that is stopped meanwhile waits for it
 _MARKERS_EVERY_S = 0.01
@@ -58,12 +60,13 @@ class Feeder:
         """Feed until the source ends or `stop` is set."""
         error: Exception | None = None
         fed = 0
+        n_read = int(min(max(_READ_S * self._source.info.sampling_frequency, 1), _READ_SAMPLES))
         try:
             while not stop.is_set():
-                chunk = self._source.read(_READ_SAMPLES, 0.05)
+                chunk = self._source.read(n_read, 0.05)
                 # markers first: they wait for their tick, which must not have passed unseen
                 if markers := self._source.markers():
-                    self._on_markers(markers, [fed + int(np.searchsorted(chunk.stamps, m.t)) for m in markers])
+                    self._on_markers(markers, [fed + _first_at(chunk.stamps, m.t) for m in markers])
                 done = 0
                 while done < len(chunk) and not stop.is_set():
                     took = put_samples(self._ring, chunk.samples, chunk.stamps, done)
@@ -134,6 +137,12 @@ class Keeper:
                 if math.isfinite(offset):
                     self._on_clock(offset, uncertainty)
                 next_clock = time.monotonic() + _CLOCK_EVERY_S
+
+
+def _first_at(stamps: NDArray[np.float64], t: float) -> int:
+    """Return the place of the first stamp that is not before `t`; stamps may step back."""
+    later = np.flatnonzero(stamps >= t)
+    return int(later[0]) if len(later) else len(stamps)
 
 
 def ring_capacity(n_channels: int, sampling_frequency: float) -> int:

@@ -670,7 +670,9 @@ def _apply(loop: Loop, rings: Rings, pipeline: Pipeline, network: Any) -> None:
     elif kind == INLET:
         state["words"][_INLET] = word
     elif kind in (SNAPSHOT, RESTORE):
+        was_paused = pipeline.words[PAUSED]
         _copy_parts(loop, kind == RESTORE)
+        pipeline.words[PAUSED] = was_paused  # whether the session runs is the operator's word, not the checkpoint's
         if kind == RESTORE:
             pipeline.words[ANCHORED] = 0  # the time between checkpoint and now is no gap of the source
     if kind in (LEVELS, REWARD, STRESS):

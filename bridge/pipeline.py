@@ -59,7 +59,8 @@ _SLOT, _PERIOD, _FOLLOW, _TOLERANCE, _LONGEST_FILL, _BLOCK_SAMPLES, _LAST_STAMP 
     PAUSED,
     _QUEUE_HEAD,
     _QUEUE_TAIL,
-) = range(13)
+    _LAST_GAP,  # samples of the newest gap, as far as they have not come late after all
+) = range(14)
 
 COUNTERS = (
     "samples",
@@ -69,7 +70,7 @@ COUNTERS = (
     "duplicates",
     "backward_steps",
     "discontinuities",
-    "nonfinite_samples",
+    "nonfinite_values",
     "bad_stamps",
     "blocks",
     "ticks",
@@ -94,6 +95,7 @@ COUNTERS = (
 ) = range(len(COUNTERS))
 
 _QUEUE_LENGTH = 1024
+_LARGEST = np.finfo(np.float32).max
 _MOST_MISSING = 1e12  # counted for one gap: a stamp may be any number, and a count must still count after it
 _FOLLOW_S = 2.0  # time constant with which the grid follows the drift of a stream's true rate against its nominal one
 
@@ -140,7 +142,8 @@ def make_pipeline(
     regular : bool
         Whether stamps lie on a nominal grid. Where they do not, every sample is the next one.
     jitter_ms : float
-        Deviation from the grid, in ms, up to which a stamp is jitter and beyond which it is a gap or a backward step.
+        Deviation from the grid, in ms, up to which a stamp is jitter and beyond which it is a gap or a backward step;
+        half a sample where it is less than a sample.
     fill : {"hold", "zero"}
         What stands in for missing samples.
     max_fill_ms : float
@@ -152,8 +155,9 @@ def make_pipeline(
     numbers = np.zeros(8, np.float64)
     numbers[_PERIOD] = period
     numbers[_FOLLOW] = -math.expm1(-period / _FOLLOW_S)
-    # a tolerance under half a sample would call rounding a gap
-    numbers[_TOLERANCE] = max(jitter_ms * 1e-3, 0.5 * period)
+    # jitter of more than a sample cannot be told from its loss; less is no reason to overlook a lost one
+    jitter = jitter_ms * 1e-3
+    numbers[_TOLERANCE] = jitter if jitter > period else 0.5 * period
     numbers[_LONGEST_FILL] = max_fill_ms * 1e-3
     numbers[_BLOCK_SAMPLES] = max(1.0, sampling_frequency * block_ms / 1000.0)
     words = np.zeros(16, np.int64)
@@ -235,12 +239,17 @@ def _place(pipeline: Pipeline, stamp: float) -> int:
         missing = math.floor(min(late / numbers[_PERIOD], _MOST_MISSING) + 0.5)
         counters[_GAPS] += 1
         counters[_LOST] += missing
+        words[_LAST_GAP] = missing
         numbers[_SLOT] = stamp
         if late <= numbers[_LONGEST_FILL]:
             return missing
         counters[_DISCONTINUITIES] += 1
         words[FLAGS_NEXT] |= FLAG_DISCONTINUITY
     elif late < -numbers[_TOLERANCE]:
+        # a sender that was held up and stamps by push: what seemed lost comes after all
+        late_after_all = min(words[_LAST_GAP], math.floor(min(-late / numbers[_PERIOD], _MOST_MISSING) + 0.5))
+        counters[_LOST] -= late_after_all
+        words[_LAST_GAP] -= late_after_all
         counters[_BACKWARD] += 1
         counters[_DISCONTINUITIES] += 1
         words[FLAGS_NEXT] |= FLAG_DISCONTINUITY
@@ -312,7 +321,8 @@ def _close_block(
         else:
             if dequeue_stimuli(pipeline, pipeline.added):
                 for c in range(N_CHANNELS):
-                    stimuli[c] += pipeline.added[c]
+                    # two finite numbers may add up to an infinite one
+                    stimuli[c] = min(max(stimuli[c] + pipeline.added[c], -_LARGEST), _LARGEST)
                 counters[_STIMULI_APPLIED] += 1
                 flags |= FLAG_EXTERNAL
             record["spikes"] = tick(network, stimuli)

@@ -33,7 +33,7 @@ from neuromod.bridge.collector import Collector
 from neuromod.bridge.config import SessionConfig
 from neuromod.bridge.control import Control
 from neuromod.bridge.intake import Feeder, Keeper, ring_capacity
-from neuromod.bridge.ring import available, drain, make_ring
+from neuromod.bridge.ring import Ring, available, drain, make_ring
 from neuromod.bridge.warm import warm_loop
 from neuromod.engine.errors import AdapterError, ConfigError, NeuromodError
 
@@ -134,6 +134,8 @@ class Daemon:
             # sockets and inlets are never freed under a thread that uses them
             log.warning("%s did not end within %g s: what they use stays open", ", ".join(stuck), _LONGEST_JOIN_S)
             self.is_stuck = True
+            if "output" in self._sockets and not {"neuromod-exchange", "neuromod-collector"} & set(stuck):
+                self._say_goodbye()
             return
         self._threads.clear()
         if self._source is not None:
@@ -201,6 +203,8 @@ class Daemon:
             self._markers.append(markers)
         self._functions = native.c_functions()
         absent = native.missing(self._functions)
+        if not self._functions[[native.LSL_LOCAL_CLOCK, native.SLEEP, native.MEMMOVE]].all():
+            raise ConfigError("the C functions of the loop (clock, sleep, memmove) are not to be had on this platform")
         in_python = config.runtime.loop == "python"
         if in_python or absent:
             for library in absent:
@@ -382,10 +386,7 @@ class Daemon:
         """Stand in for the loop at both sockets where it cannot call libzmq."""
         output, ingest = self._sockets["output"], self._sockets["ingest"]
         while not self._stop_threads.is_set():
-            for frame in drain(self.rings.out, rt.FRAME, limit=256):
-                middle = int(frame["topic"])
-                data = frame["data"][: middle + int(frame["payload"])].tobytes()
-                output.send_multipart([data[:middle], data[middle:]], zmq.DONTWAIT)
+            _send_all(output, self.rings.out, limit=256)
             if ingest.poll(0 if available(self.rings.out.ends) else 1):
                 with contextlib.suppress(zmq.Again):
                     self._judge(ingest.recv_multipart(zmq.DONTWAIT))
@@ -424,6 +425,7 @@ class Daemon:
         assert isinstance(self._source, LslSource)
         # no longer lost, although nothing has come yet: else the keeper would destroy the inlet that the loop pulls
         self._set_state(rt.STALLED)
+        self._follow_clock(*self._source.correction())  # its host may have been started anew, with another clock
         while not self.collector.submit(rt.INLET, word=self._source.handle) and not self._stop_threads.wait(0.01):
             pass
 
@@ -457,15 +459,21 @@ class Daemon:
         """Publish what is left, and a last health message; the loop is done, so the socket is ours again."""
         output = self._sockets["output"]
         with contextlib.suppress(zmq.ZMQError):
-            for frame in drain(self.rings.frames, rt.FRAME, limit=256):
-                middle = int(frame["topic"])
-                data = frame["data"][: middle + int(frame["payload"])].tobytes()
-                output.send_multipart([data[:middle], data[middle:]], zmq.DONTWAIT)
+            _send_all(output, self.rings.out)
+            _send_all(output, self.rings.frames)
             for event in self.collector.due_events:
-                output.send_multipart([wire.TOPIC_EVENT, wire.pack_event(event)], zmq.DONTWAIT)
+                output.send_multipart([wire.TOPIC_EVENT, event], zmq.DONTWAIT)
             body = self.collector.health()
             payload = wire.pack_health(wire.HealthMessage(body["t"], "stopping", body))
             output.send_multipart([wire.TOPIC_HEALTH, payload], zmq.DONTWAIT)
+
+
+def _send_all(output: "zmq.Socket[bytes]", ring: Ring, limit: int = 4096) -> None:
+    """Send the messages that wait in a ring of FRAME."""
+    for frame in drain(ring, rt.FRAME, limit=limit):
+        middle = int(frame["topic"])
+        data = frame["data"][: middle + int(frame["payload"])].tobytes()
+        output.send_multipart([data[:middle], data[middle:]], zmq.DONTWAIT)
 
 
 def serve(config: SessionConfig) -> int:

@@ -500,6 +500,8 @@ def pack_ingest(message: IngestMessage) -> tuple[bytes, bytes]:
     """
     match message:
         case StimuliInput(values):
+            if np.size(values) != N_CHANNELS:
+                raise MessageError(Reason.LENGTH, f"stimuli are {N_CHANNELS} numbers, not {np.size(values)}")
             topic, payload = TOPIC_STIMULI, _pack({"values": as_stimuli(values).tobytes()})
             unpack_ingest(topic, payload)
         case ModulatorsInput(levels):

@@ -288,6 +288,34 @@ def test_a_process_that_dies_while_it_writes_leaves_the_older_file(
     assert body_of(path)["tick"] == 2
 
 
-def test_a_folder_that_is_not_there_is_an_error_of_the_system(parts: Assembly, tmp_path: Path) -> None:
-    with pytest.raises(OSError, match="No such file"):
-        checkpoint.save(tmp_path / "none" / "a.checkpoint", parts, snapshot(parts), 1)
+def test_a_file_that_is_no_checkpoint_is_not_overwritten(tmp_path: Path) -> None:
+    parts = build()
+    precious = tmp_path / "session.toml"
+    precious.write_text("[source]\n")
+    with pytest.raises(ConfigError, match="not overwritten"):
+        checkpoint.save(precious, parts, snapshot(parts), 0)
+    assert precious.read_text() == "[source]\n"
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
+    parts = build()
+    with pytest.raises(ConfigError, match="no folder .*nowhere"):
+        checkpoint.save(tmp_path / "nowhere" / "x.checkpoint", parts, snapshot(parts), 0)
+
+
+def test_a_checkpoint_of_another_encoder_matrix_is_refused(tmp_path: Path) -> None:
+    matrix = tmp_path / "matrix.npy"
+    toml = f'source = {{kind = "lsl", name = "s"}}\nencoder = {{kind = "matrix", matrix_path = "{matrix}"}}\n'
+    np.save(matrix, np.eye(16, 4, dtype=np.float32))
+    parts = build(toml=toml)
+    checkpoint.save(tmp_path / "a.checkpoint", parts, snapshot(parts), 0)
+    np.save(matrix, 2 * np.eye(16, 4, dtype=np.float32))
+    with pytest.raises(ConfigError, match="built otherwise"):
+        checkpoint.load(tmp_path / "a.checkpoint", build(toml=toml))
+
+
+def test_how_late_is_late_does_not_matter_to_a_checkpoint(tmp_path: Path) -> None:
+    parts = build()
+    checkpoint.save(tmp_path / "a.checkpoint", parts, snapshot(parts), 0)
+    other = build(toml=SESSION.replace("max_fill_ms = 5.0", "max_fill_ms = 5.0, late_ms = 3.0, stall_ms = 80.0"))
+    assert len(checkpoint.load(tmp_path / "a.checkpoint", other)) == len(snapshot(parts))

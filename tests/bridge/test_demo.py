@@ -39,6 +39,15 @@ def test_demo_plays_the_users_own_recording(recordings: Path) -> None:
     assert summary["replay_identical"] is True
 
 
+def test_demo_plays_features(tmp_path: Path) -> None:
+    counts = np.random.default_rng(0).poisson(3.0, (500, 20)).astype(np.float32)
+    np.save(tmp_path / "counts.npy", counts)
+    code, summary, stderr = run_demo("--recording", str(tmp_path / "counts.npy"), "--bin-ms", "10", "--seconds", "3")
+    assert code == 0, stderr
+    assert summary["ticks"] >= 2800
+    assert summary["replay_identical"] is True
+
+
 def test_a_recording_that_is_not_there_is_one_sentence_and_code_2() -> None:
     code, summary, stderr = run_demo("--recording", "/nowhere/at/all.ns5")
     assert code == 2

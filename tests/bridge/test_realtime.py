@@ -61,6 +61,25 @@ def test_realtime_priority_is_granted_or_refused_with_the_remedy() -> None:
         assert policy == os.SCHED_FIFO
 
 
+def test_a_priority_that_is_refused_leaves_the_thread_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "sched_setscheduler", refuse)
+    refused, policy, _ = in_thread(RuntimeConfig(realtime_priority=10))
+    assert policy == os.SCHED_OTHER
+    assert refused == [
+        "realtime_priority = 10: [Errno 1] Operation not permitted; allow it with 'ulimit -r 98', LimitRTPRIO=98 in "
+        "the service, or CAP_SYS_NICE"
+    ]
+
+
+def test_memory_that_cannot_be_locked_is_said_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(realtime, "_lock_memory", lambda: False)
+    (refused,) = realtime.prepare_process(RuntimeConfig(lock_memory=True))
+    assert "LimitMEMLOCK" in refused
+
+
 def test_locked_memory_is_granted_or_refused_with_the_remedy() -> None:
     # in a process of its own: it cannot be taken back
     program = (

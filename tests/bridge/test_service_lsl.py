@@ -274,5 +274,5 @@ def test_values_that_are_not_finite_are_held_flagged_and_counted() -> None:
 
     np.testing.assert_array_equal(bits(live), SpikingNetwork().run(held))
     np.testing.assert_array_equal(np.flatnonzero(live["flags"] & Flag.NONFINITE), [20, 30, 31, 32])
-    assert counters["nonfinite_samples"] == 4
+    assert counters["nonfinite_values"] == 4
     assert np.isfinite(live["membrane"]).all()

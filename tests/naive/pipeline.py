@@ -61,7 +61,8 @@ class NaivePipeline:
         self.network, self.stimulate, self.ticks_per_block = network, stimulate, ticks_per_block
         self.regular, self.fill = regular, fill
         self.period = 1.0 / sampling_frequency
-        self.tolerance = max(jitter_ms / 1000.0, self.period / 2.0)
+        self.last_gap = 0  # samples of the newest gap that may yet come late
+        self.tolerance = jitter_ms / 1000.0 if jitter_ms / 1000.0 > self.period else self.period / 2.0
         self.longest_fill = max_fill_ms / 1000.0
         self.samples_per_block = max(
             Fraction(1), Fraction(repr(sampling_frequency)) * Fraction(repr(block_ms)) / Fraction(1000)
@@ -103,7 +104,7 @@ class NaivePipeline:
         for c in range(len(values)):
             if not math.isfinite(values[c]):
                 values[c] = self.last[c]
-                self.counters["nonfinite_samples"] += 1
+                self.counters["nonfinite_values"] += 1
                 self.block_flags |= Flag.NONFINITE
         self.last = values
         self.counters["samples"] += 1
@@ -136,11 +137,15 @@ class NaivePipeline:
             return 0
         self.slot = stamp
         if late < 0:
+            late_after_all = min(self.last_gap, math.floor(min(-late / self.period, 1e12) + 0.5))
+            self.counters["samples_lost"] -= late_after_all
+            self.last_gap -= late_after_all
             self.counters["backward_steps"] += 1
         else:
             missing = math.floor(late / self.period + 0.5)
             self.counters["gaps"] += 1
             self.counters["samples_lost"] += missing
+            self.last_gap = missing
             if late <= self.longest_fill:
                 return missing
         self.counters["discontinuities"] += 1
