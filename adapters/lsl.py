@@ -17,6 +17,7 @@ import numpy as np
 import pylsl
 from numpy.typing import NDArray
 from pylsl.util import LostError
+from pylsl.util import TimeoutError as LslTimeoutError  # not the built-in one
 
 from neuromod.adapters.base import Chunk, Marker, StreamInfo, empty_chunk, microvolts_per, not_open, unique_names
 from neuromod.adapters.config import LslConfig, MarkerConfig
@@ -197,7 +198,7 @@ class _Connection:
         self.is_lost = False
         try:
             return self._inlet.info(timeout_s)
-        except (TimeoutError, LostError) as error:
+        except (LslTimeoutError, LostError) as error:
             self.close()
             raise self._unanswered("request for the description (TCP)", timeout_s) from error
 
@@ -205,14 +206,14 @@ class _Connection:
         # before data flow: the first pull would otherwise wait 640 ms for the clocks
         try:
             self.inlet.time_correction(timeout_s)
-        except (TimeoutError, LostError) as error:
+        except (LslTimeoutError, LostError) as error:
             raise self._unanswered("clock probes (UDP)", timeout_s) from error
 
     def subscribe(self, timeout_s: float) -> None:
         """Have data flow."""
         try:
             self.inlet.open_stream(timeout_s)
-        except (TimeoutError, LostError) as error:
+        except (LslTimeoutError, LostError) as error:
             raise self._unanswered("subscription (TCP)", timeout_s) from error
 
     def _unanswered(self, what: str, timeout_s: float) -> AdapterTimeoutError:

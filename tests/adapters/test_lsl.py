@@ -1,10 +1,14 @@
 """Lab Streaming Layer in: who is listened to, in what units, and who is refused when it comes back."""
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pylsl
 import pytest
 
-from conformance.makers import signal_outlet
+from conformance.makers import Sender, sender, signal_outlet
+from neuromod.adapters import lsl
 from neuromod.adapters.base import Marker
 from neuromod.adapters.config import LslConfig, MarkerConfig
 from neuromod.adapters.lsl import LslMarkers, LslSource, list_streams, marker_row
@@ -144,6 +148,47 @@ def test_a_lost_stream_is_noticed_and_only_the_same_one_taken_back() -> None:
         source.close()
     assert source.quirks["reconnects"] == 1
     assert first_handle > 0
+
+
+def freeze_after(monkeypatch: pytest.MonkeyPatch, step: str, frozen: Sender) -> None:
+    """Have a sender stand still once a step of connecting is done."""
+    owner = lsl if hasattr(lsl, step) else lsl._Connection
+    original: Callable[..., Any] = getattr(owner, step)
+
+    def with_freeze(*args: Any) -> Any:
+        result = original(*args)
+        frozen.freeze()
+        return result
+
+    monkeypatch.setattr(owner, step, with_freeze)
+
+
+@pytest.mark.parametrize(
+    ("done", "unanswered"),
+    [("_wait_for", "request for the description"), ("_attach", "clock probes"), ("_learn_clock", "subscription")],
+)
+def test_a_sender_that_stops_answering_is_an_error_that_says_so(
+    monkeypatch: pytest.MonkeyPatch, done: str, unanswered: str
+) -> None:
+    with sender("frozen", "frozen-1") as frozen:
+        freeze_after(monkeypatch, done, frozen)
+        with pytest.raises(AdapterTimeoutError, match=rf"seen, but its {unanswered}.* was not answered within 2 s"):
+            LslSource(LslConfig(name="frozen", resolve_timeout_s=2.0)).open()
+
+
+@pytest.mark.parametrize("done", ["_wait_for", "_attach", "_learn_clock"])
+def test_a_sender_that_stops_answering_is_not_back_yet(monkeypatch: pytest.MonkeyPatch, done: str) -> None:
+    with sender("back", "back-1"):
+        source = opened(name="back")
+    while not source.is_lost:
+        source.read(1, 0.1)
+    with sender("back", "back-1") as frozen, monkeypatch.context() as patch:
+        freeze_after(patch, done, frozen)
+        assert not source.reconnect(2.0)
+        assert source.is_lost
+    with sender("back", "back-1"):
+        assert source.reconnect(5.0)
+    source.close()
 
 
 def test_a_stream_without_source_id_is_never_taken_back() -> None:

@@ -1,6 +1,9 @@
 """Streams and files to test sources with, written without the code under test."""
 
+import signal
 import struct
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -64,6 +67,45 @@ def signal_outlet(
         if thread:
             thread.join()
         ours.vanish()
+
+
+class Sender:
+    """A process that holds an outlet of one channel, and can be made to stand still while its kernel still answers."""
+
+    def __init__(self, name: str, source_id: str) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", _SENDER, name, source_id], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        assert self._process.stdout is not None
+        assert self._process.stdout.readline() == b"ready\n"
+
+    def freeze(self) -> None:
+        """Stop every thread of it; connections to its ports are still taken, and never answered."""
+        self._process.send_signal(signal.SIGSTOP)
+
+    def kill(self) -> None:
+        """End it, frozen or not."""
+        self._process.kill()
+        self._process.communicate()
+
+
+_SENDER = """
+import sys
+import pylsl
+outlet = pylsl.StreamOutlet(pylsl.StreamInfo(sys.argv[1], "EEG", 1, 1000.0, pylsl.cf_float32, sys.argv[2]))
+print("ready", flush=True)
+sys.stdin.read()
+"""
+
+
+@contextmanager
+def sender(name: str, source_id: str) -> Iterator[Sender]:
+    """Give an outlet in a process of its own, which ends with the block."""
+    process = Sender(name, source_id)
+    try:
+        yield process
+    finally:
+        process.kill()
 
 
 def _chunk(tag: int, content: bytes) -> bytes:
