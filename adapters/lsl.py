@@ -34,6 +34,8 @@ _RIVAL_S = 0.65
 _CLOCK_S = 0.05
 _MARKER_BUFFER_S = 36.0
 _MARKERS_AT_ONCE = 1024
+# Of msgpack. Anybody may send a marker, and a long run of digits is rather a name or a date than a number.
+_SMALLEST_INT, _LARGEST_INT = -(2**63), 2**64 - 1
 _IDENTITY = ("name", "type", "source_id", "hostname")
 _FORMAT_NAMES = {
     pylsl.cf_float32: "float32",
@@ -417,8 +419,9 @@ class LslMarkers:
 
     Notes
     -----
-    A stream of strings gives markers named by its first channel; a second channel is their value (a number where it
-    reads as one). A stream of numbers gives markers named by the stream, with the number of the first channel as value.
+    A stream of strings gives markers named by its first channel; a second channel is their value: a number where it
+    reads as a finite one of at most 64 bits, else text. A stream of numbers gives markers named by the stream, with the
+    number of the first channel as value.
     """
 
     def __init__(self, config: MarkerConfig) -> None:
@@ -511,7 +514,7 @@ class LslMarkers:
 
 
 def marker_row(marker: Marker) -> list[str]:
-    """Return a marker as the row of a stream of two strings, which `LslMarkers` reads back unchanged."""
+    """Return a marker as the row of a stream of two strings, which `LslMarkers` reads back as it was."""
     return [marker.name, "" if marker.value is None else json.dumps(marker.value)]
 
 
@@ -520,9 +523,21 @@ def _text_marker(stamp: float, row: list[str]) -> Marker:
         return Marker(stamp, row[0])
     try:
         value = json.loads(row[1])
-    except ValueError:
-        return Marker(stamp, row[0], row[1])
-    return Marker(stamp, row[0], value if isinstance(value, str | int | float) else row[1])
+    except (ValueError, RecursionError):
+        value = row[1]
+    return Marker(stamp, row[0], value if _is_portable(value) else row[1])
+
+
+def _is_portable(value: Any) -> bool:
+    """Whether a marker of this value can go on as msgpack and as JSON."""
+    match value:
+        case int():
+            return _SMALLEST_INT <= value <= _LARGEST_INT
+        case float():
+            return math.isfinite(value)
+        case str():
+            return not any("\ud800" <= character <= "\udfff" for character in value)  # half a pair: not UTF-8
+    return False
 
 
 def _wait_for(resolver: Any, timeout_s: float) -> list[Any]:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import msgpack
 import numpy as np
 import pylsl
 import pytest
@@ -215,6 +216,33 @@ def test_markers_keep_name_value_and_stamp() -> None:
         assert abs(markers.correction()[0]) < 0.01
         markers.close()
     assert seen == sent
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("202611231714361234567890", "202611231714361234567890"),
+        ("18446744073709551615", 2**64 - 1),
+        ("18446744073709551616", "18446744073709551616"),
+        ("-9223372036854775808", -(2**63)),
+        ("-9223372036854775809", "-9223372036854775809"),
+        ("9" * 5000, "9" * 5000),
+        ("2.5", 2.5),
+        ("1e999", "1e999"),
+        ("NaN", "NaN"),
+        ("-Infinity", "-Infinity"),
+        ('"\\ud83d\\ude00"', "\U0001f600"),
+        ('"\\ud83d"', '"\\ud83d"'),
+        ("left hand", "left hand"),
+        ('{"a": 1}', '{"a": 1}'),
+        ("[" * 100_000, "[" * 100_000),
+    ],
+)
+def test_a_value_that_cannot_go_on_as_a_number_stays_text(text: str, value: str | int | float) -> None:
+    marker = lsl._text_marker(1.0, ["cue", text])
+    assert marker == Marker(1.0, "cue", value)
+    assert type(marker.value) is type(value)
+    assert msgpack.unpackb(msgpack.packb(marker.value)) == value
 
 
 def test_markers_of_numbers_are_named_by_their_stream() -> None:
