@@ -17,13 +17,13 @@ from rich.console import Console
 from rich.table import Table
 
 from neuromod.bridge import bench_latency, bench_throughput
-from neuromod.bridge.bench_latency import BARE, BUSY, EZMSG, NEUROMOD
+from neuromod.bridge.bench_latency import EZMSG, NEUROMOD, PERCENTILES
 
 _LIBRARIES = ("numpy", "numba", "llvmlite", "pylsl", "pyzmq", "msgpack", "ezmsg", "spikeinterface")
 _progress = Console(stderr=True)
 
 
-def latency(*, json: bool = False, seconds: float = 5.0, rounds: int = 4, endurance_s: float = 60.0) -> int:
+def latency(*, json: bool = False, seconds: float = 5.0, rounds: int = 3, endurance_s: float = 60.0) -> int:
     """Measure the latency from an LSL sample to a ZeroMQ subscriber, beside a bare pylsl and pyzmq loop.
 
     Parameters
@@ -50,7 +50,8 @@ def latency(*, json: bool = False, seconds: float = 5.0, rounds: int = 4, endura
         console = Console()
         _print_host(console, report["host"])
         for stream in body["streams"].values():
-            console.print(_stream_table(stream))
+            for table in _stream_tables(stream):
+                console.print(table, "")
         console.print(_targets_table(targets))
     return 0 if all(target["met"] for target in targets if target["must"]) else 1
 
@@ -175,28 +176,25 @@ def _print_host(console: Console, found: dict[str, Any]) -> None:
         console.print(f"load average before and after: {', '.join(loads)}\n", highlight=False)
 
 
-def _stream_table(stream: dict[str, Any]) -> Table:
-    table = Table(
-        *("us", "p50", "p99", "p99.9", "max", "first", "lost", "p50 / bare", "p99 / bare", "p99.9 / bare"),
+def _stream_tables(stream: dict[str, Any]) -> list[Table]:
+    times = Table(
+        *("us", "p50", "p99", "p99.9", "max", "first", "lost"),
         title=f"{stream['name']}, stamp to subscriber",
         title_justify="left",
         box=None,
     )
     for system, found in stream["systems"].items():
-        ratios = [""] * 3 if system == BARE else [spread(stream["ratios"][system][q]) for q in ("p50", "p99", "p999")]
-        table.add_row(
-            system,
-            *(f"{found[f'{q}_us']:.0f}" for q in bench_latency.PERCENTILES),
-            f"{found['first_us']['median']:.0f}",
-            f"{found['lost']} of {found['sent']}",
-            *ratios,
-        )
-    return table
+        first, lost = f"{found['first_us']['median']:.0f}", f"{found['lost']} / {found['sent']}"
+        times.add_row(system, *(f"{found[f'{name}_us']:.0f}" for name in PERCENTILES), first, lost)
+    ratios = Table("ratio to bare (least to greatest)", "p50", "p99", "p99.9", box=None)
+    for system, ratio in stream["ratios"].items():
+        ratios.add_row(system, *(spread(ratio[name]) for name in ("p50", "p99", "p999")))
+    return [times, ratios]
 
 
 def spread(ratio: dict[str, float]) -> str:
     """Return a ratio with its least and greatest."""
-    return f"{ratio['median']:.2f} ({ratio['least']:.2f} to {ratio['greatest']:.2f})"
+    return f"{ratio['median']:.2f} ({ratio['least']:.2f}-{ratio['greatest']:.2f})"
 
 
 def _targets_table(targets: list[dict[str, Any]]) -> Table:
@@ -209,6 +207,3 @@ def _targets_table(targets: list[dict[str, Any]]) -> Table:
             "[green]met" if target["met"] else "[red]not met",
         )
     return table
-
-
-__all__ = ["BARE", "BUSY", "EZMSG", "NEUROMOD", "host", "latency", "throughput"]

@@ -77,5 +77,5 @@ def test_throughput_bench_prints_shares_and_multiples(
 def test_tables_show_the_ratio_with_its_spread(capsys: pytest.CaptureFixture[str]) -> None:
     ratio = {"median": 0.91, "least": 0.85, "greatest": 1.02}
 
-    assert bench.spread(ratio) == "0.91 (0.85 to 1.02)"
+    assert bench.spread(ratio) == "0.91 (0.85-1.02)"
     assert FEATURES.period_s == 0.001
