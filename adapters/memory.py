@@ -8,8 +8,11 @@ from numpy.typing import ArrayLike, NDArray
 from neuromod.adapters.base import Chunk, Kind, Marker, StreamInfo, empty_chunk, not_open
 from neuromod.engine.errors import ConfigError
 
-# A step back by more than this, in seconds, is another clock; less is jitter.
+# A step back by more than this, in seconds of recording, is a clock that was set back; less is jitter.
 CLOCK_RESET_S = 1.0
+# A pause is played at its length. One longer than this, in seconds of recording, is a clock that was set forward, for
+# which nobody waits: the stamps stay as they are, and the pace goes on.
+LONGEST_PAUSE_S = 600.0
 
 
 class MemorySource:

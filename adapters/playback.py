@@ -6,6 +6,10 @@ has no back-pressure: a consumer that falls behind by more than its buffer (or o
 "max" is a bounded rate that an ordinary consumer keeps up with, not an unbounded one; a recording played straight into
 the daemon has no such limit.
 
+A pause lasts as long as in the recording, over speed. Two steps are no time that went by, but a clock that was set: one
+forward of more than LONGEST_PAUSE_S (600 s of recording), one back of more than CLOCK_RESET_S (1 s). There the stamps
+stay what they are, and the next sample leaves one period after the last.
+
 `python -m neuromod.adapters.playback CONFIG` plays in a process of its own, CONFIG being JSON of `PlaybackConfig` or
 the path of a file of it. It writes one line of JSON when the outlet exists ({"ready": true, ...}) and one at its end
 ({"done": true, ...}). SIGINT and SIGTERM end it at once.
@@ -33,7 +37,7 @@ from pydantic import Field
 from neuromod.adapters.base import Chunk, Marker, Source, StreamInfo, open_source
 from neuromod.adapters.config import Positive, SourceConfig
 from neuromod.adapters.lsl import marker_row
-from neuromod.adapters.memory import CLOCK_RESET_S
+from neuromod.adapters.memory import CLOCK_RESET_S, LONGEST_PAUSE_S
 from neuromod.engine.errors import AdapterTimeoutError, NeuromodError
 
 # What "max" may be. A Python consumer of liblsl takes several times as much.
@@ -196,7 +200,7 @@ class _Player:
         self._speed = speed
         self._stop = stop
         self._newest = -math.inf
-        self._shift = 0.0  # where the source's clock was set back, the pace goes on although the stamps do not
+        self._shift = 0.0  # where the source's clock was set, the pace goes on although the stamps jump
         self.t0 = t0
         self.pending: list[Marker] = []
         self.n_samples = 0
@@ -214,9 +218,10 @@ class _Player:
         # counted from the first sample, so that chunks stay in step with the blocks of whoever listens
         due_first = n_chunk - self.n_samples % n_chunk
         for start, stop in _cuts(stamps, due_first, n_chunk, jump_s):
-            newest = float(stamps[stop - 1])
-            if newest < self._newest - CLOCK_RESET_S / self._speed:
-                self._shift += self._newest - newest + (stop - start) * period_s / self._speed
+            oldest, newest = float(stamps[start]), float(stamps[stop - 1])
+            step_s = (oldest - self._newest) * self._speed
+            if step_s < -CLOCK_RESET_S or LONGEST_PAUSE_S < step_s < math.inf:  # infinite at the first sample
+                self._shift += self._newest + period_s / self._speed - oldest
             self._newest = newest
             if not self._wait_until(newest + self._shift):
                 return

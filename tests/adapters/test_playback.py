@@ -1,5 +1,6 @@
 """A recording on the wire: what leaves one process arrives in another, bit for bit, and the process ends as told."""
 
+import ctypes
 import json
 import signal
 import subprocess
@@ -8,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,8 @@ import pytest
 
 from conformance.makers import write_xdf
 from conformance.sources import read_all
-from neuromod.adapters.base import Marker, open_source
+from neuromod.adapters import playback as playback_module
+from neuromod.adapters.base import Chunk, Marker, open_source
 from neuromod.adapters.config import LslConfig, MarkerConfig, XdfConfig
 from neuromod.adapters.lsl import LslMarkers
 from neuromod.adapters.memory import MemorySource
@@ -165,6 +168,48 @@ def test_a_source_of_irregular_rate_is_an_outlet_of_irregular_rate() -> None:
     assert outlet.nominal_rate == 0.0
     np.testing.assert_array_equal(got.samples, samples)
     np.testing.assert_allclose(got.stamps, played.t0 + stamps, rtol=0, atol=STAMP_TOLERANCE_S)
+
+
+class Clock:
+    """Time that passes by sleeping only."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def local_clock(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.mark.parametrize("speed", [0.5, 1.0, 4.0])
+@pytest.mark.parametrize(
+    ("step_s", "waited_s"),
+    [(0.7, 0.7), (6.0, 6.0), (599.0, 599.0), (601.0, 0.01), (86400.0, 0.01), (-0.5, 0.0), (-1.1, 0.01), (-500.0, 0.01)],
+)
+def test_a_pause_is_played_at_its_length_and_a_clock_that_was_set_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch, speed: float, step_s: float, waited_s: float
+) -> None:
+    clock, sent = Clock(), []
+
+    def push(outlet: int, samples: int, n_values: int, stamps: int, pushthrough: int) -> None:
+        assert n_values == 1
+        sent.append((clock.now, ctypes.c_double.from_address(stamps).value))
+
+    monkeypatch.setattr(playback_module, "pylsl", clock)
+    monkeypatch.setattr(playback_module, "time", clock)
+    monkeypatch.setattr(playback_module, "_push_chunk", push)
+    stamps = np.array([0.0, 0.01, 0.02, 0.02 + step_s, 0.03 + step_s, 0.04 + step_s])
+    player = playback_module._Player(SimpleNamespace(obj=0), None, speed, clock.now, lambda: False)
+    player.play(Chunk(np.ones((2, 1), np.float32), stamps[:2]), 1, 0.01)
+    player.play(Chunk(np.ones((4, 1), np.float32), stamps[2:]), 1, 0.01)
+    left, stamped = np.array(sent).T
+    np.testing.assert_allclose(stamped, player.t0 + stamps / speed, rtol=0, atol=STAMP_TOLERANCE_S)
+    due = np.array([0.0, 0.01, 0.02, 0.02 + waited_s, 0.03 + waited_s, 0.04 + waited_s])
+    if -1.0 < step_s < 0:  # jitter: sent at once, and nothing moves until the stamps have caught up
+        due[3:] = 0.02
+    np.testing.assert_allclose(left, player.t0 + due / speed, rtol=0, atol=1e-6)
 
 
 def test_markers_after_the_last_sample_are_sent_too() -> None:
