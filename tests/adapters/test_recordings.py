@@ -212,7 +212,7 @@ def test_what_is_missing_or_of_no_known_form_says_so(tmp_path: Path) -> None:
 def test_raw_binary_says_what_it_lacks_and_refuses_half_a_frame(tmp_path: Path) -> None:
     path = tmp_path / "some.dat"
     np.zeros(1001, np.int16).tofile(path)
-    with pytest.raises(RecordingError, match="add sampling_frequency_hz, n_channels, dtype"):
+    with pytest.raises(RecordingError, match=r"add sampling_frequency_hz, n_channels, dtype .*-c replay\.toml"):
         open_source(config_for(path))
     with pytest.raises(RecordingError, match=r"2002 bytes \(2 over\)"):
         open_source(config_for(path, sampling_frequency_hz=1000.0, n_channels=2, dtype="int16"))
