@@ -284,11 +284,6 @@ class LslSource:
         """What to multiply a pulled sample by to get microvolt, shape (n_channels,); 1 where the unit is unknown."""
         return self._scale
 
-    @property
-    def is_regular(self) -> bool:
-        """Whether the stream states a rate, so that its stamps lie on a grid."""
-        return self._info is not None and self._info.is_regular
-
     def open(self, *, subscribed: bool = True) -> None:
         """Find the stream, check it, learn its clock and subscribe.
 

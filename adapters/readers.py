@@ -283,8 +283,8 @@ def _open_binary(config: RecordingConfig) -> Any:
     missing = [key for key in needed if getattr(config, key) is None]
     if missing:
         raise RecordingError(
-            f"{config.path}: a raw binary file says nothing about itself; add {', '.join(missing)} to its configuration: "
-            "`neuromod init replay.toml --source recording`, give path and these under [source] of that file, then "
+            f"{config.path}: a raw binary file says nothing about itself; add {', '.join(missing)} to its "
+            "configuration: `neuromod init replay.toml --source recording`, give path and these under [source] of that file, then "
             f"`neuromod replay {config.path} -c replay.toml`"
         )
     try:
