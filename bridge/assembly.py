@@ -99,6 +99,7 @@ def stimuli_stream(config: ZmqConfig) -> StreamInfo:
         sampling_frequency=1000.0 / config.block_ms,
         channel_names=_STIMULI_NAMES,
         units=("",) * N_CHANNELS,
+        is_regular=False,
     )
 
 
@@ -112,7 +113,6 @@ def assemble(
     config: SessionConfig,
     info: StreamInfo,
     *,
-    regular: bool = True,
     scale: NDArray[np.float32] | None = None,
 ) -> Assembly:
     """Build the parts of a loop.
@@ -123,8 +123,6 @@ def assemble(
         The session.
     info : StreamInfo
         The stream, of a source that is open.
-    regular : bool
-        Whether the stream's stamps lie on its nominal grid.
     scale : ndarray of float32, shape (n_channels,), optional
         Factor of each raw sample to microvolts, where the source has not applied it.
 
@@ -178,7 +176,7 @@ def assemble(
             sampling_frequency=info.sampling_frequency,
             block_ms=block_ms,
             ticks_per_block=ticks_per_block,
-            regular=regular and not is_stimuli,
+            regular=info.is_regular,
             jitter_ms=timing.jitter_ms,
             fill=timing.fill,
             max_fill_ms=timing.max_fill_ms,

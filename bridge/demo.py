@@ -282,6 +282,10 @@ def _daemon_config(
     """The session, with the stream instead of the recording as its source."""
     body = session.effective()
     body["source"] = {"kind": "lsl", "source_id": ready["source_id"], "content": info.kind, "resolve_timeout_s": 30.0}
+    if not info.is_regular:
+        period = {"features": "bin_ms", "signal": "sampling_frequency_hz"}[info.kind]
+        rate = info.sampling_frequency
+        body["source"][period] = 1000.0 / rate if info.kind == "features" else rate
     body["markers"] = [{"source_id": ready["markers_source_id"], "resolve_timeout_s": 30.0}]
     body["sockets"] = addresses
     return SessionConfig.model_validate(body)

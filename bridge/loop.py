@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from neuromod.adapters.memory import CLOCK_RESET_S, LONGEST_PAUSE_S
 from neuromod.bridge import wire
 from neuromod.bridge.frames import (
     TOPIC_MODULATORS,
@@ -176,8 +177,6 @@ _WAIT_S = 0.02  # longest wait for samples, so that commands and the stop flag a
 _INGEST_PER_TURN = 16
 _FRAMES_PER_TURN = 8
 _RING_POLL_S = 100e-6
-_LONGEST_PAUSE_S = 5.0  # a longer pause of a recording, or a longer step back in time, is not played at its length
-_LONGEST_STEP_BACK_S = 0.1
 _LSL_TIMEOUT = -1
 _N_LIVE = len(LIVE)
 _LARGEST_AMOUNT = float(np.finfo(np.float32).max)
@@ -477,11 +476,11 @@ def _take_samples(loop: Loop, ring: SampleRing, wanted: int, patience: float) ->
 
 @jit
 def _keep_pace(state: Any, stamp: float) -> None:
-    """Tie the clock of a recording to ours at its first sample, and again where it pauses long or steps back."""
+    """Tie the clock of a recording to ours at its first sample, and again where it was set back or forward."""
     words, numbers = state["words"], state["numbers"]
     if math.isfinite(stamp):
         step = stamp - numbers[_LAST_STAMP]
-        if words[_TIED] == 0 or step < -_LONGEST_STEP_BACK_S or step > _LONGEST_PAUSE_S:
+        if words[_TIED] == 0 or step < -CLOCK_RESET_S or step > LONGEST_PAUSE_S:
             numbers[OFFSET] = _clock(state) - numbers[RATE] * stamp
             words[_TIED] = 1
         numbers[_LAST_STAMP] = stamp

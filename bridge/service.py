@@ -211,7 +211,6 @@ class Daemon:
                 log.warning("%s cannot be called from compiled code here: Python threads do its part", library)
             self._functions[[native.ZMQ_SEND, native.ZMQ_RECV]] = 0
         scale: NDArray[np.float32] | None = None
-        regular = True
         info: StreamInfo
         if isinstance(config.source, ZmqConfig) and self._source is None:
             info = stimuli_stream(config.source)
@@ -227,9 +226,8 @@ class Daemon:
             is_native = isinstance(self._source, LslSource) and not (in_python or absent)
             self._pulls = rt.SOURCE_LSL if is_native else rt.SOURCE_RING
             if isinstance(self._source, LslSource):
-                regular = self._source.is_regular
                 scale = self._source.scale if is_native else None
-        self.assembly: Assembly = assemble(config, info, regular=regular, scale=scale)
+        self.assembly: Assembly = assemble(config, info, scale=scale)
 
     def _start(self) -> None:
         config, assembly = self.config, self.assembly
