@@ -284,8 +284,8 @@ def _open_binary(config: RecordingConfig) -> Any:
     if missing:
         raise RecordingError(
             f"{config.path}: a raw binary file says nothing about itself; add {', '.join(missing)} to its "
-            "configuration: `neuromod init replay.toml --source recording`, give path and these under [source] of that file, then "
-            f"`neuromod replay {config.path} -c replay.toml`"
+            "configuration: `neuromod init replay.toml --source recording`, give path and these under [source] of "
+            f"that file, then `neuromod replay {config.path} -c replay.toml`"
         )
     try:
         dtype = np.dtype(config.dtype)
