@@ -41,9 +41,7 @@ def save(path: Path, assembly: Assembly, snapshot: NDArray[np.uint8], tick: int)
     if not path.parent.is_dir():
         raise ConfigError(f"checkpoint: there is no folder {path.parent}; make it, or name another")
     if path.exists() and not _is_checkpoint(path):
-        raise ConfigError(
-            f"checkpoint: {path} is no checkpoint and is not overwritten; give another name"
-        )
+        raise ConfigError(f"checkpoint: {path} is no checkpoint and is not overwritten; give another name")
     data = snapshot.tobytes()
     body = {
         "format": _FORMAT,

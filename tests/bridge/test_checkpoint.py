@@ -299,7 +299,7 @@ def test_a_file_that_is_no_checkpoint_is_not_overwritten(tmp_path: Path) -> None
 
 def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
     parts = build()
-    with pytest.raises(ConfigError, match="no folder .*nowhere"):
+    with pytest.raises(ConfigError, match=r"no folder .*nowhere"):
         checkpoint.save(tmp_path / "nowhere" / "x.checkpoint", parts, snapshot(parts), 0)
 
 

@@ -6,7 +6,9 @@ import sys
 from pathlib import Path
 
 import numba
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from neuromod.engine import compiled
 
@@ -95,3 +97,21 @@ def test_kernels_release_the_interpreter_lock_and_keep_ieee_order() -> None:
     options = tick.targetoptions  # type: ignore[attr-defined]
     assert options["nogil"]
     assert not options.get("fastmath")
+
+
+@compiled.jit
+def allocating(n: int) -> float:
+    return np.ones(n).sum()  # type: ignore[no-any-return]
+
+
+@compiled.jit
+def borrowing(values: NDArray[np.float64]) -> float:
+    return values[0] + values[1]  # type: ignore[no-any-return]
+
+
+@pytest.mark.skipif(not compiled.JIT_ENABLED, reason="there is nothing to compile under NUMBA_DISABLE_JIT=1")
+def test_a_kernel_that_allocates_does_not_compile() -> None:
+    # `_nrt` is not a public option of numba: this says when it is gone
+    assert borrowing(np.array([1.0, 2.0])) == 3.0
+    with pytest.raises(numba.core.errors.NumbaError, match="NRT"):
+        allocating(3)
