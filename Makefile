@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test test-interpreted lint bench clean
 
 demo: .venv/ready
 	$(BIN)/neuromod demo
@@ -15,6 +15,10 @@ lint: .venv/ready-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# the kernels as the Python they are written in: slower, and the same bits
+test-interpreted: .venv/ready-dev
+	NUMBA_DISABLE_JIT=1 $(BIN)/pytest
 
 bench: .venv/ready-dev
 	$(BIN)/neuromod bench latency

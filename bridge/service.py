@@ -35,6 +35,7 @@ from neuromod.bridge.control import Control
 from neuromod.bridge.intake import Feeder, Keeper, ring_capacity
 from neuromod.bridge.ring import Ring, available, drain, make_ring
 from neuromod.bridge.warm import warm_loop
+from neuromod.engine.compiled import JIT_ENABLED
 from neuromod.engine.errors import AdapterError, ConfigError, NeuromodError
 
 log = logging.getLogger(__name__)
@@ -99,6 +100,8 @@ class Daemon:
         ConfigError, AdapterError
             One sentence for what cannot be; nothing stays open.
         """
+        if not JIT_ENABLED:
+            raise ConfigError("NUMBA_DISABLE_JIT is set, but the real-time loop is compiled code or nothing: unset it")
         runtime = self.config.runtime
         for refused in realtime.prepare_process(runtime):
             log.warning("%s", refused)

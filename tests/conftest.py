@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from neuromod.engine.compiled import JIT_ENABLED
+
 RECORDINGS = Path(__file__).resolve().parents[2] / "shared" / "recordings"
 
 # A private session on loopback, so that no stream of the laboratory is seen here and none of ours there. Searches and
@@ -46,3 +48,14 @@ def recordings() -> Path:
     if not RECORDINGS.is_dir():
         pytest.skip("needs ../shared/recordings beside the project, which is absent")
     return RECORDINGS
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what cannot be interpreted: the real-time loop calls C functions, and is compiled code or nothing."""
+    if JIT_ENABLED:
+        return
+    for item in items:
+        if item.get_closest_marker("compiled_loop"):
+            item.add_marker(
+                pytest.mark.skip(reason="NUMBA_DISABLE_JIT is set: no real-time loop")
+            )

@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from neuromod.bridge import bench, bench_latency, bench_throughput
 from neuromod.bridge.bench_latency import BARE, BUSY, EZMSG, FEATURES, NEUROMOD, SETTLE_S, Workers, judge
 
+pytestmark = pytest.mark.compiled_loop
+
 
 def test_messages_are_laid_beside_the_stamps_they_bear() -> None:
     stamps: NDArray[np.float64] = 100.0 + 0.001 * np.arange(1000, dtype=np.float64)

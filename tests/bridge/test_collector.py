@@ -9,6 +9,8 @@ from neuromod.bridge.config import parse
 from neuromod.bridge.replay import play
 from neuromod.bridge.service import Daemon
 
+pytestmark = pytest.mark.compiled_loop
+
 SESSION = """
 source = {kind = "lsl", name = "in memory here"}
 encoder = {warmup_s = 0.5}

@@ -12,6 +12,8 @@ import pytest
 from neuromod.bridge.demo import _Live, _summarise
 from neuromod.bridge.listener import HEARD
 
+pytestmark = pytest.mark.compiled_loop
+
 NEUROMOD = [sys.executable, "-c", "from neuromod.bridge.cli import main; main()"]
 
 

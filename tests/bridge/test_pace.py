@@ -11,6 +11,8 @@ from neuromod.bridge.config import parse
 from neuromod.bridge.service import Daemon
 from neuromod.bridge.wire import Flag
 
+pytestmark = pytest.mark.compiled_loop
+
 SESSION = """
 source = {kind = "lsl", name = "in memory here"}
 encoder = {warmup_s = 0.5}

@@ -35,6 +35,8 @@ from neuromod.bridge.wire import EventMessage, Flag, HealthMessage, SpikesMessag
 from neuromod.engine.modulators import NeuroModulators
 from neuromod.engine.network import SpikingNetwork
 
+pytestmark = pytest.mark.compiled_loop
+
 ZMQ = 'source = "zmq"\n'
 
 

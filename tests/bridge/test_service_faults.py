@@ -36,6 +36,8 @@ from neuromod.bridge.wire import HealthMessage, Reason
 from neuromod.engine.errors import AdapterError, ConfigError
 from neuromod.engine.network import SpikingNetwork
 
+pytestmark = pytest.mark.compiled_loop
+
 ZMQ = 'source = "zmq"\n'
 STOP_S = 0.5  # the promise of the daemon, from signal to exit
 
