@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neuromod.adapters.base import Marker
-from neuromod.bridge import loop as rt
+from neuromod.bridge import loop_state as rt
 from neuromod.bridge import native, wire
 from neuromod.bridge.assembly import Assembly
 from neuromod.bridge.events import EventAligner

@@ -11,7 +11,7 @@ from typing import Any
 import zmq
 
 from neuromod.bridge import checkpoint, wire
-from neuromod.bridge import loop as rt
+from neuromod.bridge import loop_state as rt
 from neuromod.bridge.collector import Collector
 from neuromod.bridge.commands import (
     NETWORK_PARAMETERS,

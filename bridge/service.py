@@ -26,13 +26,14 @@ from neuromod.adapters.base import Marker, Source, StreamInfo, create_source
 from neuromod.adapters.config import ZmqConfig
 from neuromod.adapters.lsl import LslMarkers, LslSource
 from neuromod.bridge import collector as collecting
-from neuromod.bridge import loop as rt
+from neuromod.bridge import loop_state as rt
 from neuromod.bridge import native, realtime, wire
 from neuromod.bridge.assembly import Assembly, assemble, stimuli_stream
 from neuromod.bridge.collector import Collector
 from neuromod.bridge.config import SessionConfig
 from neuromod.bridge.control import Control
 from neuromod.bridge.intake import Feeder, Keeper, ring_capacity
+from neuromod.bridge.loop import run
 from neuromod.bridge.ring import Ring, available, drain, make_ring
 from neuromod.bridge.warm import warm_loop
 from neuromod.engine.compiled import JIT_ENABLED
@@ -235,7 +236,8 @@ class Daemon:
     def _start(self) -> None:
         config, assembly = self.config, self.assembly
         n_channels = assembly.info.n_channels
-        is_live = self._pulls != rt.SOURCE_RING or isinstance(self._source, LslSource)
+        # only what has an end was recorded, and is played at a pace; a plug-in may be as live as LSL
+        is_live = self._pulls != rt.SOURCE_RING or assembly.info.n_samples is None
         paced_rate = 0.0 if is_live else self._speed
         is_timed = is_live or paced_rate > 0
         slowdown = 1.0 / min(paced_rate, 1.0) if paced_rate > 0 else 1.0  # blocks take so much longer than they are
@@ -371,7 +373,7 @@ class Daemon:
             for refused in realtime.prepare_loop_thread(self.config.runtime):
                 log.warning("%s", refused)
             parts = self.assembly
-            rt.run(
+            run(
                 self.loop,
                 self.rings,
                 parts.pipeline,

@@ -5,10 +5,11 @@ import logging
 import numpy as np
 
 from neuromod.adapters.base import StreamInfo
-from neuromod.bridge import loop as rt
+from neuromod.bridge import loop_state as rt
 from neuromod.bridge import native
 from neuromod.bridge.assembly import assemble
 from neuromod.bridge.config import parse
+from neuromod.bridge.loop import run
 from neuromod.bridge.pipeline import TICK
 from neuromod.bridge.ring import append, drain, put_samples, refused
 from neuromod.engine.compiled import cache_folder
@@ -48,7 +49,7 @@ def warm_loop() -> None:
     rings = rt.make_rings(1)
     shared = loop.block[0]["shared"]
     native.set_word(shared, rt.STOP, native.get_word(shared, rt.STATE) + 1)  # so that it returns at once
-    rt.run(loop, rings, parts.pipeline, parts.front_end.state, parts.encoder.state, parts.network.state)
+    run(loop, rings, parts.pipeline, parts.front_end.state, parts.encoder.state, parts.network.state)
     # what other threads call while the loop runs
     append(rings.inputs, np.zeros(1, rt.INPUT))
     drain(rings.inputs, rt.INPUT)

@@ -1,0 +1,277 @@
+"""What comes into the running loop: messages of the ingest socket, commands, and their effect between two ticks.
+
+A message in the usual form and in range takes effect at once, in compiled code; anything else is left to Python, which
+judges and counts it, and sends it back by the ring where it is good. Every effect is echoed with the first tick that it
+acts on.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from neuromod.bridge.frames import (
+    TOPIC_MODULATORS,
+    TOPIC_REWARD,
+    TOPIC_STIMULI,
+    TOPIC_STRESS,
+    read_numbers,
+    read_stimuli,
+)
+from neuromod.bridge.loop_state import (
+    C_INGEST,
+    C_INPUTS,
+    C_OVERSIZED,
+    C_PARTS,
+    CLOCK,
+    FRAME_HEAD,
+    INLET,
+    LEARNING,
+    LEVELS,
+    OFFSET,
+    PAUSE,
+    RESTORE,
+    RESUME,
+    REWARD,
+    RING_POLL_S,
+    SET,
+    SNAPSHOT,
+    SOURCE_ZMQ,
+    STIMULI,
+    STRESS,
+    W_INLET,
+    W_MORE,
+    W_PULL,
+    W_RECV_FLAGS,
+    W_SOURCE,
+    Loop,
+    Rings,
+    sleep,
+)
+from neuromod.bridge.native import (
+    MEMMOVE,
+    ZMQ_GETSOCKOPT,
+    ZMQ_RCVMORE,
+    ZMQ_RECV,
+    call_getsockopt,
+    call_memmove,
+    call_recv,
+)
+from neuromod.bridge.pipeline import (
+    ANCHORED,
+    FLAG_MODULATED,
+    FLAGS_NEXT,
+    PAUSED,
+    TICK_NEXT,
+    Pipeline,
+    enqueue_stimuli,
+)
+from neuromod.bridge.ring import (
+    available,
+    commit,
+    put,
+    reserve,
+    take,
+)
+from neuromod.engine.compiled import jit
+from neuromod.engine.layout import LIVE, N_CHANNELS
+from neuromod.engine.tick import add_reward, add_stress, set_learning, set_modulator, set_parameter
+
+NOTHING, STIMULI_READ, HANDLED = 0, 1, 2
+"""What `receive` found."""
+
+_INGEST_PER_TURN = 16
+_N_LIVE = len(LIVE)
+_LARGEST_AMOUNT = float(np.finfo(np.float32).max)
+
+
+@jit
+def read_ingest(loop: Loop, rings: Rings, pipeline: Pipeline, network: Any) -> None:
+    """Read the messages that wait on the ingest socket, a bounded number of them."""
+    words = loop.block[0]["words"]
+    words[W_MORE] = 1
+    for _ in range(_INGEST_PER_TURN):
+        got = receive(loop, rings, pipeline, network)
+        if got == NOTHING:
+            words[W_MORE] = 0
+            break
+        if got == STIMULI_READ:
+            enqueue_stimuli(pipeline, loop.block[0]["values"])
+
+
+@jit
+def receive(loop: Loop, rings: Rings, pipeline: Pipeline, network: Any) -> int:
+    """Read one ingest message, always to its end.
+
+    What is in the usual form and in range takes effect here; anything else goes to Python, which judges and counts it.
+    """
+    state = loop.block[0]
+    topic, payload, counters = state["topic"], state["payload"], state["counters"]
+    if state["words"][W_PULL] == 0:
+        return NOTHING
+    if available(rings.odd.ends) >= rings.odd.rows.shape[0]:
+        # Python will soon have read what it was left; until then messages wait in the socket, and none is lost
+        if state["words"][W_SOURCE] == SOURCE_ZMQ:
+            sleep(state, RING_POLL_S)
+        return NOTHING
+    n_topic = _receive_part(state, topic)
+    if n_topic < 0:
+        return NOTHING
+    counters[C_INGEST] += 1
+    n_payload, n_parts = 0, 1
+    while _has_more(state):
+        n_payload = _receive_part(state, payload)
+        n_parts += 1
+    if n_parts != 2:
+        counters[C_PARTS] += 1
+        return HANDLED
+    if n_topic > topic.shape[0] or n_payload > payload.shape[0]:
+        counters[C_OVERSIZED] += 1
+        return HANDLED
+    if _starts(topic, n_topic, TOPIC_STIMULI) and read_stimuli(payload, n_payload, state["values"]):
+        return STIMULI_READ
+    if _read_modulation(loop, n_topic, n_payload):
+        loop.echo[0]["id"] = 0
+        _apply(loop, rings, pipeline, network)
+        return HANDLED
+    at = reserve(rings.odd)
+    if at >= 0:
+        row = rings.odd.rows[at]
+        sizes = row[:FRAME_HEAD].view(np.int64)
+        sizes[0], sizes[1] = n_topic, n_payload
+        for i in range(n_topic):
+            row[FRAME_HEAD + i] = topic[i]
+        for i in range(n_payload):
+            row[FRAME_HEAD + n_topic + i] = payload[i]
+        commit(rings.odd)
+    return HANDLED
+
+
+@jit
+def _read_modulation(loop: Loop, n_topic: int, n_payload: int) -> bool:
+    """Read levels, a reward or a stress into `loop.echo`; False where the message is not one in the usual form."""
+    state, echo = loop.block[0], loop.echo[0]
+    topic, payload, given, is_given = state["topic"], state["payload"], state["given"], state["is_given"]
+    if _starts(topic, n_topic, TOPIC_MODULATORS):
+        if not read_numbers(payload, n_payload, state["level_keys"], given, is_given):
+            return False
+        limits = state["level_limits"]
+        word = 0
+        for m in range(is_given.shape[0]):
+            if is_given[m]:
+                if not limits[m, 0] <= given[m] <= limits[m, 1]:
+                    return False
+                echo["values"][m] = given[m]
+                word |= 1 << m
+        echo["kind"] = LEVELS
+        echo["word"] = word
+        return word != 0
+    is_reward = _starts(topic, n_topic, TOPIC_REWARD)
+    if not is_reward and not _starts(topic, n_topic, TOPIC_STRESS):
+        return False
+    if not read_numbers(payload, n_payload, state["amount_keys"], given, is_given) or not is_given[0]:
+        return False
+    echo["kind"] = REWARD if is_reward else STRESS
+    echo["values"][0] = given[0]
+    return (is_reward or given[0] >= 0.0) and abs(given[0]) <= _LARGEST_AMOUNT  # the network takes float32
+
+
+@jit
+def _starts(text: NDArray[np.uint8], size: int, name: NDArray[np.uint8]) -> bool:
+    """Say whether the first `size` bytes of `text` are `name`."""
+    if size != name.shape[0]:
+        return False
+    for i in range(name.shape[0]):
+        if text[i] != name[i]:
+            return False
+    return True
+
+
+@jit
+def _receive_part(state: Any, buffer: NDArray[np.uint8]) -> int:
+    """Return the length of the part, which may be more than the buffer took; negative where there was none."""
+    words = state["words"]
+    return call_recv(
+        state["functions"][ZMQ_RECV],
+        (words[W_PULL], buffer.ctypes.data, np.uint64(buffer.shape[0]), np.int32(words[W_RECV_FLAGS])),
+    )
+
+
+@jit
+def _has_more(state: Any) -> bool:
+    """Say whether the message that is being read has another part."""
+    scratch = state["scratch"]
+    scratch[1] = 0
+    scratch[2] = 4  # bytes of the answer
+    at = scratch.ctypes.data
+    failed = call_getsockopt(
+        state["functions"][ZMQ_GETSOCKOPT], (state["words"][W_PULL], np.int32(ZMQ_RCVMORE), at + 8, at + 16)
+    )
+    return failed == 0 and (scratch[1] & 0xFFFFFFFF) != 0
+
+
+@jit
+def take_inputs(loop: Loop, rings: Rings, pipeline: Pipeline, network: Any) -> None:
+    """Apply the commands and inputs that wait in their ring."""
+    one_by_one = loop.block[0]["words"][W_SOURCE] == SOURCE_ZMQ
+    for _ in range(available(rings.inputs.ends)):
+        take(rings.inputs, loop.echo_rows)
+        _apply(loop, rings, pipeline, network)
+        # where stimuli are the source, a second one in the queue would be added to the tick of the first
+        if one_by_one and loop.echo[0]["kind"] == STIMULI:
+            break
+
+
+@jit
+def _apply(loop: Loop, rings: Rings, pipeline: Pipeline, network: Any) -> None:
+    """Let the input in `loop.echo` take effect, and echo it with the number of the first tick that it acts on."""
+    state, echo = loop.block[0], loop.echo[0]
+    kind, word, values = echo["kind"], echo["word"], echo["values"]
+    if kind == LEVELS:
+        for m in range(4):
+            if word >> m & 1:
+                set_modulator(network, m, np.float32(values[m]))
+    elif kind == REWARD:
+        add_reward(network, np.float32(values[0]))
+    elif kind == STRESS:
+        add_stress(network, np.float32(values[0]))
+    elif kind == STIMULI:
+        for c in range(N_CHANNELS):
+            state["values"][c] = np.float32(values[c])
+        enqueue_stimuli(pipeline, state["values"])
+    elif kind == PAUSE:
+        pipeline.words[PAUSED] = 1
+    elif kind == RESUME:
+        pipeline.words[PAUSED] = 0
+    elif kind == LEARNING:
+        set_learning(network, word != 0)
+    elif kind == SET:
+        for p in range(_N_LIVE):
+            if word >> p & 1:
+                set_parameter(network, p, values[p])
+    elif kind == CLOCK:
+        state["numbers"][OFFSET] = values[0]
+    elif kind == INLET:
+        state["words"][W_INLET] = word
+    elif kind in (SNAPSHOT, RESTORE):
+        was_paused = pipeline.words[PAUSED]
+        _copy_parts(loop, kind == RESTORE)
+        pipeline.words[PAUSED] = was_paused  # whether the session runs is the operator's word, not the checkpoint's
+        if kind == RESTORE:
+            pipeline.words[ANCHORED] = 0  # the time between checkpoint and now is no gap of the source
+    if kind in (LEVELS, REWARD, STRESS):
+        pipeline.words[FLAGS_NEXT] |= FLAG_MODULATED
+    echo["tick"] = pipeline.words[TICK_NEXT]
+    state["counters"][C_INPUTS] += 1
+    put(rings.echoes, loop.echo_rows, 0)
+
+
+@jit
+def _copy_parts(loop: Loop, back: bool) -> None:
+    """Copy all that a checkpoint holds into `loop.snapshot`, or back."""
+    at = loop.snapshot.ctypes.data
+    for k in range(loop.snapshot_parts.shape[0]):
+        part, size = loop.snapshot_parts[k, 0], loop.snapshot_parts[k, 1]
+        source, target = (at, part) if back else (part, at)
+        call_memmove(loop.block[0]["functions"][MEMMOVE], (target, source, np.uint64(size)))
+        at += size

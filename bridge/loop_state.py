@@ -1,0 +1,275 @@
+"""What the real-time loop is made of: its state, its rings, and the words by which other threads speak of them."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from neuromod.bridge import wire
+from neuromod.bridge.frames import (
+    keys_table,
+    spikes_frame,
+    stimuli_frame,
+)
+from neuromod.bridge.native import (
+    LSL_LOCAL_CLOCK,
+    N_FUNCTIONS,
+    SLEEP,
+    SLEEP_UNIT_US,
+    ZMQ_DONTWAIT,
+    ZMQ_SEND,
+    call_clock,
+    call_sleep,
+)
+from neuromod.bridge.pipeline import (
+    TICK,
+)
+from neuromod.bridge.ring import (
+    Ring,
+    SampleRing,
+    make_ring,
+    make_sample_ring,
+    rows_of,
+)
+from neuromod.engine.compiled import jit
+from neuromod.engine.layout import N_CHANNELS
+from neuromod.engine.modulators import MODULATORS
+
+# where samples come from
+SOURCE_LSL, SOURCE_RING, SOURCE_ZMQ = 0, 1, 2
+
+# states that the loop reports in `Loop.shared[STATE]`
+WAITING, STREAMING, STALLED, LOST, ENDED = range(5)
+STATE_NAMES = ("waiting", "streaming", "stalled", "lost", "ended")
+
+# what an input asks for
+LEVELS, REWARD, STRESS, STIMULI, PAUSE, RESUME, LEARNING, SET, CLOCK, INLET, SNAPSHOT, RESTORE = range(12)
+
+INPUT = np.dtype(
+    [
+        ("kind", np.int64),
+        ("id", np.int64),  # echoed; 0 for what the loop read from the socket itself
+        ("tick", np.int64),  # in the echo: the first tick that it acts on
+        ("word", np.int64),  # LEVELS, SET: bit i = modulator or parameter i is given; LEARNING: on; INLET: handle
+        ("values", np.float64, (N_CHANNELS,)),
+    ],
+    align=True,
+)
+"""A command or an input on its way into the loop, and its echo."""
+
+FRAME_BYTES = 16384
+FRAME = np.dtype([("topic", np.int64), ("payload", np.int64), ("data", np.uint8, (FRAME_BYTES,))], align=True)
+"""A message to be published: lengths of topic and payload, and the two one after the other."""
+
+INGEST_BYTES = 64 + wire.MAX_INBOUND_BYTES
+INGEST_FRAME = np.dtype([("topic", np.int64), ("payload", np.int64), ("data", np.uint8, (INGEST_BYTES,))], align=True)
+"""A message from ingest that the loop leaves to Python."""
+
+FRAME_HEAD = 16  # bytes of a frame before its data
+
+# items of `shared` that cross threads, a cache line each
+STOP, STATE, SOURCE_ENDED = 0, 8, 16
+PULLED = 9  # beside STATE, also the loop's to write: whether the inlet has been pulled from
+
+# items of `words`
+(
+    W_SOURCE,
+    W_INLET,
+    W_PUB,
+    W_PULL,
+    W_PUBLISH_ALL,
+    W_PUBLISH_STIMULI,
+    W_PACED,
+    W_STARTED,
+    W_SEQ,
+    W_OUT_RING,
+    W_N_CHANNELS,
+    W_RECV_FLAGS,
+    W_TIED,  # whether the clock of a paced recording has been tied to ours
+    W_HELD,  # samples of a paced recording that were taken and are not due yet
+    W_MORE,  # whether more messages may wait on the ingest socket than were read in one turn
+) = range(15)
+
+# items of `numbers`; local clock = OFFSET + RATE x stamp
+OFFSET, RATE, STALL_S, LATE_S, FILLER_S, LAST_DATA, NEXT_FILLER, LAST_STAMP = range(8)
+
+LOOP_COUNTERS = (
+    "messages",
+    "fillers",
+    "stalls",
+    "late_ticks",
+    "inputs",
+    "ingest_messages",
+    "ingest_oversized",
+    "ingest_parts",
+    "send_errors",
+    "pull_errors",
+)
+"""Names of `counters`, in order."""
+(
+    C_MESSAGES,
+    C_FILLERS,
+    C_STALLS,
+    C_LATE,
+    C_INPUTS,
+    C_INGEST,
+    C_OVERSIZED,
+    C_PARTS,
+    C_SEND_ERRORS,
+    C_PULL_ERRORS,
+) = range(len(LOOP_COUNTERS))
+
+RING_POLL_S = 100e-6  # how often a ring or a queue is looked at while there is nothing in it
+
+
+_SPIKES_BYTES, _STIMULI_BYTES = spikes_frame().size, stimuli_frame().size
+
+LOOP = np.dtype(
+    [
+        ("functions", np.int64, (N_FUNCTIONS,)),
+        ("shared", np.int64, (24,)),
+        ("words", np.int64, (16,)),
+        ("numbers", np.float64, (8,)),
+        ("counters", np.int64, (len(LOOP_COUNTERS),)),
+        ("spikes_frame", np.uint8, (_SPIKES_BYTES,)),
+        ("stimuli_frame", np.uint8, (_STIMULI_BYTES,)),
+        ("topic", np.uint8, (64,)),
+        ("payload", np.uint8, (wire.MAX_INBOUND_BYTES,)),
+        ("scratch", np.int64, (4,)),  # where C functions leave an int, a size or an error code
+        ("values", np.float32, (N_CHANNELS,)),
+        ("given", np.float64, (4,)),
+        ("is_given", np.uint8, (4,)),
+        ("level_keys", np.uint8, (4, 32)),
+        ("level_limits", np.float64, (4, 2)),
+        ("amount_keys", np.uint8, (1, 32)),
+    ],
+    align=True,
+)
+"""What is of one size for every stream; one record, so that compiled functions are handed one pointer."""
+
+
+class Loop(NamedTuple):
+    """State of `run`, apart from the pipeline's. All arrays."""
+
+    block: NDArray[Any]  # LOOP, shape (1,)
+    samples: NDArray[np.float32]
+    stamps: NDArray[np.float64]
+    records: NDArray[Any]  # TICK; the last one is the filler
+    record_rows: NDArray[np.uint8]  # the same memory
+    echo: NDArray[Any]  # INPUT, shape (1,): the input that is being applied
+    echo_rows: NDArray[np.uint8]
+    snapshot_parts: NDArray[np.int64]  # (address, bytes) of all that a checkpoint holds
+    snapshot: NDArray[np.uint8]
+
+
+class Rings(NamedTuple):
+    """The rings between the loop and the rest of the daemon."""
+
+    samples: SampleRing  # to the loop: samples of a source that is read by a Python thread
+    inputs: Ring  # to the loop: INPUT
+    echoes: Ring  # from the loop: INPUT, with the tick of its effect
+    ticks: Ring  # from the loop: TICK
+    frames: Ring  # to the loop: FRAME, to be published
+    odd: Ring  # from the loop: INGEST_FRAME, for Python to read
+    out: Ring  # from the loop: FRAME, where libzmq cannot be called from compiled code
+
+
+def make_rings(n_channels: int, *, samples_capacity: int = 2, ticks_capacity: int = 16384) -> Rings:
+    """Allocate the rings for one stream."""
+    return Rings(
+        samples=make_sample_ring(n_channels, samples_capacity),
+        inputs=make_ring(INPUT, 1024),
+        echoes=make_ring(INPUT, 4096),
+        ticks=make_ring(TICK, ticks_capacity),
+        frames=make_ring(FRAME, 64),
+        odd=make_ring(INGEST_FRAME, 256),
+        out=make_ring(FRAME, 256),
+    )
+
+
+def make_loop(
+    functions: NDArray[np.int64],
+    *,
+    source: int,
+    n_channels: int,
+    chunk: int,
+    ticks_per_block: int,
+    block_s: float,
+    stall_s: float,
+    late_s: float,
+    publish_all: bool,
+    publish_stimuli: bool,
+    paced_rate: float,
+    parts: list[NDArray[Any]],
+) -> Loop:
+    """Allocate the state of `run`.
+
+    Parameters
+    ----------
+    functions : ndarray of int64
+        From `native.c_functions`.
+    source : int
+        SOURCE_LSL, SOURCE_RING or SOURCE_ZMQ.
+    n_channels, chunk : int
+        Width of a sample, and the most samples that are pulled at a time.
+    ticks_per_block, block_s : int, float
+        Network steps per block, and its length in seconds.
+    stall_s, late_s : float
+        Silence that counts as a stall, and sample age that counts as late, in seconds.
+    publish_all, publish_stimuli : bool
+        Publish ticks without spikes too; publish stimuli as well.
+    paced_rate : float
+        SOURCE_RING: seconds of recording per second, 0 to take samples as they come.
+    parts : list of ndarray
+        Contiguous arrays that a checkpoint holds.
+    """
+    block = np.zeros(1, LOOP)
+    state = block[0]
+    state["functions"][:] = functions
+    words = state["words"]
+    words[W_SOURCE] = source
+    words[W_PUBLISH_ALL] = publish_all
+    words[W_PUBLISH_STIMULI] = publish_stimuli
+    words[W_PACED] = paced_rate > 0
+    words[W_OUT_RING] = not functions[ZMQ_SEND]
+    words[W_N_CHANNELS] = n_channels
+    words[W_RECV_FLAGS] = 0 if source == SOURCE_ZMQ else ZMQ_DONTWAIT
+    numbers = state["numbers"]
+    numbers[RATE] = 1.0 / paced_rate if paced_rate > 0 else 1.0
+    numbers[STALL_S], numbers[LATE_S], numbers[FILLER_S] = stall_s, late_s, block_s
+    state["spikes_frame"][:] = spikes_frame()
+    state["stimuli_frame"][:] = stimuli_frame()
+    state["level_keys"][:] = keys_table(MODULATORS)
+    state["level_limits"][:] = [wire.MODULATOR_LIMITS[name] for name in MODULATORS]
+    state["amount_keys"][:] = keys_table(("amount",))
+    records, echo = np.zeros(max(ticks_per_block, 64) + 1, TICK), np.zeros(1, INPUT)
+    return Loop(
+        block=block,
+        samples=np.zeros((chunk, n_channels), np.float32),
+        stamps=np.zeros(chunk, np.float64),
+        records=records,
+        record_rows=rows_of(records),
+        echo=echo,
+        echo_rows=rows_of(echo),
+        snapshot_parts=np.array([(part.ctypes.data, part.nbytes) for part in parts], np.int64).reshape(-1, 2),
+        snapshot=np.zeros(sum(part.nbytes for part in parts), np.uint8),
+    )
+
+
+def set_handles(loop: Loop, *, inlet: int = 0, pub: int = 0, pull: int = 0) -> None:
+    """Give the loop its inlet and its two sockets, before it runs."""
+    words = loop.block[0]["words"]
+    words[W_INLET], words[W_PUB], words[W_PULL] = inlet, pub, pull
+
+
+@jit
+def clock(state: Any) -> float:
+    """Return the time on the local clock, in seconds."""
+    return call_clock(state["functions"][LSL_LOCAL_CLOCK], ())
+
+
+@jit
+def sleep(state: Any, seconds: float) -> None:
+    """Give the processor away for a time; not at all where it is not positive."""
+    if seconds > 0.0:
+        call_sleep(state["functions"][SLEEP], (np.uint32(max(1.0, seconds * 1e6 / SLEEP_UNIT_US)),))
