@@ -17,6 +17,8 @@ from neuromod.bridge.config import SessionConfig
 from neuromod.bridge.wire import EventMessage, Flag, SpikesMessage
 from neuromod.engine.network import SpikingNetwork
 
+pytestmark = pytest.mark.compiled_loop
+
 SIGNAL = """
 [front_end]
 features = ["crossings", "spiking_band"]
@@ -114,8 +116,6 @@ def test_live_true_time_and_fast_play_give_the_same_bits(case: Case) -> None:
 SENDER = """
 import json, sys, time
 import numpy as np, pylsl
-
-pytestmark = pytest.mark.compiled_loop
 name, source_id, n_channels, rate = sys.argv[1], sys.argv[2], int(sys.argv[3]), float(sys.argv[4])
 info = pylsl.StreamInfo(name, "Test", n_channels, rate, pylsl.cf_float32, source_id)
 outlet = pylsl.StreamOutlet(info)
