@@ -67,6 +67,7 @@ def test_a_session_with_a_baseline_needs_no_warm_up(session_file: Path, tmp_path
     assert sum(frozen.log.spikes_per_channel()) > 0
 
 
+@pytest.mark.compiled_loop
 def test_a_baseline_of_another_stream_is_refused_in_one_sentence(session_file: Path, tmp_path: Path) -> None:
     path = measure(session_file, tmp_path)
     text = session_file.read_text().replace("n_channels = 8", "n_channels = 4")
