@@ -56,6 +56,4 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return
     for item in items:
         if item.get_closest_marker("compiled_loop"):
-            item.add_marker(
-                pytest.mark.skip(reason="NUMBA_DISABLE_JIT is set: no real-time loop")
-            )
+            item.add_marker(pytest.mark.skip(reason="NUMBA_DISABLE_JIT is set: no real-time loop"))
