@@ -151,8 +151,9 @@ def _latency_targets(body: dict[str, Any]) -> list[dict[str, Any]]:
     if EZMSG in features["ratios"]:
         both = features["systems"]
         targets.append(_target("p50 / ezmsg, 16 x 1 kHz", ours["p50_us"] / both[EZMSG]["p50_us"], 0.4, "x"))
-    if endurance:
-        targets.append(_target(f"lost in {endurance['seconds']:g} s", endurance["lost"], 0, "", must=True))
+    for key, run in endurance.items():
+        name = f"lost in {run['seconds']:g} s, {body['streams'][key]['name']}"
+        targets.append(_target(name, run["lost"], 0, "", must=True))
     return targets
 
 

@@ -270,9 +270,10 @@ def measure(
         }
         endurance: dict[str, Any] = {}
         if endurance_s > 0:
-            say(f"{FEATURES.name}: {NEUROMOD}, {endurance_s:g} s")
-            run = workers.run(NEUROMOD, FEATURES, endurance_s)
-            endurance = {"seconds": endurance_s} | run.summary() | {"notes": run.notes}
+            for key, stream in (("features", FEATURES), ("raw", RAW)):
+                say(f"{stream.name}: {NEUROMOD}, {endurance_s:g} s")
+                run = workers.run(NEUROMOD, stream, endurance_s)
+                endurance[key] = {"seconds": endurance_s} | run.summary() | {"notes": run.notes}
     return {"streams": streams, "endurance": endurance}
 
 

@@ -55,7 +55,7 @@ def test_latency_bench_reports_every_system_beside_bare(
         assert 0.0 < system["p50_us"] <= system["p99_us"] <= system["p999_us"] <= system["max_us"]
     assert features["ratios"][NEUROMOD]["p50"]["median"] > 0.0
     assert EZMSG not in features["ratios"]
-    assert report["endurance"]["sent"] == 400
+    assert report["endurance"]["features"]["sent"] == 400
     assert exit_code == (0 if all(target["met"] for target in report["targets"] if target["must"]) else 1)
 
 
