@@ -103,7 +103,8 @@ class Chunk:
     samples : ndarray of float32, shape (n, n_channels), C-contiguous
         Microvolt where the unit is known. Non-finite values pass as they are.
     stamps : ndarray of float64, shape (n,)
-        Seconds on the clock of the source; for a recording, from its start with the original gaps.
+        Seconds on the clock of the source; for a recording, from its start with the original gaps. A live source other
+        than LSL, whose clock the daemon follows, stamps with `pylsl.local_clock`.
     """
 
     samples: NDArray[np.float32] = field(repr=False)

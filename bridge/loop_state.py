@@ -174,7 +174,9 @@ class Rings(NamedTuple):
     out: Ring  # from the loop: FRAME, where libzmq cannot be called from compiled code
 
 
-def make_rings(n_channels: int, *, samples_capacity: int = 2, ticks_capacity: int = 16384) -> Rings:
+def make_rings(
+    n_channels: int, *, samples_capacity: int = 2, ticks_capacity: int = 16384, out_capacity: int = 2
+) -> Rings:
     """Allocate the rings for one stream."""
     return Rings(
         samples=make_sample_ring(n_channels, samples_capacity),
@@ -183,7 +185,7 @@ def make_rings(n_channels: int, *, samples_capacity: int = 2, ticks_capacity: in
         ticks=make_ring(TICK, ticks_capacity),
         frames=make_ring(FRAME, 64),
         odd=make_ring(INGEST_FRAME, 256),
-        out=make_ring(FRAME, 256),
+        out=make_ring(FRAME, out_capacity),
     )
 
 

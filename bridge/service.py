@@ -34,7 +34,7 @@ from neuromod.bridge.config import SessionConfig
 from neuromod.bridge.control import Control
 from neuromod.bridge.intake import Feeder, Keeper, ring_capacity
 from neuromod.bridge.loop import run
-from neuromod.bridge.ring import Ring, available, drain, make_ring
+from neuromod.bridge.ring import Ring, available, drain
 from neuromod.bridge.warm import warm_loop
 from neuromod.engine.compiled import JIT_ENABLED
 from neuromod.engine.errors import AdapterError, ConfigError, NeuromodError
@@ -48,7 +48,7 @@ _MAX_MESSAGE_BYTES = 1 << 20
 _INGEST_HWM = 10_000
 _STOP_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 _LARGEST_CHUNK = 8192
-_OUT_FRAMES = 2048
+_OUT_FRAMES = 2048  # two seconds of ticks of 1 ms: a thread that sends in Python may wait for the interpreter
 
 
 class Daemon:
@@ -61,7 +61,7 @@ class Daemon:
     source : Source, optional
         In place of the one that the configuration names; opened and closed by the daemon.
     speed : float
-        Sources other than LSL: seconds of recording per second; 0 for as fast as the machine goes.
+        Sources that have an end: seconds of recording per second; 0 for as fast as the machine goes.
     on_ticks : callable, optional
         Gets every array of TICK records, in order, from the collector's thread.
     """
@@ -241,8 +241,11 @@ class Daemon:
         paced_rate = 0.0 if is_live else self._speed
         is_timed = is_live or paced_rate > 0
         slowdown = 1.0 / min(paced_rate, 1.0) if paced_rate > 0 else 1.0  # blocks take so much longer than they are
+        in_python = not self._functions[native.ZMQ_SEND]
         self.rings = rt.make_rings(
-            n_channels, samples_capacity=ring_capacity(n_channels, assembly.info.sampling_frequency)
+            n_channels,
+            samples_capacity=ring_capacity(n_channels, assembly.info.sampling_frequency),
+            out_capacity=_OUT_FRAMES if in_python else 2,
         )
         self.loop = rt.make_loop(
             self._functions,
@@ -258,9 +261,6 @@ class Daemon:
             paced_rate=paced_rate,
             parts=assembly.parts(),
         )
-        in_python = not self._functions[native.ZMQ_SEND]
-        if in_python:  # the thread that sends may have to wait for the interpreter: two seconds of ticks of 1 ms
-            self.rings = self.rings._replace(out=make_ring(rt.FRAME, _OUT_FRAMES))
         rt.set_handles(
             self.loop,
             inlet=self._source.handle if self._pulls == rt.SOURCE_LSL else 0,  # type: ignore[union-attr]

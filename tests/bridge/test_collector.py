@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
+from harness import session
 
 from neuromod.adapters.base import Marker
 from neuromod.adapters.memory import MemorySource
-from neuromod.bridge.config import parse
 from neuromod.bridge.replay import play
 from neuromod.bridge.service import Daemon
 
@@ -14,10 +14,6 @@ pytestmark = pytest.mark.compiled_loop
 SESSION = """
 source = {kind = "lsl", name = "in memory here"}
 encoder = {warmup_s = 0.5}
-[sockets]
-ingest = "tcp://127.0.0.1:*"
-output = "tcp://127.0.0.1:*"
-control = "tcp://127.0.0.1:*"
 """
 
 
@@ -27,7 +23,7 @@ def source(seconds: float, rate_hz: float, markers: list[Marker]) -> MemorySourc
 
 
 def run_to_the_end(feed: MemorySource, speed: float) -> Daemon:
-    with Daemon(parse(SESSION), source=feed, speed=speed) as daemon:
+    with Daemon(session(SESSION), source=feed, speed=speed) as daemon:
         for _ in range(600):
             if daemon.stopped.wait(0.05) or daemon.has_ended():
                 break
@@ -47,6 +43,6 @@ def test_markers_get_the_same_ticks_at_any_pace() -> None:
     markers = [Marker(0.37 + k, f"m{k}") for k in range(38)]
     markers.insert(20, Marker(19.4, "twin"))
     paced = run_to_the_end(source(40.0, 20.0, markers), speed=20.0)
-    offline = play(parse(SESSION), source(40.0, 20.0, markers))
+    offline = play(session(SESSION), source(40.0, 20.0, markers))
     assert len(offline.events) == 39
     assert [(e.name, e.tick) for e in paced.collector.past_events] == [(e.name, e.tick) for e in offline.events]

@@ -4,10 +4,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from harness import session
 from numpy.typing import NDArray
 
 from neuromod.adapters.memory import CLOCK_RESET_S, LONGEST_PAUSE_S, MemorySource
-from neuromod.bridge.config import parse
 from neuromod.bridge.service import Daemon
 from neuromod.bridge.wire import Flag
 
@@ -16,10 +16,6 @@ pytestmark = pytest.mark.compiled_loop
 SESSION = """
 source = {kind = "lsl", name = "in memory here"}
 encoder = {warmup_s = 0.5}
-[sockets]
-ingest = "tcp://127.0.0.1:*"
-output = "tcp://127.0.0.1:*"
-control = "tcp://127.0.0.1:*"
 """
 SPEED = 20.0
 
@@ -30,7 +26,7 @@ def played(step_s: float) -> NDArray[Any]:
     stamps[100:] += step_s
     feed = MemorySource(np.ones((200, 2)), 100.0, kind="features", stamps=stamps)
     ticks: list[NDArray[Any]] = []
-    with Daemon(parse(SESSION), source=feed, speed=SPEED, on_ticks=lambda new: ticks.append(new.copy())) as daemon:
+    with Daemon(session(SESSION), source=feed, speed=SPEED, on_ticks=lambda new: ticks.append(new.copy())) as daemon:
         for _ in range(600):
             if daemon.stopped.wait(0.05) or daemon.has_ended():
                 break
