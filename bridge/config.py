@@ -260,7 +260,7 @@ class SessionConfig(_Section, frozen=True, extra="forbid"):
         if self.source_content == "stimuli":
             del body["encoder"]
         for population in ("sensory", "interneuron"):
-            body["network"][population]["parameters"] = getattr(self.network, population).complete_parameters()
+            body["network"][population] = getattr(self.network, population).complete().model_dump(mode="json")
         return body
 
     def effective_toml(self) -> str:

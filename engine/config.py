@@ -1,12 +1,12 @@
 """Everything that builds a network, as checked data. Reading weights from a file is the caller's part."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import pydantic
 from pydantic import Field, model_validator
 
 from neuromod.engine.errors import ConfigError
-from neuromod.engine.layout import COINCIDENCE, INHIBITORY, LIVE, N_CHANNELS
+from neuromod.engine.layout import COINCIDENCE, INHIBITORY, LIVE, MAX_DELAY_TICKS, N_CHANNELS
 from neuromod.engine.models.catalogue import model_named
 from neuromod.engine.modulators import NeuroModulators
 
@@ -18,6 +18,11 @@ Gain = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 WeightRow = Annotated[tuple[Millivolts, ...], Field(min_length=N_CHANNELS, max_length=N_CHANNELS)]
 WeightMatrix = Annotated[tuple[WeightRow, ...], Field(min_length=N_CHANNELS, max_length=N_CHANNELS)]
+Binary = Annotated[int, Field(ge=0, le=1)]
+MaskRow = Annotated[tuple[Binary, ...], Field(min_length=N_CHANNELS, max_length=N_CHANNELS)]
+Mask = Annotated[tuple[MaskRow, ...], Field(min_length=N_CHANNELS, max_length=N_CHANNELS)]
+Input = Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False)]
+TraceTime = Annotated[float, Field(ge=0.1, le=1e6, allow_inf_nan=False)]
 ModelName = Literal["lif"]
 
 
@@ -31,35 +36,59 @@ class ChannelConfig(_Frozen):
     Attributes
     ----------
     model : str
-        Neuron model.
+        Neuron model; `neuromod models` lists them.
+    preset : str, optional
+        A published set of the model's parameters, by name.
     parameters : dict
-        Parameters of the model by name, units in the names; the model's defaults stand for those left out.
-    gain_mv : float
-        Drive per unit of stimulus: the depolarisation, in mV, at which a stimulus of 1 settles.
-    bias_mv : float
-        Drive without stimulus, mV. Just below threshold it makes small stimuli count.
+        Parameters of the model by name, units in the names, over those of the preset and the model's defaults.
+    gain : float, optional
+        Drive per unit of stimulus, in the unit of the model's input (mV for lif: the depolarisation at which a stimulus
+        of 1 settles). The model's own where left out.
+    bias : float, optional
+        Drive without stimulus, in the same unit. Just below threshold it makes small stimuli count. The model's own
+        where left out.
+    noise : float
+        White noise on the drive, in the same unit: its standard deviation when averaged over 1 ms of model time.
     """
 
     model: ModelName = "lif"
+    preset: str | None = None
     parameters: dict[str, float] = {}
-    gain_mv: Millivolts = 10.0
-    bias_mv: Millivolts = 12.0
+    gain: Input | None = None
+    bias: Input | None = None
+    noise: Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)] = 0.0
 
     @model_validator(mode="after")
     def _check_parameters(self) -> Self:
-        known = {parameter.name: parameter for parameter in model_named(self.model).parameters}
+        model = model_named(self.model)
+        if self.preset is not None and self.preset not in model.presets:
+            known_presets = ", ".join(model.presets) or "none"
+            raise ValueError(f"model {self.model} has no preset {self.preset!r}; it has {known_presets}")
+        known = {parameter.name: parameter for parameter in model.parameters}
         for name, value in self.parameters.items():
             if name not in known:
                 raise ValueError(f"model {self.model} has no parameter {name!r}; it has {', '.join(known)}")
             if not known[name].allows(value):
                 raise ValueError(f"{name} must lie within {known[name].low:g} and {known[name].high:g}, got {value:g}")
-        if complaint := model_named(self.model).complaint(self.complete_parameters()):
+        if complaint := model.complaint(self.complete_parameters()):
             raise ValueError(complaint)
         return self
 
     def complete_parameters(self) -> dict[str, float]:
-        """All parameters of the model, in its order, with the defaults filled in."""
-        return {p.name: self.parameters.get(p.name, p.default) for p in model_named(self.model).parameters}
+        """All parameters of the model, in its order, with those of the preset and the defaults filled in."""
+        return model_named(self.model).complete(self.parameters, self.preset)
+
+    def complete(self) -> Self:
+        """The same neuron with every number written out."""
+        model = model_named(self.model)
+        return self.model_copy(
+            update={
+                "preset": None,
+                "parameters": self.complete_parameters(),
+                "gain": model.gain if self.gain is None else self.gain,
+                "bias": model.bias if self.bias is None else self.bias,
+            }
+        )
 
 
 class InterneuronConfig(ChannelConfig):
@@ -67,13 +96,20 @@ class InterneuronConfig(ChannelConfig):
 
     Attributes
     ----------
-    model, parameters, gain_mv, bias_mv
-        As in `ChannelConfig`, with other defaults: it takes no stimulus unless its `gain_mv` says so.
+    model, preset, parameters, gain, bias, noise
+        As in `ChannelConfig`, with other defaults: it takes no stimulus unless its `gain` says so. A lif of which
+        neither preset nor parameters are chosen has the preset `quick`.
     """
 
-    parameters: dict[str, float] = {"tau_mem_ms": 10.0}
-    gain_mv: Millivolts = 0.0
-    bias_mv: Millivolts = 0.0
+    gain: Input | None = 0.0
+    bias: Input | None = 0.0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _quick(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("model", "lif") == "lif" and not {"preset", "parameters"} & set(data):
+            return data | {"preset": "quick"}
+        return data
 
 
 class ChannelOverride(_Frozen):
@@ -81,14 +117,16 @@ class ChannelOverride(_Frozen):
 
     Attributes
     ----------
-    model, parameters, gain_mv, bias_mv
-        As in `ChannelConfig`. Parameters are taken over from the population one by one, unless the model differs.
+    model, preset, parameters, gain, bias, noise
+        As in `ChannelConfig`. Where the model differs from the population's, nothing of these is taken over.
     """
 
     model: ModelName | None = None
+    preset: str | None = None
     parameters: dict[str, float] = {}
-    gain_mv: Millivolts | None = None
-    bias_mv: Millivolts | None = None
+    gain: Input | None = None
+    bias: Input | None = None
+    noise: Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)] | None = None
 
 
 class CoincidenceConfig(_Frozen):
@@ -115,7 +153,8 @@ class InhibitionConfig(_Frozen):
     Attributes
     ----------
     strength_mv : float
-        Drive taken from every sensory channel while inhibition lasts, mV.
+        Drive taken from every sensory channel while inhibition lasts, as the steady hyperpolarisation in mV that it
+        stands for at rest (each model says how much of its input that is).
     duration_ms : float
         Model time for which it lasts after the interneuron's spike; another spike starts it anew.
     """
@@ -214,21 +253,97 @@ class ModulationConfig(_Frozen):
     acetylcholine_recurrent: Share = 0.5
 
 
+class HomeostasisConfig(_Frozen):
+    """Synaptic scaling: dw/dt = w (1 - rate / target) / tau_scaling for the plastic weights onto each channel.
+
+    Attributes
+    ----------
+    target_hz : float
+        Rate, in spikes a second of model time, at which the weights rest.
+    tau_rate_ms : float
+        Time constant of the running rate.
+    tau_scaling_ms : float
+        Time constant of the weights of a silent channel; well above `tau_rate_ms`, or the rates swing.
+    """
+
+    target_hz: Annotated[float, Field(gt=0, le=1_000, allow_inf_nan=False)] = 10.0
+    tau_rate_ms: Annotated[float, Field(ge=100, le=1e7, allow_inf_nan=False)] = 10_000.0
+    tau_scaling_ms: Annotated[float, Field(ge=100, le=1e9, allow_inf_nan=False)] = 100_000.0
+
+
+class LearningConfig(_Frozen):
+    """Plasticity of the synapses. `engine/plasticity.py` has the mathematics and its sources.
+
+    Attributes
+    ----------
+    rule : {"reward", "hebbian", "none"}
+        reward: pairs of spikes make synapses eligible, dopamine changes them. hebbian: pairs change them at once.
+    pairing : {"all", "nearest"}
+        Whether a spike pairs with all earlier ones of the other side, or with the nearest alone.
+    a_plus_mv, a_minus_mv : float
+        Change by a pair of no distance: potentiation where the source fired first, depression where it fired last.
+    tau_plus_ms, tau_minus_ms : float
+        How fast either falls with the distance of the spikes, in model time.
+    tau_eligibility_ms : float
+        Time constant of the eligibility trace, in model time.
+    rate_per_s : float
+        Change of a weight per second of model time, dopamine of 1 and mV of eligibility.
+    w_min_mv, w_max_mv : float
+        Bounds of the plastic weights. One that begins outside stays there until plasticity moves it inwards.
+    bounds : {"hard", "soft"}
+        soft: every change is in proportion to the distance from the bound ahead.
+    plastic : 16 rows of 16 ones and zeros, optional
+        Synapses that may change, row = source, column = target; without it, those from each sensory channel to every
+        other.
+    homeostasis : HomeostasisConfig, optional
+        Synaptic scaling; none where left out.
+    """
+
+    rule: Literal["reward", "hebbian", "none"] = "reward"
+    pairing: Literal["all", "nearest"] = "all"
+    a_plus_mv: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)] = 0.1
+    a_minus_mv: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)] = 0.105
+    tau_plus_ms: TraceTime = 20.0
+    tau_minus_ms: TraceTime = 20.0
+    tau_eligibility_ms: TraceTime = 1_000.0
+    rate_per_s: Annotated[float, Field(ge=0, le=1_000, allow_inf_nan=False)] = 1.0
+    w_min_mv: Millivolts = 0.0
+    w_max_mv: Millivolts = 2.0
+    bounds: Literal["hard", "soft"] = "hard"
+    plastic: Mask | None = None
+    homeostasis: HomeostasisConfig | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.w_min_mv >= self.w_max_mv:
+            raise ValueError(f"w_min_mv ({self.w_min_mv:g}) must lie below w_max_mv ({self.w_max_mv:g})")
+        if self.plastic is not None and any(row[COINCIDENCE] for row in self.plastic):
+            raise ValueError(
+                f"column {COINCIDENCE} of plastic must be 0: the coincidence detector has no weighted input"
+            )
+        return self
+
+
 class NetworkConfig(_Frozen):
     """Everything that builds a network.
 
     Attributes
     ----------
     seed : int
-        Seed of the initial weights.
+        Seed of the initial weights and of the noise.
     sensory : ChannelConfig
         Channels 0 to 13.
     interneuron : InterneuronConfig
         Channel 15.
     channels : dict
         Channels that differ from their population, by index.
-    coincidence, inhibition, weights, modulation
+    coincidence, inhibition, weights, modulation, learning
         The circuit.
+    connected : 16 rows of 16 ones and zeros, optional
+        Synapses that exist, row = source, column = target; the others have no weight and get none. Without it, all.
+    delay_ticks : 16 integers
+        Whole ticks that the spikes of each channel take on their way, 0 to 62, beyond the one that all take. Plasticity
+        counts a source's spike by the time that it leaves this delay.
     input_gain, recurrent_gain : float
         Factors on every stimulus and on every recurrent spike.
     stimulus_limit : float
@@ -242,7 +357,13 @@ class NetworkConfig(_Frozen):
     coincidence: CoincidenceConfig = CoincidenceConfig()
     inhibition: InhibitionConfig = InhibitionConfig()
     weights: Annotated[RandomWeightsConfig | GivenWeightsConfig, Field(discriminator="kind")] = RandomWeightsConfig()
+    connected: Mask | None = None
+    delay_ticks: Annotated[
+        tuple[Annotated[int, Field(ge=0, le=MAX_DELAY_TICKS)], ...],
+        Field(min_length=N_CHANNELS, max_length=N_CHANNELS),
+    ] = (0,) * N_CHANNELS
     modulation: ModulationConfig = ModulationConfig()
+    learning: LearningConfig = LearningConfig()
     input_gain: Gain = 1.0
     recurrent_gain: Gain = 1.0
     stimulus_limit: Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)] = 1_000.0
@@ -258,16 +379,16 @@ class NetworkConfig(_Frozen):
     def channel(self, index: int) -> ChannelConfig:
         """Complete configuration of one neuron: its population's, with the channel's own entries over it."""
         base = self.interneuron if index == INHIBITORY else self.sensory
-        own = self.channels.get(index, ChannelOverride())
-        model = own.model or base.model
-        inherited = base.parameters if model == base.model else {}
+        own = self.channels.get(index)
+        if own is None:
+            return base
+        chosen = own.model_dump(exclude_none=True)
+        if own.model in (None, base.model):
+            inherited = base.model_dump()
+            # a preset of the channel's own replaces its population's, but not the parameters chosen by number
+            chosen = inherited | chosen | {"parameters": base.parameters | own.parameters}
         try:
-            return ChannelConfig(
-                model=model,
-                parameters=inherited | own.parameters,
-                gain_mv=base.gain_mv if own.gain_mv is None else own.gain_mv,
-                bias_mv=base.bias_mv if own.bias_mv is None else own.bias_mv,
-            )
+            return ChannelConfig(**chosen)
         except pydantic.ValidationError as error:
             raise ValueError(f"channel {index}: {error.errors()[0]['msg']}") from None
 

@@ -17,6 +17,8 @@ N_SENSORY = 14
 COINCIDENCE = 14
 INHIBITORY = 15
 N_MODULATORS = 4
+MAX_DELAY_TICKS = 62
+"""Longest delay of a channel's spikes: `past` has 63 bits, the sign left out."""
 
 LIVE = (
     "input_gain",
@@ -28,7 +30,7 @@ LIVE = (
 )
 """Parameters that may change while the network runs, in the order of the field `live`."""
 
-LAYOUT_VERSION = 1
+LAYOUT_VERSION = 2
 """Raised whenever a field moves, appears or changes its meaning."""
 
 ALIGNMENT = 64
@@ -48,9 +50,13 @@ _FIELDS: tuple[tuple[str, str, tuple[int, ...]], ...] = (
     # counters
     ("step", "<i8", ()),  # ticks since the start
     ("spikes", "<i8", ()),  # last tick's: bit i = channel i
+    ("arriving", "<i8", ()),  # channels whose spikes arrive at the next tick: `spikes`, later where delayed
     ("bad_stimuli", "<i8", ()),  # values that were not finite and were taken as 0
     ("bad_levels", "<i8", ()),  # levels, rewards, stresses and parameters that were not finite and were ignored
     ("learning", "<i8", ()),  # 1 where plasticity may change weights
+    ("models", "<i8", ()),  # bit m = some channel has the model of number m
+    ("delayed", "<i8", ()),  # 1 where some channel's spikes are delayed
+    ("noisy", "<i8", ()),  # 1 where some channel's drive is noisy
     # 16 for ever; read, because LLVM unrolls a loop of constant length into scalar code before it looks for vectors
     ("n_channels", "<i8", ()),
     # neuromodulators, in the order of MODULATORS
@@ -64,6 +70,21 @@ _FIELDS: tuple[tuple[str, str, tuple[int, ...]], ...] = (
     ("cortisol_inhibition", "<f8", ()),
     ("acetylcholine_input", "<f8", ()),
     ("acetylcholine_recurrent", "<f8", ()),
+    # plasticity: `plasticity.py` says what each means
+    ("rule", "<i8", ()),  # index into RULES
+    ("nearest", "<i8", ()),  # 1: each spike pairs with the nearest of the other side alone
+    ("soft_bounds", "<i8", ()),
+    ("homeostatic", "<i8", ()),
+    ("trace_tau_ms", "<f8", (3,)),  # of pre_trace, post_trace, eligibility
+    ("trace_keep", "<f4", (3,)),  # what a step leaves of each
+    ("a_plus_mv", "<f4", ()),
+    ("a_minus_mv", "<f4", ()),
+    ("rate_per_s", "<f4", ()),
+    ("w_min_mv", "<f4", ()),
+    ("w_max_mv", "<f4", ()),
+    ("target_hz", "<f4", ()),
+    ("rate_tau_ms", "<f4", ()),
+    ("scaling_tau_ms", "<f4", ()),
     # the circuit
     ("dt_ms", "<f8", ()),
     ("live", "<f8", (len(LIVE),)),
@@ -74,18 +95,29 @@ _FIELDS: tuple[tuple[str, str, tuple[int, ...]], ...] = (
     ("coincidence_left_ms", "<f4", ()),
     # channels
     ("model", "<i4", _ROW),  # number of the model; 0 = none
-    ("gain_mv", "<f4", _ROW),  # drive per unit of stimulus
-    ("bias_mv", "<f4", _ROW),  # drive without stimulus
-    ("inhibited", "<f4", _ROW),  # share of the interneuron's inhibition that arrives
+    ("gain", "<f4", _ROW),  # drive per unit of stimulus
+    ("bias", "<f4", _ROW),  # drive without stimulus
+    ("noise", "<f4", _ROW),  # standard deviation of the drive's white noise, as averaged over 1 ms
+    ("drive_limit", "<f4", _ROW),  # magnitude that the drive is held to
+    ("inhibited", "<f4", _ROW),  # drive that 1 mV of the interneuron's inhibition takes off
+    ("delay_ticks", "<i8", _ROW),  # ticks that a channel's spikes take beyond the one that all take
+    ("past", "<i8", _ROW),  # spikes of the last 63 ticks, the newest in bit 0; kept only where some are delayed
+    ("random", "<u8", _ROW),  # state of each channel's random numbers
     ("since_spike_ms", "<f4", _ROW),  # sensory channels: model time since the last spike
     ("parameters", "<f4", (N_PARAMETERS, N_CHANNELS)),  # of the channel's model, in its order
     ("variables", "<f4", (N_VARIABLES, N_CHANNELS)),  # row 0: membrane potential
     ("derived", "<f4", (N_DERIVED, N_CHANNELS)),
     ("weights_mv", "<f4", (N_CHANNELS, N_CHANNELS)),  # row = source, column = target
+    ("plastic", "<f4", (N_CHANNELS, N_CHANNELS)),  # 1 where plasticity may change the weight
+    ("eligibility_mv", "<f4", (N_CHANNELS, N_CHANNELS)),
+    ("pre_trace", "<f4", _ROW),
+    ("post_trace", "<f4", _ROW),
+    ("rate_hz", "<f4", _ROW),  # running rate of each channel, for homeostasis
     # the tick's working memory
-    ("drive", "<f4", _ROW),  # what the membrane would settle at, mV
+    ("drive", "<f4", _ROW),  # input of each neuron, in the unit of its model
     ("kick", "<f4", _ROW),  # charge of last tick's spikes, mV
-    ("fired", "<f4", _ROW),
+    ("fired", "<f4", _ROW),  # 1 where the neuron fired
+    ("departed", "<f4", _ROW),  # 1 for the bits of `arriving`
 )
 
 

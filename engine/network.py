@@ -22,9 +22,10 @@ from neuromod.engine.layout import (
     N_SENSORY,
     allocate,
 )
-from neuromod.engine.layout_types import State
+from neuromod.engine.layout_types import Record, State
 from neuromod.engine.models.catalogue import NO_MODEL, model_named
 from neuromod.engine.modulators import MODULATORS, NeuroModulators
+from neuromod.engine.plasticity import RULES
 
 MIN_DT_MS, MAX_DT_MS = 0.001, 1.0
 
@@ -153,6 +154,26 @@ class SpikingNetwork:
         kernels.run(self._state, values, _level_rows(modulators, len(values)), spikes)
         return spikes
 
+    def add_reward(self, amount: float) -> None:
+        """Deliver a reward: dopamine moves by reward - running baseline, which then moves towards the reward."""
+        kernels.add_reward(self._state, _finite(amount, "reward"))
+
+    def add_stress(self, amount: float) -> None:
+        """Add to cortisol, held to its range."""
+        kernels.add_stress(self._state, _finite(amount, "stress"))
+
+    def boost_focus(self, amount: float) -> None:
+        """Add to acetylcholine, held to its range."""
+        kernels.boost_focus(self._state, _finite(amount, "focus"))
+
+    def set_tempo(self, tempo: float) -> None:
+        """Set the speed of model time, held to 0.1 to 4; it relaxes to its baseline like the other modulators."""
+        kernels.set_modulator(self._state, kernels.TEMPO, _finite(tempo, "tempo"))
+
+    def set_learning(self, on: bool) -> None:
+        """Allow plasticity to change weights, or forbid it; traces and eligibility follow the spikes either way."""
+        kernels.set_learning(self._state, on)
+
     def set_parameters(self, **values: float) -> dict[str, tuple[float, float]]:
         """Change parameters of the running network: any of `layout.LIVE`.
 
@@ -233,7 +254,7 @@ class SpikingNetwork:
 def initial_weights(config: NetworkConfig) -> NDArray[np.float32]:
     """Weights that a configuration starts with, shape (16, 16), mV per spike; row = source, column = target."""
     if isinstance(config.weights, GivenWeightsConfig):
-        return np.array(config.weights.matrix_mv, dtype=np.float32)
+        return (np.array(config.weights.matrix_mv) * connected(config)).astype(np.float32)
     chosen = config.weights
     weights = np.zeros((N_CHANNELS, N_CHANNELS))
     between = np.random.default_rng(config.seed).uniform(chosen.low_mv, chosen.high_mv, (N_SENSORY, N_SENSORY))
@@ -241,7 +262,14 @@ def initial_weights(config: NetworkConfig) -> NDArray[np.float32]:
     np.fill_diagonal(weights, 0.0)
     weights[COINCIDENCE, :N_SENSORY] = chosen.from_coincidence_mv
     weights[:N_SENSORY, INHIBITORY] = chosen.to_interneuron_mv
-    return weights.astype(np.float32)
+    return (weights * connected(config)).astype(np.float32)
+
+
+def connected(config: NetworkConfig) -> NDArray[np.float64]:
+    """1 for each synapse that exists, shape (16, 16); row = source, column = target."""
+    if config.connected is None:
+        return np.ones((N_CHANNELS, N_CHANNELS))
+    return np.array(config.connected, dtype=np.float64)
 
 
 def _fill(state: State, config: NetworkConfig, dt_ms: float) -> None:
@@ -268,21 +296,54 @@ def _fill(state: State, config: NetworkConfig, dt_ms: float) -> None:
     block["stimulus_limit"] = config.stimulus_limit
     block["coincidence_refractory_ms"] = config.coincidence.refractory_ms
     block["since_spike_ms"][:] = kernels.NEVER_MS
-    block["inhibited"][:N_SENSORY] = 1.0
     block["weights_mv"][:] = initial_weights(config)
+    block["delay_ticks"][:] = config.delay_ticks
+    block["delayed"] = any(config.delay_ticks)
+    # the second word of each channel's sequence: the first seeds the weights
+    block["random"][:] = np.random.SeedSequence(config.seed).generate_state(2 * N_CHANNELS, np.uint64)[N_CHANNELS:] | 1
+    _fill_learning(block, config)
     for i in range(N_CHANNELS):
         if i == COINCIDENCE:
             block["model"][i] = NO_MODEL
             continue
-        channel = config.channel(i)
+        channel = config.channel(i).complete()
         model = model_named(channel.model)
         block["model"][i] = model.number
-        block["gain_mv"][i] = channel.gain_mv
-        block["bias_mv"][i] = channel.bias_mv
-        for k, value in enumerate(channel.complete_parameters().values()):
+        block["models"] |= 1 << model.number
+        block["gain"][i] = channel.gain
+        block["bias"][i] = channel.bias
+        block["noise"][i] = channel.noise
+        block["drive_limit"][i] = model.input_limit
+        if i < N_SENSORY:
+            block["inhibited"][i] = model.input_per_mv(channel.parameters)
+        for k, value in enumerate(channel.parameters.values()):
             block["parameters"][k, i] = value
-        for k, variable in enumerate(model.variables):
-            block["variables"][k, i] = variable.initial
+        for k, value in enumerate(model.start(channel.parameters)):
+            block["variables"][k, i] = value
+    block["noisy"] = bool((block["noise"] > 0).any())
+
+
+def _fill_learning(block: Record, config: NetworkConfig) -> None:
+    """Write the plasticity of a network into its block."""
+    learning = config.learning
+    block["rule"] = RULES.index(learning.rule)
+    block["nearest"] = learning.pairing == "nearest"
+    block["soft_bounds"] = learning.bounds == "soft"
+    block["trace_tau_ms"][:] = learning.tau_plus_ms, learning.tau_minus_ms, learning.tau_eligibility_ms
+    for name in ("a_plus_mv", "a_minus_mv", "rate_per_s", "w_min_mv", "w_max_mv"):
+        block[name] = getattr(learning, name)
+    plastic = np.zeros((N_CHANNELS, N_CHANNELS))
+    if learning.plastic is None:
+        plastic[:N_SENSORY, :N_SENSORY] = 1 - np.eye(N_SENSORY)
+    else:
+        plastic[:] = learning.plastic
+    block["plastic"][:] = plastic * connected(config)
+    if learning.homeostasis is not None:
+        block["homeostatic"] = 1
+        block["target_hz"] = learning.homeostasis.target_hz
+        block["rate_tau_ms"] = learning.homeostasis.tau_rate_ms
+        block["scaling_tau_ms"] = learning.homeostasis.tau_scaling_ms
+        block["rate_hz"][:] = learning.homeostasis.target_hz
 
 
 def _level_rows(modulators: NeuroModulators | ArrayLike | None, n_ticks: int) -> NDArray[np.float32]:
@@ -296,6 +357,20 @@ def _level_rows(modulators: NeuroModulators | ArrayLike | None, n_ticks: int) ->
         raise StimulusError(f"expected modulators of shape ({n_ticks}, {N_MODULATORS}), got {rows.shape}")
     _refuse_non_finite(rows, "modulator")
     return rows
+
+
+def _finite(amount: float, what: str) -> np.float32:
+    """The amount as kernels take it.
+
+    Raises
+    ------
+    StimulusError
+        If it is not a finite float32.
+    """
+    value = _as_float32(amount)[()]
+    if not np.isfinite(value):
+        raise StimulusError(f"expected a finite number as {what}, got {amount!r}")
+    return np.float32(value)
 
 
 def _refuse_non_finite(values: NDArray[np.float32], what: str) -> None:

@@ -3,14 +3,16 @@
 Live service, replay, hardware runs, benchmarks and tests all call `tick`; they differ only in who paces it. It checks
 nothing: `SpikingNetwork` checked and allocated. Order within a tick:
 
-1. last tick's spikes start inhibition, arrive at their targets, and are tested for a coincidence;
-2. drive = bias + gain x stimulus - inhibition;
+1. last tick's spikes are tested for a coincidence; those that arrive (last tick's, or older ones where they are
+   delayed) start inhibition and bring their charge;
+2. drive = bias + gain x stimulus - inhibition + noise;
 3. each model advances its channels by dt x tempo;
 4. spikes are collected, and times since the last spike advanced;
-5. modulators relax, so that a level set between two ticks acts in full on the next.
+5. plasticity follows the spikes;
+6. modulators relax, so that a level set between two ticks acts in full on the next.
 
-All durations of neurons and circuit (membrane, refractoriness, inhibition, coincidence window) count in model time,
-dt x tempo; modulators relax in wall time.
+All durations of neurons, circuit and plasticity count in model time, dt x tempo; modulators relax in wall time; delays
+are whole ticks.
 """
 
 import math
@@ -19,9 +21,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neuromod.engine.compiled import jit
-from neuromod.engine.layout import COINCIDENCE, INHIBITORY, LIVE, N_SENSORY
+from neuromod.engine.layout import COINCIDENCE, INHIBITORY, LIVE, MAX_DELAY_TICKS, N_SENSORY
 from neuromod.engine.layout_types import Record, State
 from neuromod.engine.models import lif
+from neuromod.engine.noise import add_noise
+from neuromod.engine.plasticity import learn, prepare_plasticity
 
 DOPAMINE, CORTISOL, ACETYLCHOLINE, TEMPO = 0, 1, 2, 3
 """Indices of the modulators, in the order of `modulators.MODULATORS`."""
@@ -29,6 +33,7 @@ DOPAMINE, CORTISOL, ACETYLCHOLINE, TEMPO = 0, 1, 2, 3
 NEVER_MS = np.float32(1e9)
 """Time since the last spike of a channel that has not fired."""
 
+_PAST = np.int64((1 << (MAX_DELAY_TICKS + 1)) - 1)
 _SENSORY_BITS = (1 << N_SENSORY) - 1
 _INPUT_GAIN = LIVE.index("input_gain")
 _RECURRENT_GAIN = LIVE.index("recurrent_gain")
@@ -63,15 +68,19 @@ def tick(state: State, stimuli: NDArray[np.float32]) -> int:
     levels = block["levels"]
     step_ms = np.float32(block["dt_ms"] * levels[TEMPO])
     if step_ms != block["prepared_ms"]:
-        lif.prepare(block, step_ms)
+        _prepare(block, step_ms)
         block["prepared_ms"] = step_ms
     _drive(block, stimuli, step_ms)
+    if block["noisy"] != 0:
+        add_noise(block, step_ms)
     _kick(block)
     coincidence = _detect(block, step_ms)
-    lif.advance(block, step_ms, np.float32(_UNITY + block["cortisol_threshold"] * levels[CORTISOL]))
+    _advance(block, step_ms, np.float32(_UNITY + block["cortisol_threshold"] * levels[CORTISOL]))
     spikes = _collect(block, step_ms) | coincidence << COINCIDENCE
-    _relax(block)
     block["spikes"] = spikes
+    _depart(block, spikes)
+    learn(block, step_ms, np.float32(levels[DOPAMINE]))
+    _relax(block)
     block["step"] += 1
     return spikes
 
@@ -143,6 +152,17 @@ def add_stress(state: State, amount: np.float32) -> None:
 
 
 @jit
+def boost_focus(state: State, amount: np.float32) -> None:
+    """Add to acetylcholine, held to its range; an amount that is not finite is ignored and counted in `bad_levels`."""
+    block = state[0]
+    if not math.isfinite(amount):
+        block["bad_levels"] += 1
+        return
+    level = block["levels"][ACETYLCHOLINE] + np.float64(amount)
+    block["levels"][ACETYLCHOLINE] = min(max(level, np.float64(0.0)), _UNITY)
+
+
+@jit
 def set_learning(state: State, on: bool) -> None:
     """Allow or freeze plasticity."""
     state[0]["learning"] = 1 if on else 0
@@ -163,7 +183,7 @@ def set_parameter(state: State, index: int, value: np.float64) -> None:
 
 @jit
 def membrane(state: State, out: NDArray[np.float32]) -> None:
-    """Copy the membrane potentials, mV above rest, into `out` (16,).
+    """Copy the membrane potentials, each as its model counts them, into `out` (16,).
 
     The coincidence detector has no membrane: its entry is the number of channels that it last found within its window.
     """
@@ -181,12 +201,29 @@ def levels(state: State, out: NDArray[np.float32]) -> None:
 
 
 @jit
+def _prepare(block: Record, step_ms: np.float32) -> None:
+    """Compute all that depends on the length of the step."""
+    models = block["models"]
+    if models >> lif.NUMBER & 1:
+        lif.prepare(block, step_ms)
+    prepare_plasticity(block, step_ms)
+
+
+@jit
+def _advance(block: Record, step_ms: np.float32, threshold_gain: np.float32) -> None:
+    """Let each model that some channel has advance its channels."""
+    models = block["models"]
+    if models >> lif.NUMBER & 1:
+        lif.advance(block, step_ms, threshold_gain)
+
+
+@jit
 def _drive(block: Record, stimuli: NDArray[np.float32], step_ms: np.float32) -> None:
-    """What each membrane would settle at: bias + gain x stimulus - inhibition."""
+    """Input of each neuron, in the unit of its model: bias + gain x stimulus - inhibition."""
     n_channels = block["n_channels"]
     levels = block["levels"]
     live = block["live"]
-    gain_mv, bias_mv, inhibited = block["gain_mv"], block["bias_mv"], block["inhibited"]
+    gain, bias, inhibited, bound = block["gain"], block["bias"], block["inhibited"], block["drive_limit"]
     drive = block["drive"]
     limit = block["stimulus_limit"]
     input_gain = np.float32(
@@ -195,7 +232,7 @@ def _drive(block: Record, stimuli: NDArray[np.float32], step_ms: np.float32) -> 
         * (_UNITY + block["dopamine_input"] * levels[DOPAMINE])
     )
     left = block["inhibition_left_ms"]
-    if block["spikes"] >> INHIBITORY & 1:
+    if block["arriving"] >> INHIBITORY & 1:
         left = np.float32(live[_DURATION])
     inhibition = _ZERO
     if left > step_ms * _HALF:
@@ -210,23 +247,25 @@ def _drive(block: Record, stimuli: NDArray[np.float32], step_ms: np.float32) -> 
         x = x if finite else _ZERO
         x = x if x < limit else limit
         x = x if x > -limit else -limit
-        drive[i] = bias_mv[i] + gain_mv[i] * (x * input_gain) - inhibition * inhibited[i]
+        y = bias[i] + gain[i] * (x * input_gain) - inhibition * inhibited[i]
+        y = y if y < bound[i] else bound[i]
+        drive[i] = y if y > -bound[i] else -bound[i]
     block["bad_stimuli"] += bad
 
 
 @jit
 def _kick(block: Record) -> None:
-    """Charge that last tick's spikes bring: the rows of their weights, added in the order of the sources."""
+    """Charge that arriving spikes bring: the rows of their weights, added in the order of the sources."""
     n_channels = block["n_channels"]
     weights, kick = block["weights_mv"], block["kick"]
-    spikes = block["spikes"]
+    arriving = block["arriving"]
     gain = np.float32(
         block["live"][_RECURRENT_GAIN] * (_UNITY - block["acetylcholine_recurrent"] * block["levels"][ACETYLCHOLINE])
     )
     for i in range(n_channels):
         kick[i] = _ZERO
     for j in range(n_channels):
-        if spikes >> j & 1:
+        if arriving >> j & 1:
             row = weights[j]
             for i in range(n_channels):
                 kick[i] += row[i] * gain
@@ -267,6 +306,23 @@ def _collect(block: Record, step_ms: np.float32) -> int:
     for i in range(n_channels):
         spikes |= (1 if fired[i] > _ZERO else 0) << i
     return spikes
+
+
+@jit
+def _depart(block: Record, spikes: int) -> None:
+    """Say whose spikes arrive at the next tick: this tick's, or those of a channel's delay ago."""
+    n_channels = block["n_channels"]
+    departed = block["departed"]
+    arriving = spikes
+    if block["delayed"] != 0:
+        past, delay = block["past"], block["delay_ticks"]
+        arriving = 0
+        for j in range(n_channels):
+            past[j] = (past[j] << 1 | (spikes >> j & 1)) & _PAST
+            arriving |= (past[j] >> delay[j] & 1) << j
+    for j in range(n_channels):
+        departed[j] = np.float32(arriving >> j & 1)
+    block["arriving"] = arriving
 
 
 @jit

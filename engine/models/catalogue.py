@@ -4,6 +4,7 @@ from neuromod.engine.models.lif import LIF
 from neuromod.engine.models.model import Model
 
 MODELS: tuple[Model, ...] = (LIF,)
+"""In the order of their numbers."""
 
 N_PARAMETERS = max(len(model.parameters) for model in MODELS)
 N_VARIABLES = max(len(model.variables) for model in MODELS)

@@ -30,6 +30,13 @@ def _complaint(parameters: Mapping[str, float]) -> str:
 LIF = Model(
     name="lif",
     number=1,
+    title="leaky integrate-and-fire with refractory period",
+    reference="Rotter & Diesmann (1999), Biol. Cybern. 81, 381-402",
+    input_unit="mV",
+    input_limit=1e9,
+    gain=10.0,
+    bias=12.0,
+    input_per_mv=lambda parameters: 1.0,
     parameters=(
         Parameter("tau_mem_ms", 20.0, 0.1, 10_000.0, "membrane time constant"),
         Parameter("v_threshold_mv", 15.0, 0.001, 1_000.0, "firing threshold above rest"),
@@ -38,14 +45,16 @@ LIF = Model(
         Parameter("refractory_ms", 2.0, 0.0, 1_000.0, "time after a spike in which the membrane stays at reset"),
     ),
     variables=(
-        Variable("v_mv", 0.0, "membrane potential above rest"),
-        Variable("refractory_left_ms", 0.0, "time for which the membrane still stays at reset"),
+        Variable("v_mv", "membrane potential above rest"),
+        Variable("refractory_left_ms", "time for which the membrane still stays at reset"),
     ),
+    start=lambda parameters: (0.0, 0.0),
     derived=("rise",),
     complaint=_complaint,
+    presets={"quick": {"tau_mem_ms": 10.0}},
 )
 
-_NUMBER = LIF.number
+NUMBER = LIF.number
 _ZERO = np.float32(0.0)
 _ONE = np.float32(1.0)
 _HALF = np.float32(0.5)
@@ -61,7 +70,7 @@ def prepare(block: Record, step_ms: np.float32) -> None:
     tau_mem = block["parameters"][0]
     rise = block["derived"][0]
     for i in range(n_channels):
-        if model[i] == _NUMBER:
+        if model[i] == NUMBER:
             rise[i] = np.float32(one_minus_exp(np.float64(step_ms) / np.float64(tau_mem[i])))
 
 
@@ -86,7 +95,7 @@ def advance(block: Record, step_ms: np.float32, threshold_gain: np.float32) -> N
     fired = block["fired"]
     half_step = step_ms * _HALF
     for i in range(n_channels):
-        mine = model[i] == _NUMBER
+        mine = model[i] == NUMBER
         moved = v[i] + (drive[i] - v[i]) * rise[i] + kick[i]
         moved = moved if moved > v_min[i] else v_min[i]
         moved = moved if abs(moved) > _TINY_MV else _ZERO

@@ -1,8 +1,8 @@
-"""What a neuron model declares about itself, once: its parameters, its state variables and its number."""
+"""What a neuron model declares about itself, once: tick, configuration, documentation and exports read it."""
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -34,10 +34,9 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Variable:
-    """One number per channel that the model changes: its name with its unit, its start and its meaning."""
+    """One number per channel that the model changes: its name with its unit, and its meaning."""
 
     name: str
-    initial: float
     meaning: str
 
 
@@ -51,19 +50,48 @@ class Model:
         Name in the configuration.
     number : int
         Number in the state block; never given to another model, since checkpoints hold it.
+    title, reference : str
+        What it is, and where its mathematics come from.
+    input_unit : str
+        Unit of what drives it: of `bias`, of `gain` per unit of stimulus, and of the block's `drive`.
+    input_limit : float
+        The drive is held to this magnitude, within which no state of the model can become infinite.
+    gain, bias : float
+        Gain and bias of a channel that chooses none: with them a stimulus of 1 or 2 makes it fire.
+    input_per_mv : callable
+        Takes a complete set of parameters; returns the drive that stands for 1 mV of steady depolarisation of the
+        resting membrane. The interneuron's inhibition, given in mV, is taken off the drive by this measure.
     parameters : tuple of Parameter
         Rows of the table `parameters`.
     variables : tuple of Variable
         Rows of the table `variables`. The first is the membrane potential.
+    start : callable
+        Takes a complete set of parameters; returns the initial value of each variable: the state at rest.
     derived : tuple of str
         Rows of the table `derived`: what `prepare` computes from the parameters and the step.
     complaint : callable
         Takes a complete set of parameters by name and says what is wrong with their combination; "" where nothing is.
+    presets : mapping
+        Published sets of parameters by name; what a set leaves out stands at its default.
     """
 
     name: str
     number: int
+    title: str
+    reference: str
+    input_unit: str
+    input_limit: float
+    gain: float
+    bias: float
+    input_per_mv: Callable[[Mapping[str, float]], float]
     parameters: tuple[Parameter, ...]
     variables: tuple[Variable, ...]
+    start: Callable[[Mapping[str, float]], tuple[float, ...]]
     derived: tuple[str, ...]
-    complaint: Callable[[Mapping[str, float]], str]
+    complaint: Callable[[Mapping[str, float]], str] = lambda parameters: ""
+    presets: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+
+    def complete(self, chosen: Mapping[str, float], preset: str | None = None) -> dict[str, float]:
+        """All parameters in their order: the chosen ones over those of the preset over the defaults."""
+        named = self.presets[preset] if preset is not None else {}
+        return {p.name: chosen.get(p.name, named.get(p.name, p.default)) for p in self.parameters}

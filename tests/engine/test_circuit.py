@@ -18,7 +18,7 @@ from neuromod.engine.network import SpikingNetwork
 
 PULSE = 1000.0  # with no bias, makes a channel fire at that very tick and only then
 NO_WEIGHTS = GivenWeightsConfig(matrix_mv=((0.0,) * 16,) * 16)
-PUPPET = ChannelConfig(gain_mv=10, bias_mv=0, parameters={"refractory_ms": 0.0})
+PUPPET = ChannelConfig(gain=10, bias=0, parameters={"refractory_ms": 0.0})
 
 
 def puppets(coincidence: CoincidenceConfig) -> NetworkConfig:
@@ -94,7 +94,7 @@ def volley_config(inhibition: InhibitionConfig) -> NetworkConfig:
     weights = np.zeros((16, 16))
     weights[1:14, INHIBITORY] = 4.0
     return NetworkConfig(
-        sensory=ChannelConfig(gain_mv=10, bias_mv=0),
+        sensory=ChannelConfig(gain=10, bias=0),
         weights=GivenWeightsConfig(matrix_mv=weights.tolist()),
         inhibition=inhibition,
     )

@@ -20,7 +20,7 @@ from neuromod.engine.layout import LIVE
         ({"sensory": {"parameters": {"v_reset_mv": 15}}}, "v_min_mv <= v_reset_mv < v_threshold_mv"),
         ({"sensory": {"parameters": {"v_min_mv": -1, "v_reset_mv": -2}}}, "v_min_mv <= v_reset_mv"),
         ({"sensory": {"model": "hodgkin"}}, "'lif'"),
-        ({"sensory": {"gain_mv": float("inf")}}, "finite"),
+        ({"sensory": {"gain": float("inf")}}, "finite"),
         ({"channels": {3: {"parameters": {"tau_mem_ms": -1}}}}, "channel 3: .*tau_mem_ms"),
         ({"channels": {16: {}}}, "less than 16"),
         ({"channels": {14: {}}}, "coincidence detector"),
@@ -44,7 +44,7 @@ def test_a_bad_configuration_is_refused(data: dict[str, Any], word: str) -> None
 
 
 def test_a_configuration_survives_a_round_trip_as_plain_data() -> None:
-    config = NetworkConfig(seed=3, channels={2: ChannelOverride(gain_mv=3.5)})
+    config = NetworkConfig(seed=3, channels={2: ChannelOverride(gain=3.5)})
     assert NetworkConfig.model_validate_json(config.model_dump_json()) == config
     assert NetworkConfig.model_validate(config.model_dump(mode="json")) == config
 
@@ -52,21 +52,21 @@ def test_a_configuration_survives_a_round_trip_as_plain_data() -> None:
 def test_a_channel_takes_over_what_it_does_not_name() -> None:
     config = NetworkConfig.model_validate(
         {
-            "sensory": {"gain_mv": 4, "parameters": {"tau_mem_ms": 7, "refractory_ms": 1}},
-            "channels": {"2": {"bias_mv": 1, "parameters": {"refractory_ms": 3}}},
+            "sensory": {"gain": 4, "parameters": {"tau_mem_ms": 7, "refractory_ms": 1}},
+            "channels": {"2": {"bias": 1, "parameters": {"refractory_ms": 3}}},
         }
     )
-    assert config.channel(2).gain_mv == 4
-    assert config.channel(2).bias_mv == 1
+    assert config.channel(2).gain == 4
+    assert config.channel(2).bias == 1
     assert config.channel(2).complete_parameters()["tau_mem_ms"] == 7
     assert config.channel(2).complete_parameters()["refractory_ms"] == 3
     assert config.channel(3).complete_parameters()["refractory_ms"] == 1
-    assert config.channel(15).gain_mv == 0
+    assert config.channel(15).gain == 0
 
 
 def test_the_interneuron_keeps_its_own_defaults_where_others_are_set() -> None:
     config = NetworkConfig.model_validate({"interneuron": {"parameters": {"v_threshold_mv": 12}}})
-    assert (config.channel(15).gain_mv, config.channel(15).bias_mv) == (0, 0)
+    assert (config.channel(15).gain, config.channel(15).bias) == (0, 0)
 
 
 def test_the_default_of_every_live_parameter_is_allowed() -> None:

@@ -17,9 +17,9 @@ from neuromod.engine.network import SpikingNetwork
 NO_WEIGHTS = GivenWeightsConfig(matrix_mv=((0.0,) * 16,) * 16)
 
 
-def lone(bias_mv: float, **parameters: float) -> NetworkConfig:
+def lone(bias: float, **parameters: float) -> NetworkConfig:
     """Neurons that do not know of each other, under a constant drive."""
-    neuron = ChannelConfig(gain_mv=1, bias_mv=bias_mv, parameters=parameters)
+    neuron = ChannelConfig(gain=1, bias=bias, parameters=parameters)
     return NetworkConfig(sensory=neuron, weights=NO_WEIGHTS, inhibition=InhibitionConfig(strength_mv=0))
 
 
@@ -85,7 +85,7 @@ def test_a_weight_moves_the_membrane_by_itself_one_tick_after_the_spike() -> Non
     weights = np.zeros((16, 16))
     weights[2, 5] = 3.5
     config = NetworkConfig(
-        sensory=ChannelConfig(gain_mv=10, bias_mv=0), weights=GivenWeightsConfig(matrix_mv=weights.tolist())
+        sensory=ChannelConfig(gain=10, bias=0), weights=GivenWeightsConfig(matrix_mv=weights.tolist())
     )
     network = SpikingNetwork(config)
     stimuli = np.zeros(16)

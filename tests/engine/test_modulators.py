@@ -11,6 +11,7 @@ from neuromod.engine.config import (
     ChannelConfig,
     GivenWeightsConfig,
     InhibitionConfig,
+    LearningConfig,
     ModulationConfig,
     NetworkConfig,
     RandomWeightsConfig,
@@ -20,7 +21,7 @@ from neuromod.engine.modulators import MODULATORS, NeuroModulators
 from neuromod.engine.network import SpikingNetwork
 
 NO_WEIGHTS = GivenWeightsConfig(matrix_mv=((0.0,) * 16,) * 16)
-BELOW_THRESHOLD = ChannelConfig(gain_mv=2, bias_mv=0)
+BELOW_THRESHOLD = ChannelConfig(gain=2, bias=0)
 ISOLATED = NetworkConfig(sensory=BELOW_THRESHOLD, weights=NO_WEIGHTS)
 
 
@@ -46,7 +47,7 @@ def test_dopamine_scales_sensory_input_with_its_sign() -> None:
 
 def test_cortisol_raises_thresholds() -> None:
     def fires(cortisol: float, drive_mv: float) -> bool:
-        network = SpikingNetwork(NetworkConfig(sensory=ChannelConfig(gain_mv=1, bias_mv=0), weights=NO_WEIGHTS))
+        network = SpikingNetwork(NetworkConfig(sensory=ChannelConfig(gain=1, bias=0), weights=NO_WEIGHTS))
         spikes = network.run(np.full((400, 16), drive_mv), NeuroModulators(cortisol=cortisol))
         return bool(spikes[:, 0].any())
 
@@ -61,7 +62,7 @@ def test_cortisol_strengthens_inhibition() -> None:
         weights = np.zeros((16, 16))
         weights[1, INHIBITORY] = 25
         config = NetworkConfig(
-            sensory=ChannelConfig(gain_mv=10, bias_mv=0),
+            sensory=ChannelConfig(gain=10, bias=0),
             weights=GivenWeightsConfig(matrix_mv=weights.tolist()),
             inhibition=InhibitionConfig(strength_mv=10, duration_ms=5),
         )
@@ -90,7 +91,7 @@ def test_acetylcholine_raises_input_gain_and_lowers_recurrent_gain() -> None:
         weights[1, 2] = 4
         network = SpikingNetwork(
             NetworkConfig(
-                sensory=ChannelConfig(gain_mv=10, bias_mv=0), weights=GivenWeightsConfig(matrix_mv=weights.tolist())
+                sensory=ChannelConfig(gain=10, bias=0), weights=GivenWeightsConfig(matrix_mv=weights.tolist())
             )
         )
         stimuli = np.zeros((2, 16))
@@ -180,7 +181,9 @@ def test_an_effect_of_zero_takes_a_modulator_out() -> None:
     off = ModulationConfig(
         dopamine_input=0, cortisol_threshold=0, cortisol_inhibition=0, acetylcholine_input=0, acetylcholine_recurrent=0
     )
-    config = NetworkConfig(modulation=off, weights=RandomWeightsConfig(low_mv=-1, high_mv=1))
+    config = NetworkConfig(
+        modulation=off, weights=RandomWeightsConfig(low_mv=-1, high_mv=1), learning=LearningConfig(rate_per_s=0)
+    )
     stimuli = np.random.default_rng(6).uniform(0, 4, (1000, 16))
     plain = SpikingNetwork(config).run(stimuli)
     modulated = SpikingNetwork(config).run(stimuli, NeuroModulators(dopamine=1, cortisol=1, acetylcholine=1))

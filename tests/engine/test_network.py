@@ -103,7 +103,7 @@ def damage(checkpoint: bytes) -> bytes:
         (lambda c: c[:10], "not a checkpoint"),
         (lambda c: b"PK" + c[2:], "not a checkpoint"),
         (lambda c: c[:8] + struct.pack("<I", 9999) + c[12:], "layout version 9999"),
-        (lambda c: c[:12] + bytes(16) + c[28:], "layout version 1 \\(0000"),
+        (lambda c: c[:12] + bytes(16) + c[28:], "layout version 2 \\(0000"),
         (lambda c: c[:-1], "damaged"),
         (lambda c: c + b"\0", "damaged"),
         (damage, "damaged"),

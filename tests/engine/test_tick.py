@@ -7,7 +7,14 @@ import pytest
 
 from naive.network import NaiveNetwork
 from neuromod.engine import tick as kernels
-from neuromod.engine.config import ChannelConfig, ChannelOverride, InhibitionConfig, NetworkConfig, RandomWeightsConfig
+from neuromod.engine.config import (
+    ChannelConfig,
+    ChannelOverride,
+    InhibitionConfig,
+    LearningConfig,
+    NetworkConfig,
+    RandomWeightsConfig,
+)
 from neuromod.engine.modulators import MODULATORS
 from neuromod.engine.network import SpikingNetwork
 
@@ -26,8 +33,8 @@ def busy_config(seed: int) -> NetworkConfig:
                 "v_min_mv": rng.uniform(-30, -6),
                 "refractory_ms": rng.uniform(0, 5),
             },
-            gain_mv=rng.uniform(6, 15),
-            bias_mv=rng.uniform(8, 16),
+            gain=rng.uniform(6, 15),
+            bias=rng.uniform(8, 16),
         )
         for i in (*range(14), 15)
     }
@@ -36,6 +43,7 @@ def busy_config(seed: int) -> NetworkConfig:
         channels=channels,
         weights=RandomWeightsConfig(low_mv=-3, high_mv=4, from_coincidence_mv=2, to_interneuron_mv=3),
         inhibition=InhibitionConfig(strength_mv=rng.uniform(0, 40), duration_ms=rng.uniform(0, 10)),
+        learning=LearningConfig(rule="none"),
     )
 
 
@@ -88,7 +96,7 @@ def test_a_stimulus_that_is_not_finite_counts_as_none_and_is_counted() -> None:
 
 @pytest.mark.parametrize("value", [FLOAT32_MAX, -FLOAT32_MAX, np.finfo(np.float32).tiny, 1e30, -1e30])
 def test_no_finite_stimulus_makes_a_potential_infinite(value: float) -> None:
-    extreme = ChannelConfig(gain_mv=1000, bias_mv=-1000, parameters={"tau_mem_ms": 0.1, "v_threshold_mv": 1000})
+    extreme = ChannelConfig(gain=1000, bias=-1000, parameters={"tau_mem_ms": 0.1, "v_threshold_mv": 1000})
     network = SpikingNetwork(NetworkConfig(sensory=extreme, stimulus_limit=1e6))
     network.run(np.full((50, 16), value, dtype=np.float32))
     assert np.isfinite(network.state[0]["variables"]).all()
@@ -133,7 +141,7 @@ def test_learning_is_a_flag_in_the_state() -> None:
     assert network.state[0]["learning"] == 1
 
 
-def test_no_weight_changes_without_plasticity() -> None:
+def test_no_weight_changes_without_dopamine() -> None:
     network = SpikingNetwork(seed=3)
     before = network.weights
     network.run(np.full((1000, 16), 2.0))

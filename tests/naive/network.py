@@ -1,40 +1,32 @@
 """The network once more, slow and obvious: one neuron at a time, scalars of the width that the kernels use."""
 
 import math
+from typing import Protocol
 
 import numpy as np
 
+from naive.lif import NaiveLif
 from neuromod.engine.config import ChannelConfig, NetworkConfig
+from neuromod.engine.models.catalogue import model_named
 from neuromod.engine.modulators import MODULATORS
 
 F = np.float32
 LEVEL_RANGES = {"dopamine": (-1.0, 1.0), "cortisol": (0.0, 1.0), "acetylcholine": (0.0, 1.0), "tempo": (0.1, 4.0)}
 
 
-class NaiveLif:
-    def __init__(self, config: ChannelConfig) -> None:
-        p = config.complete_parameters()
-        self.tau = float(F(p["tau_mem_ms"]))
-        self.threshold, self.reset, self.floor = F(p["v_threshold_mv"]), F(p["v_reset_mv"]), F(p["v_min_mv"])
-        self.refractory = F(p["refractory_ms"])
-        self.gain, self.bias = F(config.gain_mv), F(config.bias_mv)
-        self.v = F(0)
-        self.refractory_left = F(0)
+class NaiveNeuron(Protocol):
+    """`advance` takes drive, charge (mV), step (ms) and the factor on thresholds; it says whether the neuron fired."""
 
-    def advance(self, drive: np.float32, kick: np.float32, step: np.float32, threshold_gain: np.float32) -> bool:
-        if self.refractory_left > step / F(2):
-            self.v = self.reset
-        else:
-            rise = F(-math.expm1(-float(step) / self.tau))
-            self.v = max(self.v + (drive - self.v) * rise + kick, self.floor)
-            if abs(self.v) <= F(1e-30):
-                self.v = F(0)
-        self.refractory_left = max(self.refractory_left - step, F(0))
-        if self.v >= self.threshold * threshold_gain:
-            self.v = self.reset
-            self.refractory_left = self.refractory
-            return True
-        return False
+    v: np.float32
+
+    def __init__(self, config: ChannelConfig) -> None: ...
+
+    def advance(self, drive: np.float32, kick: np.float32, step: np.float32, threshold_gain: np.float32) -> bool: ...
+
+
+NEURONS: dict[str, type[NaiveNeuron]] = {
+    "lif": NaiveLif,
+}
 
 
 class NaiveNetwork:
@@ -42,8 +34,8 @@ class NaiveNetwork:
 
     def __init__(self, config: NetworkConfig, weights: np.ndarray, dt_ms: float) -> None:
         self.config, self.weights, self.dt_ms = config, weights, dt_ms
-        self.sensory = [NaiveLif(config.channel(i)) for i in range(14)]
-        self.interneuron = NaiveLif(config.channel(15))
+        self.channels = {i: config.channel(i).complete() for i in range(16) if i != 14}
+        self.neurons = {i: NEURONS[channel.model](channel) for i, channel in self.channels.items()}
         self.levels = {name: float(getattr(config.modulation.baseline, name)) for name in MODULATORS}
         self.reward_baseline = 0.0
         self.last_spikes = [False] * 16
@@ -66,7 +58,7 @@ class NaiveNetwork:
         self.levels["cortisol"] = min(max(self.levels["cortisol"] + float(amount), 0.0), 1.0)
 
     def membrane(self) -> list[np.float32]:
-        return [neuron.v for neuron in self.sensory] + [F(self.n_close_channels), self.interneuron.v]
+        return [F(self.n_close_channels) if i == 14 else self.neurons[i].v for i in range(16)]
 
     def tick(self, stimuli: np.ndarray) -> list[bool]:
         level, modulation = self.levels, self.config.modulation
@@ -86,18 +78,21 @@ class NaiveNetwork:
         self.bad_stimuli += sum(not np.isfinite(x) for x in stimuli)
         detected = self._detect(step)
         spikes = []
-        for i, neuron in enumerate([*self.sensory, None, self.interneuron]):
-            if neuron is None:
+        for i in range(16):
+            if i == 14:
                 spikes.append(detected)
                 continue
-            drive = neuron.bias + neuron.gain * (self._clean(stimuli[i]) * input_gain)
+            channel = self.channels[i]
+            model = model_named(channel.model)
+            drive = F(channel.bias) + F(channel.gain) * (self._clean(stimuli[i]) * input_gain)
             if i != 15:
-                drive = drive - inhibition
+                drive = drive - inhibition * F(model.input_per_mv(channel.parameters))
+            drive = min(max(drive, -F(model.input_limit)), F(model.input_limit))
             kick = F(0)
             for j in range(16):
                 if self.last_spikes[j]:
                     kick += self.weights[j][i] * recurrent_gain
-            spikes.append(neuron.advance(drive, kick, step, threshold_gain))
+            spikes.append(self.neurons[i].advance(drive, kick, step, threshold_gain))
 
         self.since_spike = [F(0) if spikes[i] else self.since_spike[i] + step for i in range(14)]
         self.last_spikes = spikes

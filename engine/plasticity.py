@@ -1,0 +1,173 @@
+"""Plasticity: pairs of spikes change weights, at once or once dopamine says whether they were worth it.
+
+Runs in every tick, after its spikes are known. Every synapse j -> i sees two kinds of event: a spike that left channel
+j (later by its delay, where it has one) and a spike of channel i. Two traces a channel, one for each side, jump by 1
+with its spikes and decay in between [1]_; a spike of i then adds a_plus x pre_trace[j], a spike that left j takes
+a_minus x post_trace[i]: the closed form a exp(-|t_i - t_j| / tau) for each pair [2]_. Traces are read before they jump,
+so that two spikes of the same tick are no pair. With `nearest`, a trace jumps to 1 rather than by 1, and each spike
+pairs with the nearest one before it alone.
+
+Rule "hebbian" changes the weights by the pairs. Rule "reward" collects them in an eligibility trace a synapse, which
+decays, and dw/dt = rate x dopamine x eligibility [3]_ [4]_: no dopamine, no change; negative dopamine, the opposite.
+
+A weight moves towards its bounds and never beyond; one that begins outside is not pulled in, but moves only inwards. So
+a synapse with no eligibility and no spike never changes, homeostasis excepted: synaptic scaling [5]_ multiplies the
+plastic weights onto a channel by what its running rate is off its target.
+
+References
+----------
+.. [1] Morrison, Diesmann & Gerstner (2008), Biol. Cybern. 98, 459-478.
+.. [2] Song, Miller & Abbott (2000), Nat. Neurosci. 3, 919-926.
+.. [3] Izhikevich (2007), Cereb. Cortex 17, 2443-2452.
+.. [4] Fremaux & Gerstner (2016), Front. Neural Circuits 9, 85.
+.. [5] Turrigiano et al. (1998), Nature 391, 892-896; van Rossum, Bi & Turrigiano (2000), J. Neurosci. 20, 8812-8821.
+"""
+
+import numpy as np
+
+from neuromod.engine.compiled import jit
+from neuromod.engine.exponential import one_minus_exp
+from neuromod.engine.layout_types import Record
+
+RULES = ("none", "hebbian", "reward")
+"""Rules by their number in the block."""
+
+_NONE, _HEBBIAN, _REWARD = range(3)
+_ZERO, _ONE = np.float32(0.0), np.float32(1.0)
+_PER_SECOND = np.float32(1000.0)
+# a trace this small is over; left alone it would decay into subnormal numbers, slow on many processors
+_TINY = np.float32(1e-30)
+
+
+@jit
+def prepare_plasticity(block: Record, step_ms: np.float32) -> None:
+    """Compute what a step of `step_ms` model time leaves of each kind of trace."""
+    tau, keep = block["trace_tau_ms"], block["trace_keep"]
+    for k in range(tau.shape[0]):
+        keep[k] = np.float32(np.float64(1.0) - one_minus_exp(np.float64(step_ms) / tau[k]))
+
+
+@jit
+def learn(block: Record, step_ms: np.float32, dopamine: np.float32) -> None:
+    """Follow the spikes of this tick, and change the weights where `learning` allows it."""
+    rule = block["rule"]
+    if rule == _NONE:
+        return
+    happened = block["arriving"] | block["spikes"]
+    _decay(block)
+    if rule == _REWARD:
+        _collect_eligibility(block, happened)
+        factor = block["rate_per_s"] * dopamine * (step_ms / _PER_SECOND)
+        if factor != _ZERO and block["learning"] != 0:
+            _spend_eligibility(block, factor)
+    elif happened != 0 and block["learning"] != 0:
+        _pair(block)
+    if happened != 0:
+        _mark(block)
+    if block["homeostatic"] != 0:
+        _scale(block, step_ms)
+
+
+@jit
+def _decay(block: Record) -> None:
+    n_channels = block["n_channels"]
+    before, after, keep = block["pre_trace"], block["post_trace"], block["trace_keep"]
+    keep_plus, keep_minus = keep[0], keep[1]
+    for i in range(n_channels):
+        x, y = before[i] * keep_plus, after[i] * keep_minus
+        before[i] = x if x > _TINY else _ZERO
+        after[i] = y if y > _TINY else _ZERO
+
+
+@jit
+def _mark(block: Record) -> None:
+    """Let the traces jump."""
+    n_channels = block["n_channels"]
+    before, after = block["pre_trace"], block["post_trace"]
+    departed, fired = block["departed"], block["fired"]
+    kept = _ZERO if block["nearest"] != 0 else _ONE
+    for i in range(n_channels):
+        before[i] = (before[i] * kept + _ONE) if departed[i] > _ZERO else before[i]
+        after[i] = (after[i] * kept + _ONE) if fired[i] > _ZERO else after[i]
+
+
+@jit
+def _collect_eligibility(block: Record, happened: int) -> None:
+    n_channels = block["n_channels"]
+    before, after = block["pre_trace"], block["post_trace"]
+    departed, fired = block["departed"], block["fired"]
+    eligibility, plastic = block["eligibility_mv"], block["plastic"]
+    keep = block["trace_keep"][2]
+    a_plus, a_minus = block["a_plus_mv"], block["a_minus_mv"]
+    for j in range(n_channels):
+        row = eligibility[j]
+        if happened != 0:
+            mask = plastic[j]
+            potentiation, depression = a_plus * before[j], a_minus * departed[j]
+            for i in range(n_channels):
+                row[i] = row[i] * keep + (potentiation * fired[i] - depression * after[i]) * mask[i]
+        else:
+            for i in range(n_channels):
+                e = row[i] * keep
+                row[i] = e if abs(e) > _TINY else _ZERO
+
+
+@jit
+def _spend_eligibility(block: Record, factor: np.float32) -> None:
+    n_channels = block["n_channels"]
+    weights, eligibility = block["weights_mv"], block["eligibility_mv"]
+    soft, low, high = block["soft_bounds"] != 0, block["w_min_mv"], block["w_max_mv"]
+    for j in range(n_channels):
+        w, row = weights[j], eligibility[j]
+        for i in range(n_channels):
+            w[i] = _moved(w[i], factor * row[i], soft, low, high)
+
+
+@jit
+def _pair(block: Record) -> None:
+    n_channels = block["n_channels"]
+    before, after = block["pre_trace"], block["post_trace"]
+    departed, fired = block["departed"], block["fired"]
+    weights, plastic = block["weights_mv"], block["plastic"]
+    a_plus, a_minus = block["a_plus_mv"], block["a_minus_mv"]
+    soft, low, high = block["soft_bounds"] != 0, block["w_min_mv"], block["w_max_mv"]
+    for j in range(n_channels):
+        w, mask = weights[j], plastic[j]
+        potentiation, depression = a_plus * before[j], a_minus * departed[j]
+        for i in range(n_channels):
+            change = (potentiation * fired[i] - depression * after[i]) * mask[i]
+            w[i] = _moved(w[i], change, soft, low, high)
+
+
+@jit
+def _moved(w: np.float32, change: np.float32, soft: bool, low: np.float32, high: np.float32) -> np.float32:
+    """The weight after a change: bounded, and with soft bounds in proportion to its distance from the bound ahead."""
+    if soft:
+        ahead = (high - w) if change > _ZERO else (w - low)
+        share = ahead / (high - low)
+        change = change * (share if share > _ZERO else _ZERO)
+    moved = w + change
+    top = w if w > high else high
+    bottom = w if w < low else low
+    moved = moved if moved < top else top
+    return moved if moved > bottom else bottom
+
+
+@jit
+def _scale(block: Record, step_ms: np.float32) -> None:
+    """Multiply the plastic weights onto each channel by what its running rate is off the target."""
+    n_channels = block["n_channels"]
+    rate, fired = block["rate_hz"], block["fired"]
+    weights, plastic = block["weights_mv"], block["plastic"]
+    part = step_ms / block["rate_tau_ms"]
+    speed, target = step_ms / block["scaling_tau_ms"], block["target_hz"]
+    low, high = block["w_min_mv"], block["w_max_mv"]
+    for i in range(n_channels):
+        rate[i] += part * (fired[i] * _PER_SECOND / step_ms - rate[i])
+    if block["learning"] == 0:
+        return
+    for j in range(n_channels):
+        w, mask = weights[j], plastic[j]
+        for i in range(n_channels):
+            change = w[i] * speed * (_ONE - rate[i] / target) * mask[i]
+            w[i] = _moved(w[i], change, False, low, high)
