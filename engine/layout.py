@@ -76,7 +76,7 @@ _FIELDS: tuple[tuple[str, str, tuple[int, ...]], ...] = (
     ("soft_bounds", "<i8", ()),
     ("homeostatic", "<i8", ()),
     ("trace_tau_ms", "<f8", (3,)),  # of pre_trace, post_trace, eligibility
-    ("trace_keep", "<f4", (3,)),  # what a step leaves of each
+    ("trace_fall", "<f4", (3,)),  # part of each that a step takes
     ("a_plus_mv", "<f4", ()),
     ("a_minus_mv", "<f4", ()),
     ("rate_per_s", "<f4", ()),
@@ -151,11 +151,12 @@ LAYOUT_ID = hashlib.sha256(repr((LAYOUT_VERSION, LAYOUT)).encode()).digest()[:16
 """Sixteen bytes that differ for layouts that differ."""
 
 
-def allocate() -> State:
-    """Return a zeroed block, 64-byte aligned, as an array of one record."""
-    raw = np.zeros(BLOCK_BYTES + ALIGNMENT, dtype=np.uint8)
+def allocate(n_blocks: int = 1) -> State:
+    """Return zeroed blocks, each 64-byte aligned, as an array of as many records."""
+    n_bytes = n_blocks * BLOCK_BYTES
+    raw = np.zeros(n_bytes + ALIGNMENT, dtype=np.uint8)
     start = -raw.ctypes.data % ALIGNMENT
-    return raw[start : start + BLOCK_BYTES].view(BLOCK)
+    return raw[start : start + n_bytes].view(BLOCK)
 
 
 def attach(buffer: memoryview | bytearray) -> State:

@@ -19,6 +19,7 @@ def add_noise(block: Record, step_ms: np.float32) -> None:
     """Add to the drive of each channel a random number of standard deviation `noise` x sqrt(1 ms / step).
 
     With this measure the noise of a membrane does not depend on the length of the step, which is what makes it white.
+    The sum is held to `drive_limit` again.
 
     Notes
     -----
@@ -32,6 +33,7 @@ def add_noise(block: Record, step_ms: np.float32) -> None:
     """
     n_channels = block["n_channels"]
     drive, noise, random = block["drive"], block["noise"], block["random"]
+    bound = block["drive_limit"]
     scale = _SCALE * np.float32(np.sqrt(_MS / step_ms))
     for i in range(n_channels):
         x = random[i]
@@ -44,4 +46,6 @@ def add_noise(block: Record, step_ms: np.float32) -> None:
         x ^= x << _LAST
         total += np.int64(x & _WORD) + np.int64(x >> _16 & _WORD) + np.int64(x >> _32 & _WORD) + np.int64(x >> _48)
         random[i] = x
-        drive[i] += noise[i] * (np.float32(total - _MEAN) * scale)
+        y = drive[i] + noise[i] * (np.float32(total - _MEAN) * scale)
+        y = y if y < bound[i] else bound[i]
+        drive[i] = y if y > -bound[i] else -bound[i]

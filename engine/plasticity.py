@@ -41,21 +41,30 @@ _TINY = np.float32(1e-30)
 
 @jit
 def prepare_plasticity(block: Record, step_ms: np.float32) -> None:
-    """Compute what a step of `step_ms` model time leaves of each kind of trace."""
-    tau, keep = block["trace_tau_ms"], block["trace_keep"]
+    """Compute the part of each kind of trace that a step of `step_ms` model time takes.
+
+    It, and not what is left, since float32 has few digits just below 1: a short step would lose most of them.
+    """
+    tau, fall = block["trace_tau_ms"], block["trace_fall"]
     for k in range(tau.shape[0]):
-        keep[k] = np.float32(np.float64(1.0) - one_minus_exp(np.float64(step_ms) / tau[k]))
+        fall[k] = np.float32(one_minus_exp(np.float64(step_ms) / tau[k]))
 
 
 @jit
 def learn(block: Record, step_ms: np.float32, dopamine: np.float32) -> None:
     """Follow the spikes of this tick, and change the weights where `learning` allows it."""
-    rule = block["rule"]
-    if rule == _NONE:
-        return
+    if block["rule"] != _NONE:
+        _follow(block, step_ms, dopamine)
+    if block["homeostatic"] != 0:
+        _scale(block, step_ms)
+
+
+@jit
+def _follow(block: Record, step_ms: np.float32, dopamine: np.float32) -> None:
+    """Apply the network's rule to the spikes of this tick."""
     happened = block["arriving"] | block["spikes"]
     _decay(block)
-    if rule == _REWARD:
+    if block["rule"] == _REWARD:
         _collect_eligibility(block, happened)
         factor = block["rate_per_s"] * dopamine * (step_ms / _PER_SECOND)
         if factor != _ZERO and block["learning"] != 0:
@@ -64,17 +73,15 @@ def learn(block: Record, step_ms: np.float32, dopamine: np.float32) -> None:
         _pair(block)
     if happened != 0:
         _mark(block)
-    if block["homeostatic"] != 0:
-        _scale(block, step_ms)
 
 
 @jit
 def _decay(block: Record) -> None:
     n_channels = block["n_channels"]
-    before, after, keep = block["pre_trace"], block["post_trace"], block["trace_keep"]
-    keep_plus, keep_minus = keep[0], keep[1]
+    before, after, fall = block["pre_trace"], block["post_trace"], block["trace_fall"]
+    fall_plus, fall_minus = fall[0], fall[1]
     for i in range(n_channels):
-        x, y = before[i] * keep_plus, after[i] * keep_minus
+        x, y = before[i] - before[i] * fall_plus, after[i] - after[i] * fall_minus
         before[i] = x if x > _TINY else _ZERO
         after[i] = y if y > _TINY else _ZERO
 
@@ -97,7 +104,7 @@ def _collect_eligibility(block: Record, happened: int) -> None:
     before, after = block["pre_trace"], block["post_trace"]
     departed, fired = block["departed"], block["fired"]
     eligibility, plastic = block["eligibility_mv"], block["plastic"]
-    keep = block["trace_keep"][2]
+    fall = block["trace_fall"][2]
     a_plus, a_minus = block["a_plus_mv"], block["a_minus_mv"]
     for j in range(n_channels):
         row = eligibility[j]
@@ -105,10 +112,10 @@ def _collect_eligibility(block: Record, happened: int) -> None:
             mask = plastic[j]
             potentiation, depression = a_plus * before[j], a_minus * departed[j]
             for i in range(n_channels):
-                row[i] = row[i] * keep + (potentiation * fired[i] - depression * after[i]) * mask[i]
+                row[i] = row[i] - row[i] * fall + (potentiation * fired[i] - depression * after[i]) * mask[i]
         else:
             for i in range(n_channels):
-                e = row[i] * keep
+                e = row[i] - row[i] * fall
                 row[i] = e if abs(e) > _TINY else _ZERO
 
 
@@ -163,7 +170,8 @@ def _scale(block: Record, step_ms: np.float32) -> None:
     speed, target = step_ms / block["scaling_tau_ms"], block["target_hz"]
     low, high = block["w_min_mv"], block["w_max_mv"]
     for i in range(n_channels):
-        rate[i] += part * (fired[i] * _PER_SECOND / step_ms - rate[i])
+        r = rate[i] + part * (fired[i] * _PER_SECOND / step_ms - rate[i])
+        rate[i] = r if r > _TINY else _ZERO
     if block["learning"] == 0:
         return
     for j in range(n_channels):
