@@ -51,13 +51,15 @@ _FIELDS: tuple[tuple[str, str, tuple[int, ...]], ...] = (
     ("step", "<i8", ()),  # ticks since the start
     ("spikes", "<i8", ()),  # last tick's: bit i = channel i
     ("arriving", "<i8", ()),  # channels whose spikes arrive at the next tick: `spikes`, later where delayed
+    ("n_coincident", "<i8", ()),  # sensory channels that the detector last found within its window
     ("bad_stimuli", "<i8", ()),  # values that were not finite and were taken as 0
     ("bad_levels", "<i8", ()),  # levels, rewards, stresses and parameters that were not finite and were ignored
     ("learning", "<i8", ()),  # 1 where plasticity may change weights
     ("models", "<i8", ()),  # bit m = some channel has the model of number m
     ("delayed", "<i8", ()),  # 1 where some channel's spikes are delayed
     ("noisy", "<i8", ()),  # 1 where some channel's drive is noisy
-    # 16 for ever; read, because LLVM unrolls a loop of constant length into scalar code before it looks for vectors
+    # 16 for ever; read, because LLVM unrolls a loop of constant length into scalar code before it looks for vectors.
+    # Kernels take it `& -16`, which tells LLVM that no remainder is left (a tick of 118 ns instead of 105)
     ("n_channels", "<i8", ()),
     # neuromodulators, in the order of MODULATORS
     ("levels", "<f8", (N_MODULATORS,)),
@@ -103,7 +105,7 @@ _FIELDS: tuple[tuple[str, str, tuple[int, ...]], ...] = (
     ("delay_ticks", "<i8", _ROW),  # ticks that a channel's spikes take beyond the one that all take
     ("past", "<i8", _ROW),  # spikes of the last 63 ticks, the newest in bit 0; kept only where some are delayed
     ("random", "<u8", _ROW),  # state of each channel's random numbers
-    ("since_spike_ms", "<f4", _ROW),  # sensory channels: model time since the last spike
+    ("since_spike_ms", "<f4", _ROW),  # model time since the last spike
     ("parameters", "<f4", (N_PARAMETERS, N_CHANNELS)),  # of the channel's model, in its order
     ("variables", "<f4", (N_VARIABLES, N_CHANNELS)),  # row 0: membrane potential
     ("derived", "<f4", (N_DERIVED, N_CHANNELS)),

@@ -31,7 +31,7 @@ def add_noise(block: Record, step_ms: np.float32) -> None:
     ----------
     .. [1] Marsaglia (2003), J. Stat. Softw. 8(14).
     """
-    n_channels = block["n_channels"]
+    n_channels = block["n_channels"] & -16
     drive, noise, random = block["drive"], block["noise"], block["random"]
     bound = block["drive_limit"]
     scale = _SCALE * np.float32(np.sqrt(_MS / step_ms))

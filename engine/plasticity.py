@@ -65,10 +65,8 @@ def _follow(block: Record, step_ms: np.float32, dopamine: np.float32) -> None:
     happened = block["arriving"] | block["spikes"]
     _decay(block)
     if block["rule"] == _REWARD:
-        _collect_eligibility(block, happened)
         factor = block["rate_per_s"] * dopamine * (step_ms / _PER_SECOND)
-        if factor != _ZERO and block["learning"] != 0:
-            _spend_eligibility(block, factor)
+        _reward(block, happened, factor if block["learning"] != 0 else _ZERO)
     elif happened != 0 and block["learning"] != 0:
         _pair(block)
     if happened != 0:
@@ -77,7 +75,7 @@ def _follow(block: Record, step_ms: np.float32, dopamine: np.float32) -> None:
 
 @jit
 def _decay(block: Record) -> None:
-    n_channels = block["n_channels"]
+    n_channels = block["n_channels"] & -16
     before, after, fall = block["pre_trace"], block["post_trace"], block["trace_fall"]
     fall_plus, fall_minus = fall[0], fall[1]
     for i in range(n_channels):
@@ -89,7 +87,7 @@ def _decay(block: Record) -> None:
 @jit
 def _mark(block: Record) -> None:
     """Let the traces jump."""
-    n_channels = block["n_channels"]
+    n_channels = block["n_channels"] & -16
     before, after = block["pre_trace"], block["post_trace"]
     departed, fired = block["departed"], block["fired"]
     kept = _ZERO if block["nearest"] != 0 else _ONE
@@ -99,40 +97,41 @@ def _mark(block: Record) -> None:
 
 
 @jit
-def _collect_eligibility(block: Record, happened: int) -> None:
-    n_channels = block["n_channels"]
+def _reward(block: Record, happened: int, factor: np.float32) -> None:
+    """Let eligibility decay and collect this tick's pairs; and let dopamine spend it."""
+    n_channels = block["n_channels"] & -16
     before, after = block["pre_trace"], block["post_trace"]
     departed, fired = block["departed"], block["fired"]
-    eligibility, plastic = block["eligibility_mv"], block["plastic"]
+    eligibility, plastic, weights = block["eligibility_mv"], block["plastic"], block["weights_mv"]
     fall = block["trace_fall"][2]
     a_plus, a_minus = block["a_plus_mv"], block["a_minus_mv"]
-    for j in range(n_channels):
-        row = eligibility[j]
-        if happened != 0:
-            mask = plastic[j]
+    soft, low, high = block["soft_bounds"] != 0, block["w_min_mv"], block["w_max_mv"]
+    if happened != 0:
+        for j in range(n_channels):
+            row, mask = eligibility[j], plastic[j]
             potentiation, depression = a_plus * before[j], a_minus * departed[j]
             for i in range(n_channels):
                 row[i] = row[i] - row[i] * fall + (potentiation * fired[i] - depression * after[i]) * mask[i]
-        else:
+        fall = _ZERO
+    if factor != _ZERO:
+        for j in range(n_channels):
+            row, w = eligibility[j], weights[j]
+            for i in range(n_channels):
+                e = row[i] - row[i] * fall
+                e = e if abs(e) > _TINY else _ZERO
+                row[i] = e
+                w[i] = _moved(w[i], factor * e, soft, low, high)
+    elif happened == 0:
+        for j in range(n_channels):
+            row = eligibility[j]
             for i in range(n_channels):
                 e = row[i] - row[i] * fall
                 row[i] = e if abs(e) > _TINY else _ZERO
 
 
 @jit
-def _spend_eligibility(block: Record, factor: np.float32) -> None:
-    n_channels = block["n_channels"]
-    weights, eligibility = block["weights_mv"], block["eligibility_mv"]
-    soft, low, high = block["soft_bounds"] != 0, block["w_min_mv"], block["w_max_mv"]
-    for j in range(n_channels):
-        w, row = weights[j], eligibility[j]
-        for i in range(n_channels):
-            w[i] = _moved(w[i], factor * row[i], soft, low, high)
-
-
-@jit
 def _pair(block: Record) -> None:
-    n_channels = block["n_channels"]
+    n_channels = block["n_channels"] & -16
     before, after = block["pre_trace"], block["post_trace"]
     departed, fired = block["departed"], block["fired"]
     weights, plastic = block["weights_mv"], block["plastic"]
@@ -163,7 +162,7 @@ def _moved(w: np.float32, change: np.float32, soft: bool, low: np.float32, high:
 @jit
 def _scale(block: Record, step_ms: np.float32) -> None:
     """Multiply the plastic weights onto each channel by what its running rate is off the target."""
-    n_channels = block["n_channels"]
+    n_channels = block["n_channels"] & -16
     rate, fired = block["rate_hz"], block["fired"]
     weights, plastic = block["weights_mv"], block["plastic"]
     part = step_ms / block["rate_tau_ms"]

@@ -20,6 +20,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+from neuromod.engine.bits import above, below, count, unpack
 from neuromod.engine.compiled import jit
 from neuromod.engine.layout import COINCIDENCE, INHIBITORY, LIVE, MAX_DELAY_TICKS, N_SENSORY
 from neuromod.engine.layout_types import Record, State
@@ -220,7 +221,7 @@ def _advance(block: Record, step_ms: np.float32, threshold_gain: np.float32) -> 
 @jit
 def _drive(block: Record, stimuli: NDArray[np.float32], step_ms: np.float32) -> None:
     """Input of each neuron, in the unit of its model: bias + gain x stimulus - inhibition."""
-    n_channels = block["n_channels"]
+    n_channels = block["n_channels"] & -16
     levels = block["levels"]
     live = block["live"]
     gain, bias, inhibited, bound = block["gain"], block["bias"], block["inhibited"], block["drive_limit"]
@@ -256,7 +257,7 @@ def _drive(block: Record, stimuli: NDArray[np.float32], step_ms: np.float32) -> 
 @jit
 def _kick(block: Record) -> None:
     """Charge that arriving spikes bring: the rows of their weights, added in the order of the sources."""
-    n_channels = block["n_channels"]
+    n_channels = block["n_channels"] & -16
     weights, kick = block["weights_mv"], block["kick"]
     arriving = block["arriving"]
     gain = np.float32(
@@ -277,15 +278,12 @@ def _detect(block: Record, step_ms: np.float32) -> int:
 
     Exact: every sensory channel counts once, by the time since its own last spike.
     """
-    n_channels = block["n_channels"]
-    since, live = block["since_spike_ms"], block["live"]
+    live = block["live"]
     half_step = step_ms * _HALF
     # at most half a step above the window: the times are sums of steps, and rounded
     edge = np.float32(live[_WINDOW]) + half_step
-    distinct = 0
-    for i in range(n_channels):
-        distinct += 1 if since[i] < edge else 0
-    block["variables"][0][COINCIDENCE] = np.float32(distinct)
+    distinct = count(below(block["since_spike_ms"], edge) & _SENSORY_BITS)
+    block["n_coincident"] = distinct
     left = block["coincidence_left_ms"]
     fires = block["spikes"] & _SENSORY_BITS != 0 and distinct >= live[_MIN_CHANNELS] and left <= half_step
     left = np.float32(block["coincidence_refractory_ms"]) if fires else left - step_ms
@@ -296,22 +294,19 @@ def _detect(block: Record, step_ms: np.float32) -> int:
 @jit
 def _collect(block: Record, step_ms: np.float32) -> int:
     """Gather the spikes of all neurons into bits, and advance the times since the last spike."""
-    n_channels = block["n_channels"]
+    n_channels = block["n_channels"] & -16
     fired, since = block["fired"], block["since_spike_ms"]
     for i in range(n_channels):
         since[i] = _ZERO if fired[i] > _ZERO else since[i] + step_ms
-    for i in range(N_SENSORY, n_channels):
-        since[i] = NEVER_MS
-    spikes = 0
-    for i in range(n_channels):
-        spikes |= (1 if fired[i] > _ZERO else 0) << i
-    return spikes
+    # after the models, whose vectors would wait for a single entry just written into their row
+    block["variables"][0][COINCIDENCE] = np.float32(block["n_coincident"])
+    return above(fired, _ZERO)
 
 
 @jit
 def _depart(block: Record, spikes: int) -> None:
     """Say whose spikes arrive at the next tick: this tick's, or those of a channel's delay ago."""
-    n_channels = block["n_channels"]
+    n_channels = block["n_channels"] & -16
     departed = block["departed"]
     arriving = spikes
     if block["delayed"] != 0:
@@ -320,8 +315,7 @@ def _depart(block: Record, spikes: int) -> None:
         for j in range(n_channels):
             past[j] = (past[j] << 1 | (spikes >> j & 1)) & _PAST
             arriving |= (past[j] >> delay[j] & 1) << j
-    for j in range(n_channels):
-        departed[j] = np.float32(arriving >> j & 1)
+    unpack(arriving, departed)
     block["arriving"] = arriving
 
 

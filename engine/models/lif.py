@@ -65,7 +65,7 @@ _TINY_MV = np.float32(1e-30)
 @jit
 def prepare(block: Record, step_ms: np.float32) -> None:
     """Compute `rise` = 1 - exp(-step / tau) of every LIF channel, for steps of `step_ms` model time."""
-    n_channels = block["n_channels"]
+    n_channels = block["n_channels"] & -16
     model = block["model"]
     tau_mem = block["parameters"][0]
     rise = block["derived"][0]
@@ -80,7 +80,7 @@ def advance(block: Record, step_ms: np.float32, threshold_gain: np.float32) -> N
 
     A period ends at the step nearest to its length, so that sums of rounded steps cannot make it a step longer.
     """
-    n_channels = block["n_channels"]
+    n_channels = block["n_channels"] & -16
     model = block["model"]
     parameters = block["parameters"]
     v_threshold = parameters[1]
