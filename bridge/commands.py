@@ -64,7 +64,11 @@ COMMANDS: dict[str, Command] = {
         Command("set", SetArgs, "Change parameters at the next tick boundary, all or none."),
         Command("checkpoint", OptionalPathArgs, "Write the whole state of the loop to a file; the result names it."),
         Command("restore", PathArgs, "Load such a file at a tick boundary; refused if it is of another layout."),
-        Command("learning", LearningArgs, "Let plasticity change weights, or freeze them."),
+        Command(
+            "learning",
+            LearningArgs,
+            "Let plasticity change weights, or freeze them; traces and eligibility follow the spikes either way.",
+        ),
         Command("version", NoArgs, "Versions of the package, the protocol and the state layout."),
     )
 }
@@ -77,6 +81,7 @@ NETWORK_PARAMETERS: dict[str, str] = {
     "network.inhibition.duration_ms": "inhibition_duration_ms",
     "network.coincidence.window_ms": "coincidence_window_ms",
     "network.coincidence.min_channels": "coincidence_min_channels",
+    "network.learning.rate_per_s": "learning_rate_per_s",
 }
 """What `set` may change in the network: name in the session file to name among the engine's live parameters."""
 

@@ -58,13 +58,26 @@ smoothing_ms = @
 
 _REST = """\
 [network]
-seed = @  # of the initial weights
+seed = @  # of the initial weights and of the noise
 input_gain = @
 recurrent_gain = @
+
+[network.sensory]                # channels 0 to 13; [network.channels.3] sets one of them apart
+model = @  # 'neuromod models' lists them and their parameters
+noise = @  # white noise on the drive, its standard deviation over 1 ms
+# gain = 10.0                    # drive per unit of stimulus; without it, what suits the model
+# bias = 12.0                    # drive without stimulus; likewise
 
 [network.coincidence]            # channel 14 fires when so many sensory channels fire within the window
 window_ms = @
 min_channels = @
+
+[network.learning]               # from pairs of spikes and, with rule "reward", dopamine
+rule = @  # reward, hebbian or none
+rate_per_s = @  # change of a weight per second, dopamine of 1 and mV of eligibility
+tau_eligibility_ms = @  # how long a pair of spikes waits for its reward
+w_min_mv = @
+w_max_mv = @
 
 [network.inhibition]             # channel 15 holds the sensory channels down for a while
 strength_mv = @

@@ -250,7 +250,7 @@ class StateMessage:
     t : float
         Seconds on the daemon's `lsl_local_clock`.
     membrane : ndarray of float32, shape (16,)
-        Potential above rest, mV.
+        Potential of each channel, as its model counts it (mV, for most).
     modulators : dict of str to float
         The four levels.
     rates_hz : ndarray of float32, shape (16,)

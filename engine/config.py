@@ -394,8 +394,16 @@ class NetworkConfig(_Frozen):
 
     def live_values(self) -> tuple[float, ...]:
         """Values of the parameters that may change while the network runs, in the order of `LIVE`."""
-        parts = {"inhibition": self.inhibition, "coincidence": self.coincidence}
+        parts = {name: getattr(self, name) for name in _LIVE_PARTS}
         return tuple(float(getattr(parts.get(part, self), name)) for part, name in map(_split_live_name, LIVE))
+
+
+_LIVE_PARTS: dict[str, type[_Frozen]] = {
+    "inhibition": InhibitionConfig,
+    "coincidence": CoincidenceConfig,
+    "learning": LearningConfig,
+}
+"""Parts of the configuration by which names in `LIVE` begin; a name without such a beginning is the network's own."""
 
 
 def check_live(name: str, value: float) -> float:
@@ -409,9 +417,8 @@ def check_live(name: str, value: float) -> float:
     if name not in LIVE:
         raise ConfigError(f"{name!r} cannot change while the network runs; {', '.join(LIVE)} can")
     part, key = _split_live_name(name)
-    kinds: dict[str, type[_Frozen]] = {"inhibition": InhibitionConfig, "coincidence": CoincidenceConfig}
     try:
-        kinds.get(part, NetworkConfig).model_validate({key: value})
+        _LIVE_PARTS.get(part, NetworkConfig).model_validate({key: value})
     except pydantic.ValidationError as error:
         raise ConfigError(f"{name}: {error.errors()[0]['msg']}, got {value!r}") from None
     return float(value)
@@ -420,4 +427,4 @@ def check_live(name: str, value: float) -> float:
 def _split_live_name(name: str) -> tuple[str, str]:
     """Split `inhibition_strength_mv` into its part of the configuration and the key there; `input_gain` has no part."""
     part, _, key = name.partition("_")
-    return (part, key) if part in ("inhibition", "coincidence") else ("", name)
+    return (part, key) if part in _LIVE_PARTS else ("", name)

@@ -27,6 +27,7 @@ LIVE = (
     "inhibition_duration_ms",
     "coincidence_window_ms",
     "coincidence_min_channels",
+    "learning_rate_per_s",
 )
 """Parameters that may change while the network runs, in the order of the field `live`."""
 
@@ -81,7 +82,6 @@ _FIELDS: tuple[tuple[str, str, tuple[int, ...]], ...] = (
     ("trace_fall", "<f4", (3,)),  # part of each that a step takes
     ("a_plus_mv", "<f4", ()),
     ("a_minus_mv", "<f4", ()),
-    ("rate_per_s", "<f4", ()),
     ("w_min_mv", "<f4", ()),
     ("w_max_mv", "<f4", ()),
     ("target_hz", "<f4", ()),

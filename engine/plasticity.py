@@ -27,11 +27,13 @@ import numpy as np
 
 from neuromod.engine.compiled import jit
 from neuromod.engine.exponential import one_minus_exp
+from neuromod.engine.layout import LIVE
 from neuromod.engine.layout_types import Record
 
 RULES = ("none", "hebbian", "reward")
 """Rules by their number in the block."""
 
+_RATE = LIVE.index("learning_rate_per_s")
 _NONE, _HEBBIAN, _REWARD = range(3)
 _ZERO, _ONE = np.float32(0.0), np.float32(1.0)
 _PER_SECOND = np.float32(1000.0)
@@ -65,7 +67,7 @@ def _follow(block: Record, step_ms: np.float32, dopamine: np.float32) -> None:
     happened = block["arriving"] | block["spikes"]
     _decay(block)
     if block["rule"] == _REWARD:
-        factor = block["rate_per_s"] * dopamine * (step_ms / _PER_SECOND)
+        factor = np.float32(block["live"][_RATE]) * dopamine * (step_ms / _PER_SECOND)
         _reward(block, happened, factor if block["learning"] != 0 else _ZERO)
     elif happened != 0 and block["learning"] != 0:
         _pair(block)
