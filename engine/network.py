@@ -45,6 +45,8 @@ class SpikingNetwork:
         Seed of the initial weights, instead of the configuration's.
     dt_ms : float
         Wall time of one tick, 0.001 to 1 ms.
+    state : State, optional
+        Memory for the block, as from `layout.allocate` or `layout.attach`; what it held is lost.
 
     Raises
     ------
@@ -60,7 +62,12 @@ class SpikingNetwork:
     """
 
     def __init__(
-        self, config: NetworkConfig | None = None, *, seed: int | None = None, dt_ms: float = MAX_DT_MS
+        self,
+        config: NetworkConfig | None = None,
+        *,
+        seed: int | None = None,
+        dt_ms: float = MAX_DT_MS,
+        state: State | None = None,
     ) -> None:
         if not MIN_DT_MS <= dt_ms <= MAX_DT_MS:
             raise ConfigError(f"dt_ms must lie within {MIN_DT_MS} and {MAX_DT_MS}, got {dt_ms}; take several ticks")
@@ -70,7 +77,8 @@ class SpikingNetwork:
                 raise ConfigError(f"seed must lie within 0 and 2**63 - 1, got {seed}")
             config = config.model_copy(update={"seed": seed})
         self.config = config
-        self._state = allocate()
+        self._state = allocate() if state is None else state
+        self._load(bytes(BLOCK_BYTES))
         _fill(self._state, config, dt_ms)
         self._initial = self._state.tobytes()
         self._warm()
@@ -146,12 +154,9 @@ class SpikingNetwork:
         StimulusError
             If stimuli or modulators have another shape or are not all finite. The network has not moved then.
         """
-        values = _as_float32(stimuli)
-        if values.ndim != 2 or values.shape[1] != N_CHANNELS:
-            raise StimulusError(f"expected stimuli of shape (n, {N_CHANNELS}), got {values.shape}")
-        _refuse_non_finite(values, "stimulus")
+        values, rows = checked_inputs(stimuli, modulators)
         spikes = np.empty(values.shape, dtype=np.bool_)
-        kernels.run(self._state, values, _level_rows(modulators, len(values)), spikes)
+        kernels.run(self._state, values, rows, spikes)
         return spikes
 
     def add_reward(self, amount: float) -> None:
@@ -215,6 +220,10 @@ class SpikingNetwork:
             If it is none of ours, of another version, damaged, or of a network with another `dt_ms`. The network is
             unchanged then.
         """
+        self._load(self._checked(checkpoint))
+
+    def _checked(self, checkpoint: bytes) -> bytes:
+        """The block that a checkpoint holds, if this network can go on with it."""
         if len(checkpoint) < _HEADER.size or checkpoint[: len(_MAGIC)] != _MAGIC:
             raise CheckpointError("not a checkpoint of a network: it does not start with the mark of one")
         _, version, layout, checksum = _HEADER.unpack_from(checkpoint)
@@ -232,7 +241,7 @@ class SpikingNetwork:
                 f"the checkpoint's network has ticks of {dt_ms:g} ms, this one of {self.dt_ms:g} ms: "
                 "build the network with the same dt_ms"
             )
-        self._load(block)
+        return block
 
     def _load(self, block: bytes) -> None:
         """Overwrite the block in place, so that everyone who holds the state sees it."""
@@ -249,6 +258,23 @@ class SpikingNetwork:
         )
         kernels.set_parameter(state, 0, np.float64(1.0))
         self.reset()
+
+
+def checked_inputs(
+    stimuli: ArrayLike, modulators: NeuroModulators | ArrayLike | None = None
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Stimuli and levels of a run as `tick.run` wants them.
+
+    Raises
+    ------
+    StimulusError
+        If either has another shape than `SpikingNetwork.run` takes, or is not all finite.
+    """
+    values = _as_float32(stimuli)
+    if values.ndim != 2 or values.shape[1] != N_CHANNELS:
+        raise StimulusError(f"expected stimuli of shape (n, {N_CHANNELS}), got {values.shape}")
+    _refuse_non_finite(values, "stimulus")
+    return values, _level_rows(modulators, len(values))
 
 
 def initial_weights(config: NetworkConfig) -> NDArray[np.float32]:
@@ -330,7 +356,7 @@ def _fill_learning(block: Record, config: NetworkConfig) -> None:
     block["nearest"] = learning.pairing == "nearest"
     block["soft_bounds"] = learning.bounds == "soft"
     block["trace_tau_ms"][:] = learning.tau_plus_ms, learning.tau_minus_ms, learning.tau_eligibility_ms
-    for name in ("a_plus_mv", "a_minus_mv", "rate_per_s", "w_min_mv", "w_max_mv"):
+    for name in ("a_plus_mv", "a_minus_mv", "w_min_mv", "w_max_mv"):
         block[name] = getattr(learning, name)
     plastic = np.zeros((N_CHANNELS, N_CHANNELS))
     if learning.plastic is None:
@@ -386,6 +412,9 @@ def _refuse_non_finite(values: NDArray[np.float32], what: str) -> None:
 
 
 def _as_float32(values: ArrayLike) -> NDArray[np.float32]:
-    """C-contiguous float32; what is too large becomes infinite without a warning, and is refused by name later."""
+    """C-contiguous float32; what is too large becomes infinite without a warning, and is refused by name later.
+
+    Writeable and aligned as well: numba takes an array that is not for another type, and would compile the tick anew.
+    """
     with np.errstate(over="ignore"):
-        return np.asarray(values, dtype=np.float32, order="C")
+        return np.require(values, dtype=np.float32, requirements=["C", "A", "W", "E"])

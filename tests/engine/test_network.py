@@ -219,10 +219,13 @@ def test_every_live_parameter_acts(name: str) -> None:
         "inhibition_duration_ms": 1.0,
         "coincidence_window_ms": 1.0,
         "coincidence_min_channels": 7,
+        "learning_rate_per_s": 50.0,
     }[name]
-    changed = SpikingNetwork(seed=1)
+    plain, changed = SpikingNetwork(seed=1), SpikingNetwork(seed=1)
     changed.set_parameters(**{name: other})
-    assert (changed.run(stimuli_of(3, 3000)) != SpikingNetwork(seed=1).run(stimuli_of(3, 3000))).any()
+    for network in (plain, changed):
+        network.add_reward(1.0)
+    assert (changed.run(stimuli_of(3, 3000)) != plain.run(stimuli_of(3, 3000))).any()
 
 
 @pytest.mark.parametrize(
