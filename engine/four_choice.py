@@ -14,6 +14,9 @@ is zero on average where the baseline is that average; so the weights follow the
 [2]_, which climbs the expected reward where choices are noisy [3]_. The noise is the exploration, and inhibition after
 the first spike of an output keeps the others from becoming eligible for a choice that was not theirs.
 
+Measured over 30 seeds: of the last 200 of 2,000 trials 0.945 to 0.99 are right, 0.98 in most; 100 trials in a row with
+0.85 right first end after 230 to 390. With dopamine off, 0.25; with the same rewards in another order, 0.23 +- 0.02.
+
 References
 ----------
 .. [1] Izhikevich (2007), Cereb. Cortex 17, 2443-2452.
@@ -113,7 +116,7 @@ class FourChoiceTask:
     """Cues, choices and rewards; it holds no network and no clock.
 
     The output with most spikes while the cue is on is the choice; among equals the one that fired first; among equals
-    still, one by chance, drawn before the trial so that no play of another trial depends on it.
+    still, one by chance, drawn beforehand so that how one trial goes leaves the draws of the next as they are.
 
     Parameters
     ----------
@@ -162,10 +165,11 @@ class FourChoiceTask:
                 f"n_trials={n_trials}, cue_ticks={cue_ticks}, delay_ticks={delay_ticks}, rest_ticks={rest_ticks}"
             )
         self.n_trials = n_trials
-        rng = np.random.default_rng([seed, _TRIALS])
-        self._cues = rng.integers(0, N_CHOICES, n_trials)
-        self._delays = rng.integers(shortest, longest, n_trials, endpoint=True)
-        self._ranks = rng.permuted(np.tile(np.arange(N_CHOICES), (n_trials, 1)), axis=1)
+        # a row a trial: the first trials are the same however many follow
+        drawn = np.random.default_rng([seed, _TRIALS]).random((n_trials, 2 + N_CHOICES))
+        self._cues = (drawn[:, 0] * N_CHOICES).astype(np.int64)
+        self._delays = shortest + (drawn[:, 1] * (longest - shortest + 1)).astype(np.int64)
+        self._tie_keys = drawn[:, 2:]
         self._given = None if rewards is None else np.array(rewards, dtype=np.float64)
         if self._given is not None and self._given.shape != (n_trials,):
             raise ConfigError(f"expected one reward for each of {n_trials} trials, got shape {self._given.shape}")
@@ -257,7 +261,7 @@ class FourChoiceTask:
         self._phase, self._elapsed = (ended + 1) % 3, 0
         if ended == _CUE:
             # the last key counts most
-            best = int(np.lexsort((self._ranks[trial], self._first, -self._counts))[0])
+            best = int(np.lexsort((self._tie_keys[trial], self._first, -self._counts))[0])
             self._choices[trial] = best if self._counts[best] else NO_CHOICE
             self._counts[:], self._first[:] = 0, self._cue_ticks
         elif ended == _DELAY:
@@ -297,11 +301,12 @@ def network_config(seed: int) -> NetworkConfig:
 
     Outputs: a bias of 8 mV, half way to threshold, lets the initial weights of 2 mV (+-0.1) bring one spike a trial.
     Their noise makes the membrane fluctuate by 1.6 mV, and decides which of them is first: this is the exploration. A
-    weight difference of 2 mV outweighs it, so choices become sure as weights part. With twice the noise the task is
-    learnt less well (0.79 right), with half of it as well.
+    weight difference of 2 mV outweighs it, so choices become sure as weights part. With half of this noise the task is
+    learnt as well, with twice as much to 0.80.
 
-    Interneuron: any output's spike fires it at once, and its inhibition of 40 ms outlasts the cue: the first output to
-    fire is the only one in nearly every trial. Without inhibition the task is still learnt, later and less well.
+    Interneuron: any output's spike fires it at once, and its inhibition of 40 ms outlasts the cue. So the first output
+    to fire is most often the only one: 1.3 spikes a trial at first, 1.02 in the end. Without inhibition the outputs
+    share the credit, and the task is not learnt.
 
     Learning: eligibility must span cue, delay and dopamine's own 200 ms, so its time constant is 500 ms. A surprising
     reward then moves the weights of two input spikes before the choice by about 0.1 mV: some tens of right trials a
@@ -358,7 +363,7 @@ def train(
 ) -> Learning:
     """Let a new network learn the task; the same seed gives the same bits.
 
-    Runs each phase in one compiled call: the same outcome as `play`, some 300 times as fast.
+    Runs each phase in one compiled call: the same outcome as `play`, in 0.12 ms a trial instead of 10.
 
     Parameters
     ----------
