@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from neuromod.engine.config import CoincidenceConfig, InhibitionConfig, LearningConfig, ModulationConfig, NetworkConfig
-from neuromod.engine.layout import ALIGNMENT, COINCIDENCE, N_CHANNELS
+from neuromod.engine.layout import ALIGNMENT, COINCIDENCE, LIVE, N_CHANNELS
 from neuromod.engine.models.lif import LIF
 from neuromod.engine.modulators import NeuroModulators
 from neuromod.engine.network import SpikingNetwork
@@ -60,7 +60,7 @@ def bare_config(rule: str = "reward", dopamine: float = 0.5, **settings: Any) ->
             "coincidence": CoincidenceConfig(window_ms=0.0, min_channels=14),
             "inhibition": InhibitionConfig(strength_mv=0.0),
             "modulation": ModulationConfig(baseline=NeuroModulators(dopamine=dopamine), dopamine_input=0.0),
-            "learning": LearningConfig(rule=rule, plastic=plastic, w_max_mv=4.0),  # type: ignore[arg-type]
+            "learning": LearningConfig(rule=rule, plastic=plastic, w_max_mv=4.0),
         }
         | settings
     )
@@ -125,7 +125,8 @@ class Floor:
         for name in ("pre_trace", "post_trace", "bias", "gain"):
             mine[name] = block[name]
         mine["pre_fall"], mine["post_fall"], mine["eligibility_fall"] = block["trace_fall"]
-        mine["a_plus"], mine["a_minus"], mine["rate"] = block["a_plus_mv"], block["a_minus_mv"], block["rate_per_s"]
+        mine["a_plus"], mine["a_minus"] = block["a_plus_mv"], block["a_minus_mv"]
+        mine["rate"] = block["live"][LIVE.index("learning_rate_per_s")]
         mine["w_min"], mine["w_max"] = block["w_min_mv"], block["w_max_mv"]
         mine["dopamine"], mine["dopamine_baseline"] = block["levels"][0], block["baselines"][0]
         mine["dopamine_relaxation"] = block["relaxation"][0]

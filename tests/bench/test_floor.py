@@ -30,8 +30,8 @@ def _run_both(
     return network.run(rest), bits[:, np.newaxis] >> np.arange(16) & 1 == 1, floor, network
 
 
-@pytest.mark.parametrize("flags", (SAME_BITS, PORTABLE))
-@pytest.mark.parametrize("seed", (0, 1))
+@pytest.mark.parametrize("flags", [SAME_BITS, PORTABLE])
+@pytest.mark.parametrize("seed", [0, 1])
 def test_the_floor_has_the_bits_of_the_engine(seed: int, flags: tuple[str, ...]) -> None:
     ours, floors, floor, network = _run_both(flags, seed)
     assert ours.sum() > N_TICKS * 15 * 0.005
