@@ -228,7 +228,9 @@ def test_the_output_that_fires_most_is_the_choice() -> None:
 
 
 def test_of_outputs_that_fire_as_much_the_earlier_is_the_choice() -> None:
-    assert answer((20, 8), (19, 10), (30, 8), (40, 10)) == 2
+    # for every seed, since the last resort, a guess, would be right for half of them
+    for seed in range(20):
+        assert answer((20, 8), (19, 10), (30, 8), (40, 10), seed=seed) == 2
 
 
 def test_of_outputs_that_fire_at_the_same_tick_either_is_chosen_by_chance() -> None:
