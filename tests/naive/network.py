@@ -7,6 +7,7 @@ import numpy as np
 
 from naive.fitzhugh_nagumo import NaiveFitzHughNagumo
 from naive.hodgkin_huxley import NaiveHodgkinHuxley
+from naive.izhikevich import NaiveIzhikevich
 from naive.lapicque import NaiveLapicque
 from naive.lif import NaiveLif
 from naive.noise import seeded
@@ -33,6 +34,7 @@ class NaiveNeuron(Protocol):
 NEURONS: dict[str, type[NaiveNeuron]] = {
     "lif": NaiveLif,
     "lapicque": NaiveLapicque,
+    "izhikevich": NaiveIzhikevich,
     "fitzhugh_nagumo": NaiveFitzHughNagumo,
     "hodgkin_huxley": NaiveHodgkinHuxley,
 }
