@@ -107,7 +107,7 @@ def run_pattern(pattern: FiringPattern, dt_ms: float = 0.1) -> Trace:
         dt_ms=dt_ms,
     )
     network.state[0]["variables"][:2, 0] = pattern.v0_mv, pattern.u0
-    t_ms = np.arange(round(pattern.duration_ms / dt_ms)) * dt_ms
+    t_ms = np.arange(round(pattern.duration_ms / dt_ms), dtype=np.float64) * dt_ms
     drive = pattern.input(t_ms)
     stimuli = np.zeros((len(t_ms), N_CHANNELS), dtype=np.float32)
     stimuli[:, 0] = drive

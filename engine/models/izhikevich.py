@@ -256,7 +256,7 @@ def _flow(
     decay: np.float32,
     v_peak: np.float32,
     u_factor: np.float32,
-) -> tuple[np.float32, np.float32, bool]:
+) -> tuple[np.float32, np.float32, np.bool_]:
     """Return v and u after h, and whether v meets its peak before, in which case they mean nothing."""
     without_u = (quadratic * v + linear) * v + current
     half_slope = quadratic * v + _HALF * linear
