@@ -1,5 +1,6 @@
 """All neuron models. A new one is declared in its own file, listed here and called by the tick."""
 
+from neuromod.engine.models.adex import ADEX
 from neuromod.engine.models.fitzhugh_nagumo import FITZHUGH_NAGUMO
 from neuromod.engine.models.hodgkin_huxley import HODGKIN_HUXLEY
 from neuromod.engine.models.izhikevich import IZHIKEVICH
@@ -7,7 +8,7 @@ from neuromod.engine.models.lapicque import LAPICQUE
 from neuromod.engine.models.lif import LIF
 from neuromod.engine.models.model import Model
 
-MODELS: tuple[Model, ...] = (LIF, LAPICQUE, IZHIKEVICH, FITZHUGH_NAGUMO, HODGKIN_HUXLEY)
+MODELS: tuple[Model, ...] = (LIF, LAPICQUE, IZHIKEVICH, FITZHUGH_NAGUMO, HODGKIN_HUXLEY, ADEX)
 """In the order of their numbers."""
 
 N_PARAMETERS = max(len(model.parameters) for model in MODELS)

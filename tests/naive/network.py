@@ -5,6 +5,7 @@ from typing import Protocol
 
 import numpy as np
 
+from naive.adex import NaiveAdEx
 from naive.fitzhugh_nagumo import NaiveFitzHughNagumo
 from naive.hodgkin_huxley import NaiveHodgkinHuxley
 from naive.izhikevich import NaiveIzhikevich
@@ -37,6 +38,7 @@ NEURONS: dict[str, type[NaiveNeuron]] = {
     "izhikevich": NaiveIzhikevich,
     "fitzhugh_nagumo": NaiveFitzHughNagumo,
     "hodgkin_huxley": NaiveHodgkinHuxley,
+    "adex": NaiveAdEx,
 }
 
 
