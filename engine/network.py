@@ -220,10 +220,6 @@ class SpikingNetwork:
             If it is none of ours, of another version, damaged, or of a network with another `dt_ms`. The network is
             unchanged then.
         """
-        self._load(self._checked(checkpoint))
-
-    def _checked(self, checkpoint: bytes) -> bytes:
-        """The block that a checkpoint holds, if this network can go on with it."""
         if len(checkpoint) < _HEADER.size or checkpoint[: len(_MAGIC)] != _MAGIC:
             raise CheckpointError("not a checkpoint of a network: it does not start with the mark of one")
         _, version, layout, checksum = _HEADER.unpack_from(checkpoint)
@@ -241,7 +237,7 @@ class SpikingNetwork:
                 f"the checkpoint's network has ticks of {dt_ms:g} ms, this one of {self.dt_ms:g} ms: "
                 "build the network with the same dt_ms"
             )
-        return block
+        self._load(block)
 
     def _load(self, block: bytes) -> None:
         """Overwrite the block in place, so that everyone who holds the state sees it."""
