@@ -176,7 +176,8 @@ def advance(block: Record, step_ms: np.float32, threshold_gain: np.float32) -> N
 
     Charge that arrives moves v at the start. The drive is divided by `threshold_gain`, so that the rheobase, which no
     parameter names, rises by it. Each substep advances all channels as if none met its peak, in vectors, and then those
-    that do, one by one.
+    that do, one by one. Channels of other models pass through the formula too: to select what goes in would make the
+    loop scalar, and the tick three times as long.
     """
     n_channels = block["n_channels"]
     model = block["model"]
@@ -243,6 +244,26 @@ def _mean_u(h: np.float32, u: np.float32, half_slope: np.float32, du: np.float32
 
 
 @jit
+def _slopes(
+    v: np.float32,
+    u: np.float32,
+    current: np.float32,
+    a: np.float32,
+    b: np.float32,
+    quadratic: np.float32,
+    linear: np.float32,
+    offset: np.float32,
+    decay: np.float32,
+) -> tuple[np.float32, np.float32, np.float32, np.float32]:
+    """dv/dt without its u, half of its derivative by v, and the first two derivatives of u."""
+    without_u = (quadratic * v + linear) * v + current
+    half_slope = quadratic * v + _HALF * linear
+    du = a * (b * (v + offset) - decay * u)
+    ddu = a * (b * (without_u - u) - decay * du)
+    return without_u, half_slope, du, ddu
+
+
+@jit
 def _flow(
     h: np.float32,
     v: np.float32,
@@ -258,14 +279,12 @@ def _flow(
     u_factor: np.float32,
 ) -> tuple[np.float32, np.float32, np.bool_]:
     """Return v and u after h, and whether v meets its peak before, in which case they mean nothing."""
-    without_u = (quadratic * v + linear) * v + current
-    half_slope = quadratic * v + _HALF * linear
-    du = a * (b * (v + offset) - decay * u)
-    ddu = a * (b * (without_u - u) - decay * du)
+    without_u, half_slope, du, ddu = _slopes(v, u, current, a, b, quadratic, linear, offset, decay)
     f = without_u - _mean_u(h, u, half_slope, du, ddu)
     angle = h * h * (quadratic * f - half_slope * half_slope)
     above = h * (_T0 - _T1 * angle)
     below = _T0 + angle * (angle - _T2) - above * half_slope
+    # below <= 0: v has run through infinity, which takes f > 0, so that the first comparison holds there too
     crosses = f * above >= (v_peak - v) * below or angle > _MAX_ANGLE or v >= v_peak
     v_end = v + f * above / below
     v_end = v_end if v_end > _LOW_MV else _LOW_MV
@@ -290,10 +309,7 @@ def _fire(block: Record, i: int, h: np.float32) -> None:
     left = h
     piece = h
     for _ in range(_MAX_PIECES):
-        without_u = (quadratic * v + linear) * v + current
-        half_slope = quadratic * v + _HALF * linear
-        du = a * (b * (v + offset) - decay * u)
-        ddu = a * (b * (without_u - u) - decay * du)
+        without_u, half_slope, du, ddu = _slopes(v, u, current, a, b, quadratic, linear, offset, decay)
         f = without_u - _mean_u(piece, u, half_slope, du, ddu)
         if piece * piece * (quadratic * f - half_slope * half_slope) > _MAX_ANGLE and v < v_peak:
             piece = piece * _HALF
@@ -304,11 +320,13 @@ def _fire(block: Record, i: int, h: np.float32) -> None:
         if crosses:
             t = _ZERO
             if v < v_peak:
-                # the average of u depends on the time, but little: once more is enough
-                t, _area = _way_to_peak(v, v_peak, _mean_u(piece, u, half_slope, du, ddu), current, quadratic, linear)
-                t = t if t < piece else piece
-                t, area = _way_to_peak(v, v_peak, _mean_u(t, u, half_slope, du, ddu), current, quadratic, linear)
-                t = t if t < piece else piece
+                t = piece
+                area = _ZERO
+                # the average of u depends on the time, but little: a second round is enough
+                for _round in range(2):
+                    mean_u = _mean_u(t, u, half_slope, du, ddu)
+                    t, area = _way_to_peak(v, v_peak, mean_u, current, quadratic, linear)
+                    t = t if t < piece else piece
                 e = a * decay
                 u = (
                     u * (_ONE - e * t * _HALF)

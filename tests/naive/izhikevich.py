@@ -88,9 +88,10 @@ class NaiveIzhikevich:
         """Go to the peak and reset; return the time to the peak, at most h."""
         t = F(0)
         if self.v < self.v_peak:
-            t = min(self.way_to_peak(self.mean_u(h))[0], h)
-            t, area = self.way_to_peak(self.mean_u(t))
-            t = min(t, h)
+            t = h
+            for _ in range(2):
+                t, area = self.way_to_peak(self.mean_u(t))
+                t = min(t, h)
             e, ab = self.a * self.u_decay, self.a * self.b
             explicit = (
                 self.u * (F(1) - e * t * F(0.5))
