@@ -75,7 +75,9 @@ def test_its_numbers_have_the_moments_that_it_documents(numbers: NDArray[np.floa
 def test_its_numbers_are_distributed_as_sums_of_eight_uniform_ones(numbers: NDArray[np.float64]) -> None:
     # Irwin-Hall: P(sum of n <= x) = sum over k of (-1)^k C(n, k) (x - k)^n / n!
     def probability(x: float) -> float:
-        return sum((-1) ** k * math.comb(8, k) * (x - k) ** 8 for k in range(math.floor(x) + 1)) / math.factorial(8)
+        return float(
+            sum((-1) ** k * math.comb(8, k) * (x - k) ** 8 for k in range(math.floor(x) + 1))
+        ) / math.factorial(8)
 
     for z in (-3, -2, -1, -0.5, 0, 0.5, 1, 2, 3):
         expected = probability(4 + z * math.sqrt(8 / 12))
