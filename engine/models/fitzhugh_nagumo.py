@@ -5,9 +5,10 @@ what is its geometry: a fast v with two outer branches, rest and spike, and a sl
 other. The defaults are those of FitzHugh's later review [3]_, for which it rests at v = -1.199, w = -0.624, fires
 repetitively from I = 0.32 to 0.33 on, and is blocked above I = 1.42. `phase_plane` has its nullclines and regimes.
 
-A classical Runge-Kutta scheme takes substeps of at most 0.25 time units. Charge of arriving spikes enters v at the start of
-the step, at `v_unit_mv` mV a unit. The default of 25 mV makes a spike, from -2 to 2, 100 mV high; a resting neuron
-then fires from 13.5 mV on, much as the lif neuron with its threshold of 15.
+A classical Runge-Kutta scheme takes substeps of at most 0.25 time units. Charge of arriving spikes enters v at the
+start of the step, at `v_unit_mv` mV a unit. The default of 25 mV makes a spike, from -2 to 2, 100 mV high; a resting
+neuron then fires from 13.5 mV on, much as the lif neuron with its threshold of 15. A drive that sets in fires it once
+from 0.15 on; so does release from inhibition, since recovery has fallen meanwhile (anodal break excitation).
 
 There is no threshold in the model: what is counted is v rising through `v_threshold`. The default, 0, lies between
 what fails to become a spike (below -0.6) and the fixed points at which the neuron is blocked (above 0.967). At 1, which
@@ -51,8 +52,8 @@ FITZHUGH_NAGUMO = Model(
     reference="FitzHugh (1961), Biophys. J. 1, 445-466; Nagumo et al. (1962), Proc. IRE 50, 2061-2070",
     input_unit="1",
     input_limit=10.0,
-    gain=0.1,
-    bias=0.25,
+    gain=0.15,
+    bias=0.1,  # from 0.15 on, a drive that begins with the run would fire once by its onset
     input_per_mv=_input_per_mv,
     parameters=(
         Parameter("a", 0.7, -2.0, 2.0, "distance of rest from the knee of the cubic: excitability"),
@@ -70,6 +71,7 @@ FITZHUGH_NAGUMO = Model(
 
 NUMBER = FITZHUGH_NAGUMO.number
 _MAX_SUBSTEP = np.float32(0.25)
+_NO_SUBSTEP = np.int32(0)
 _ZERO, _ONE, _TWO = np.float32(0.0), np.float32(1.0), np.float32(2.0)
 _HALF, _THIRD, _SIXTH = np.float32(0.5), np.float32(1.0 / 3.0), np.float32(1.0 / 6.0)
 # Bounds of the variables. No drive within its limit takes v beyond 3.5, and from 4 a substep still falls back inside;
@@ -109,13 +111,13 @@ def advance(block: Record, step_ms: np.float32, threshold_gain: np.float32) -> N
     n_substeps = block["derived"][1]
     drive, kick, fired = block["drive"], block["kick"], block["fired"]
     share = _ONE / threshold_gain
-    most = 0
+    most = _NO_SUBSTEP
     for i in range(n_channels):
-        needed = np.int32(n_substeps[i]) if model[i] == NUMBER else 0
+        needed = np.int32(n_substeps[i]) if model[i] == NUMBER else _NO_SUBSTEP
         most = needed if needed > most else most
     for i in range(n_channels):
         mine = model[i] == NUMBER
-        moved = _held(v[i] + kick[i] / v_unit[i], _V_BOUND)
+        moved = _held(v[i] + kick[i] / (v_unit[i] if mine else _ONE), _V_BOUND)
         fires = (v[i] < v_threshold[i]) & (moved >= v_threshold[i])
         v[i] = moved if mine else v[i]
         fired[i] = (_ONE if fires else _ZERO) if mine else fired[i]
@@ -124,9 +126,10 @@ def advance(block: Record, step_ms: np.float32, threshold_gain: np.float32) -> N
         for i in range(n_channels):
             mine = (model[i] == NUMBER) & (done < n_substeps[i])
             current = drive[i] * share
-            h = substep[i]
+            # what other models keep in these rows would overflow in the cube: harmless, but numpy warns, uncompiled
+            h = substep[i] if mine else _ZERO
             half = h * _HALF
-            v0, w0 = v[i], w[i]
+            v0, w0 = v[i] if mine else _ZERO, w[i]
             dv1, dw1 = _slope_v(v0, w0, current), epsilon[i] * (v0 + a[i] - b[i] * w0)
             v1, w1 = v0 + half * dv1, w0 + half * dw1
             dv2, dw2 = _slope_v(v1, w1, current), epsilon[i] * (v1 + a[i] - b[i] * w1)
@@ -138,7 +141,7 @@ def advance(block: Record, step_ms: np.float32, threshold_gain: np.float32) -> N
             moved = _held(v0 + sixth * (dv1 + _TWO * (dv2 + dv3) + dv4), _V_BOUND)
             recovered = _held(w0 + sixth * (dw1 + _TWO * (dw2 + dw3) + dw4), _W_BOUND)
             crosses = (v0 < v_threshold[i]) & (moved >= v_threshold[i])
-            v[i] = moved if mine else v0
+            v[i] = moved if mine else v[i]
             w[i] = recovered if mine else w0
             fired[i] = _ONE if mine & crosses else fired[i]
 

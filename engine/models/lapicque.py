@@ -1,4 +1,4 @@
-"""Lapicque's membrane of 1907: a capacitor that leaks through a resistor, and fires when its voltage reaches a threshold.
+"""Lapicque's membrane of 1907: a capacitor that leaks through a resistor, and fires at a threshold.
 
 C dv/dt = I - v / R, v in mV above rest; at the threshold it fires and starts again from rest [1]_ [2]_. There is no
 refractory period and no floor: that is what `lif` adds. Parameters are those of the circuit, so that rheobase and

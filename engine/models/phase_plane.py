@@ -4,6 +4,7 @@ For parameters by name (`a`, `b`, `epsilon`) and a constant current, all dimensi
 state in which a neuron starts. The tick does not come here.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Mapping
 from typing import Literal
@@ -69,7 +70,7 @@ def fixed_points(parameters: Mapping[str, float], current: float) -> NDArray[np.
     edges = (-bound, -turn, turn, bound) if turn > 0.0 else (-bound, bound)
     roots = [
         _root(excess, low, high)
-        for low, high in zip(edges, edges[1:], strict=False)
+        for low, high in itertools.pairwise(edges)
         if (excess(low) > 0.0) != (excess(high) > 0.0)
     ]
     return np.array([(v, (v + a) / b) for v in roots])
