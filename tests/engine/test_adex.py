@@ -222,10 +222,10 @@ def test_the_rheobase_is_where_the_fixed_point_loses_its_stability(preset: str |
 @pytest.mark.parametrize("preset", [None, "tonic"])
 def test_a_slowly_rising_current_fires_at_the_rheobase(preset: str | None) -> None:
     rheobase = rheobase_pa(ADEX.complete({}, preset))
-    duration = 4000 if JIT_ENABLED else 600
-    ramp = np.minimum(np.linspace(0, 1.5, duration), 1)[:, None] * rheobase
+    # slow, or the membrane would swing; and long, since just above the bifurcation the swing grows slowly
+    ramp = np.minimum(np.linspace(0, 1.5, 4000), 1)[:, None] * rheobase
     stimuli = np.tile(ramp, (1, 16))
-    stimuli[:, 0] *= 0.99
+    stimuli[:, 0] *= 0.98
     stimuli[:, 1] *= 1.02
     spikes = SpikingNetwork(lone(0, preset)).run(stimuli)
     assert not spikes[:, 0].any()
@@ -237,8 +237,7 @@ def test_a_slowly_rising_current_fires_at_the_rheobase(preset: str | None) -> No
 
 def intervals(preset: str, duration_ms: float = 600.0) -> tuple[float, NDArray[np.float64]]:
     """First spike and intervals under the current of the figure."""
-    dt_ms = 0.1 if JIT_ENABLED else 0.25
-    times = spike_times(lone(PATTERN_CURRENTS_PA[preset], preset), duration_ms, dt_ms)
+    times = spike_times(lone(PATTERN_CURRENTS_PA[preset], preset), duration_ms, dt_ms=0.1)
     return float(times[0]), np.diff(times)
 
 
@@ -260,7 +259,7 @@ def test_tonic_spiking_is_regular_from_the_start() -> None:
 
 def test_adapting_slows_down_and_settles() -> None:
     _, between = intervals("adapting")
-    assert (np.diff(between) > -0.2).all()
+    assert (np.diff(between) > -0.25).all(), "an interval is a tick too long or too short"
     assert between[-1] > 4 * between[0]
 
 
@@ -281,7 +280,7 @@ def test_regular_bursting_is_pairs_of_spikes_far_apart() -> None:
 def test_delayed_accelerating_comes_late_and_speeds_up() -> None:
     first, between = intervals("delayed_accelerating", 300.0)
     assert first > 2 * intervals("tonic", 100.0)[0]
-    assert (np.diff(between) < 0.2).all()
+    assert (np.diff(between) < 0.25).all(), "an interval is a tick too long or too short"
     assert between[-1] < 0.7 * between[0]
 
 
