@@ -1,6 +1,7 @@
 """Each neuromodulator has an effect of its own, shown alone, and returns to its baseline in its own time."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pydantic
@@ -16,6 +17,7 @@ from neuromod.engine.config import (
     NetworkConfig,
     RandomWeightsConfig,
 )
+from neuromod.engine.errors import StimulusError
 from neuromod.engine.layout import INHIBITORY
 from neuromod.engine.modulators import MODULATORS, NeuroModulators
 from neuromod.engine.network import SpikingNetwork
@@ -167,6 +169,115 @@ def test_dopamine_is_reward_against_its_running_baseline() -> None:
     expectation = [0.8 * (1 - 0.75**k) for k in range(4)]
     expected = [0.8 - expectation[0], 0.8 - expectation[1], 0.8 - expectation[2], -expectation[3]]
     assert errors == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_running_baseline_follows_a_sequence_of_rewards_by_rescorla_and_wagner() -> None:
+    rate, rewards = 0.3, np.random.default_rng(7).uniform(-0.45, 0.45, 30)
+    network = SpikingNetwork(NetworkConfig(modulation=ModulationConfig(reward_rate=rate, dopamine_tau_ms=1)))
+    for n, reward in enumerate(rewards):
+        # V_n = sum over the rewards before of rate (1 - rate)^(n - 1 - k) r_k
+        expected = sum(rate * (1 - rate) ** (n - 1 - k) * rewards[k] for k in range(n))
+        network.add_reward(float(reward))
+        assert network.modulators.dopamine == pytest.approx(reward - expected, abs=1e-7)  # rewards are float32
+        network.run(np.zeros((60, 16)))
+        assert network.modulators.dopamine == 0, "60 time constants later"
+
+
+def test_a_reward_gates_plasticity_and_nothing_else_does() -> None:
+    def weight(act: Callable[[SpikingNetwork], None]) -> float:
+        puppet = ChannelConfig(gain=100, bias=0)
+        learning = LearningConfig(rule="reward", w_min_mv=-1)
+        network = SpikingNetwork(NetworkConfig(sensory=puppet, weights=NO_WEIGHTS, learning=learning))
+        stimuli = np.zeros((20, 16))
+        stimuli[5, 0] = stimuli[10, 1] = 1000
+        network.run(stimuli)
+        act(network)
+        network.run(np.zeros((100, 16)))
+        return float(network.weights[0, 1])
+
+    def give(amount: float) -> Callable[[SpikingNetwork], None]:
+        return lambda network: network.add_reward(amount)
+
+    assert weight(give(0.5)) > 0 > weight(give(-0.5))
+    assert weight(give(0.5)) == pytest.approx(2 * weight(give(0.25)), rel=1e-5)
+    assert weight(lambda network: None) == 0
+    assert weight(lambda network: network.add_stress(1)) == 0
+    assert weight(lambda network: network.boost_focus(1)) == 0
+    assert weight(lambda network: network.set_tempo(2)) == 0
+
+
+def test_each_method_moves_its_own_modulator_alone() -> None:
+    acts: tuple[tuple[Callable[[SpikingNetwork], None], dict[str, float]], ...] = (
+        (lambda network: network.add_reward(0.5), {"dopamine": 0.5}),
+        (lambda network: network.add_stress(0.25), {"cortisol": 0.25}),
+        (lambda network: network.boost_focus(0.75), {"acetylcholine": 0.75}),
+        (lambda network: network.set_tempo(3), {"tempo": 3.0}),
+    )
+    for act, expected in acts:
+        network = SpikingNetwork()
+        act(network)
+        assert network.modulators == NeuroModulators(**expected)
+
+
+def test_what_methods_add_is_held_to_the_range() -> None:
+    network = SpikingNetwork(NetworkConfig(modulation=ModulationConfig(reward_rate=0)))
+    for _ in range(2):
+        network.add_reward(0.8)
+        network.add_stress(0.8)
+        network.boost_focus(0.8)
+        network.set_tempo(8)
+    assert network.modulators == NeuroModulators(dopamine=1, cortisol=1, acetylcholine=1, tempo=4)
+    for _ in range(3):
+        network.add_reward(-0.8)
+        network.add_stress(-0.8)
+        network.boost_focus(-0.8)
+        network.set_tempo(-8)
+    assert network.modulators == NeuroModulators(dopamine=-1, cortisol=0, acetylcholine=0, tempo=0.1)
+
+
+def test_stress_added_between_ticks_raises_the_threshold_of_the_next_and_wears_off() -> None:
+    # 16 mV: above the threshold of 15, below that of 15 x (1 + 0.3)
+    modulation = ModulationConfig(cortisol_tau_ms=100)
+    config = NetworkConfig(sensory=ChannelConfig(gain=1, bias=0), weights=NO_WEIGHTS, modulation=modulation)
+    network = SpikingNetwork(config)
+    network.add_stress(1)
+    fired = network.run(np.full((400, 16), 16.0))[:, 0].nonzero()[0]
+    # threshold 15 (1 + 0.3 exp(-t / 100)) falls to 16 at t = 100 ln(4.5) = 150 ms; the membrane follows 16 from below
+    assert 150 < fired[0] < 200
+
+
+def test_focus_added_between_ticks_raises_input_and_wears_off() -> None:
+    network = SpikingNetwork(ISOLATED)
+    drive = []
+    network.boost_focus(1)
+    for _ in range(4001):
+        network.run(np.full((1, 16), 2.0))
+        drive.append(float(network.state[0]["drive"][0]))
+    assert [drive[k] for k in (0, 2000, 4000)] == pytest.approx(
+        [4 * (1 + 0.5 * math.exp(-k)) for k in range(3)], rel=1e-5
+    )
+
+
+def test_a_tempo_set_between_ticks_speeds_the_next_and_wears_off() -> None:
+    network = SpikingNetwork(ISOLATED.model_copy(update={"modulation": ModulationConfig(tempo_tau_ms=50)}))
+    network.set_tempo(4)
+    v = []
+    for _ in range(60):
+        network.run(np.full((1, 16), 3.0))
+        v.append(float(network.state[0]["variables"][0, 0]))
+    # model time passed: sum of 1 + 3 exp(-k / 50)
+    for n in (1, 10, 60):
+        model_ms = sum(1 + 3 * math.exp(-k / 50) for k in range(n))
+        assert v[n - 1] == pytest.approx(-6 * math.expm1(-model_ms / 20), rel=1e-5)
+
+
+@pytest.mark.parametrize("method", ["add_reward", "add_stress", "boost_focus", "set_tempo"])
+@pytest.mark.parametrize("amount", [math.nan, math.inf, 1e300])
+def test_an_amount_that_is_no_finite_float32_is_refused_and_moves_nothing(method: str, amount: float) -> None:
+    network = SpikingNetwork()
+    with pytest.raises(StimulusError, match="expected a finite number"):
+        getattr(network, method)(amount)
+    assert network.modulators == NeuroModulators()
 
 
 def test_rewards_and_stresses_between_two_ticks_add_up() -> None:
