@@ -5,8 +5,13 @@ import math
 import numpy as np
 
 from neuromod.engine.bits import float_of
-from neuromod.engine.compiled import jit
+from neuromod.engine.compiled import JIT_ENABLED, jit
 from neuromod.engine.exponential import one_minus_exp
+
+INTERPRETED = not JIT_ENABLED
+"""Whether kernels pass over channels of other models. Compiled, they compute there what nobody stores, for the sake of
+vectors; interpreted, that would take time, and numbers that mean nothing would bring warnings.
+"""
 
 _LOG2_E = np.float32(1.4426950408889634)
 _ROUND = np.float32(12582912.0)  # 1.5 x 2^23: adding it leaves no digits after the point
@@ -17,6 +22,7 @@ _BIAS, _MANTISSA = np.int32(127), np.int32(23)
 _C2, _C3, _C4, _C5, _C6, _C7 = (np.float32(1.0 / math.factorial(k)) for k in range(2, 8))
 _ONE = np.float32(1.0)
 _HALF = np.float32(0.5)
+_TINY = np.float32(1e-30)  # lost beside any exp(x) - 1 that is used, but no division by 0 at 0
 # Bernoulli numbers over factorials: x / (exp(x) - 1) = 1 - x/2 + x^2/12 - x^4/720 + x^6/30240 - ...
 _B2, _B4, _B6 = np.float32(1 / 12), np.float32(1 / 720), np.float32(1 / 30240)
 
@@ -68,7 +74,7 @@ def linoid(x: np.float32, exp_x: np.float32) -> np.float32:
     """
     square = x * x
     near = _ONE - _HALF * x + square * (_B2 - square * (_B4 - square * _B6))
-    far = x / (exp_x - _ONE)
+    far = x / (exp_x - _ONE + _TINY)
     return near if square < _ONE else far
 
 

@@ -26,7 +26,7 @@ import numpy as np
 from neuromod.engine.compiled import jit
 from neuromod.engine.exponential import exp32
 from neuromod.engine.layout_types import Record
-from neuromod.engine.models.gates import linoid, rise32, substeps, temperature_factor
+from neuromod.engine.models.gates import INTERPRETED, linoid, rise32, substeps, temperature_factor
 from neuromod.engine.models.model import Model, Parameter, Variable
 
 SUBSTEP_MS = 0.05
@@ -121,6 +121,8 @@ def advance(block: Record, step_ms: np.float32, threshold_gain: np.float32) -> N
     for turn in range(int(most) + 1):
         k = np.float32(turn)
         for i in range(n_channels):
+            if INTERPRETED and model[i] != NUMBER:
+                continue
             # gates go half a substep first and last, the membrane between; then a channel waits for those with more
             ends = k == _ZERO or k == n_substeps[i]
             part = (_HALF if ends else _ONE) if k <= n_substeps[i] else _ZERO

@@ -53,11 +53,19 @@ needs_compilation = pytest.mark.skipif(not JIT_ENABLED, reason="two seconds in s
 
 
 def lone(drives: dict[int, float] | float, **parameters: float) -> NetworkConfig:
-    """Axons that do not know of each other, each under a constant drive (uA/cm2)."""
-    drives = {0: drives} if isinstance(drives, float) else drives
+    """Axons that do not know of each other, each under a constant drive (uA/cm2); one number drives channel 0."""
+    drives = drives if isinstance(drives, dict) else {0: drives}
+    return with_channels({i: axon(drive, **parameters) for i, drive in drives.items()})
+
+
+def axon(drive: float, **parameters: float) -> ChannelOverride:
+    return ChannelOverride(model="hodgkin_huxley", gain=1, bias=drive, parameters=parameters)
+
+
+def with_channels(channels: dict[int, ChannelOverride]) -> NetworkConfig:
     return NetworkConfig(
-        sensory=ChannelConfig(model="hodgkin_huxley", gain=1, bias=0, parameters=parameters),
-        channels={i: ChannelOverride(bias=drive) for i, drive in drives.items()},
+        sensory=ChannelConfig(gain=0, bias=0),
+        channels=channels,
         weights=NO_WEIGHTS,
         inhibition=InhibitionConfig(strength_mv=0),
     )
@@ -178,11 +186,9 @@ def test_charge_moves_the_membrane_at_the_start_of_the_step() -> None:
 
 
 def test_a_spike_is_a_crossing_of_20_mv_and_its_level_a_parameter() -> None:
-    # 2 uA/cm2 swing around some 2 mV: they cross 0 and 1 mV, never 20
-    levels = dict(enumerate((20.0, 1.0)))
-    config = lone({0: 2.0, 1: 2.0})
-    channels = {i: ChannelOverride(bias=2.0, parameters={"v_spike_mv": v}) for i, v in levels.items()}
-    spikes = SpikingNetwork(config.model_copy(update={"channels": channels})).run(np.zeros((100, 16)))
+    # 2 uA/cm2 swing around some 2 mV: they cross 1 mV, never 20
+    config = with_channels({0: axon(2.0), 1: axon(2.0, v_spike_mv=1.0)})
+    spikes = SpikingNetwork(config).run(np.zeros((100, 16)))
     assert not spikes[:, 0].any()
     assert spikes[:, 1].any()
 
@@ -191,31 +197,23 @@ def test_a_spike_is_a_crossing_of_20_mv_and_its_level_a_parameter() -> None:
 def test_temperature_scales_the_rates_of_the_gates(temperature_c: float) -> None:
     phi = 3 ** ((temperature_c - 6.3) / 10)
     network = SpikingNetwork(lone(20.0, temperature_c=temperature_c), dt_ms=0.05)
-    spikes = np.flatnonzero(network.run(np.zeros((2000, 16)))[:, 0]) * 0.05
-    expected = exact_spikes_ms(20.0, 100.0, phi)
+    spikes = np.flatnonzero(network.run(np.zeros((1600, 16)))[:, 0]) * 0.05
+    expected = exact_spikes_ms(20.0, 80.0, phi)
     assert len(spikes) == len(expected) > 3
-    # 0.05 ms of a tick in some 90 ms, and the scheme's 0.2 %
+    # 0.05 ms of a tick in some 60 ms, and the scheme's 0.2 %
     assert rate_hz(spikes) == pytest.approx(rate_hz(expected), rel=3e-3)
 
 
 def test_quicker_gates_get_shorter_substeps() -> None:
-    config = lone(0.0).model_copy(
-        update={
-            "channels": {
-                i: ChannelOverride(parameters={"temperature_c": c}) for i, c in enumerate((0.0, 6.3, 16.3, 26.3))
-            }
-        }
-    )
-    network = SpikingNetwork(config)
+    temperatures = (0.0, 6.3, 16.3, 26.3)
+    network = SpikingNetwork(with_channels({i: axon(0.0, temperature_c=c) for i, c in enumerate(temperatures)}))
     network.step(np.zeros(16))
     assert network.state[0]["derived"][0, :4].tolist() == [20, 20, 35, 60]
 
 
 def test_a_channel_does_not_feel_how_fine_the_substeps_of_another_are() -> None:
     alone = SpikingNetwork(lone(10.0))
-    config = lone({0: 10.0})
-    warm = {**config.channels, 1: ChannelOverride(parameters={"temperature_c": 30.0})}
-    together = SpikingNetwork(config.model_copy(update={"channels": warm}))
+    together = SpikingNetwork(with_channels({0: axon(10.0), 1: axon(10.0, temperature_c=30.0)}))
     for _ in range(40):
         alone.step(np.zeros(16))
         together.step(np.zeros(16))
