@@ -231,6 +231,45 @@ def layout(json: Json = False) -> None:
         typer.echo(f"layout {LAYOUT_VERSION}, {BLOCK_BYTES} bytes", err=True)
 
 
+@app.command(rich_help_panel=SETUP)
+def models(
+    name: Annotated[str | None, typer.Argument(help="One model, with all its parameters.", show_default=False)] = None,
+    json: Json = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print engine/MODELS.md, all models in full.")] = False,
+) -> None:
+    """List the neuron models, or say what one of them is: input, parameters, state, presets.
+
+    [bold]neuromod models[/bold]
+
+    [bold]neuromod models lapicque[/bold]
+
+    [bold]neuromod models --json | jq '.models[].name'[/bold]
+    """
+    if markdown and (json or name is not None):
+        raise _usage("--markdown prints all models in full: give neither --json nor a name with it")
+    from neuromod.engine import documentation
+    from neuromod.engine.models.catalogue import MODELS
+
+    known = {model.name: model for model in MODELS}
+    if name is not None and name not in known:
+        raise _usage(f"there is no neuron model {name!r}; there are {', '.join(known)}")
+    if markdown:
+        typer.echo(documentation.markdown(), nl=False)
+    elif json and name is not None:
+        _print_json(documentation.as_data(known[name]))
+    elif json:
+        _print_json({"models": [documentation.as_data(model) for model in MODELS]})
+    elif name is not None:
+        model = known[name]
+        typer.echo(f"{model.name}: {model.title}\n{model.reference}\n\n{documentation.input_of(model)}")
+        for table in documentation.tables(model):
+            typer.echo(f"\n{table.title}")
+            _print_table(list(table.columns), [list(row) for row in table.rows])
+    else:
+        table = documentation.overview()
+        _print_table(list(table.columns), [list(row) for row in table.rows])
+
+
 # -- run
 
 

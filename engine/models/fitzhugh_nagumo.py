@@ -48,7 +48,7 @@ def _start(parameters: Mapping[str, float]) -> tuple[float, float]:
 FITZHUGH_NAGUMO = Model(
     name="fitzhugh_nagumo",
     number=4,
-    title="FitzHugh-Nagumo",
+    title="excitable or oscillatory phase plane of FitzHugh and Nagumo",
     reference="FitzHugh (1961), Biophys. J. 1, 445-466; Nagumo et al. (1962), Proc. IRE 50, 2061-2070",
     input_unit="1",
     input_limit=10.0,

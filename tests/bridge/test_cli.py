@@ -20,6 +20,7 @@ from neuromod.bridge import wire
 from neuromod.bridge.cli import app
 from neuromod.bridge.commands import COMMANDS
 from neuromod.bridge.config import load
+from neuromod.engine.models.catalogue import MODELS
 
 WAIT_S = 10.0
 
@@ -54,7 +55,8 @@ def test_help_comes_without_loading_the_heavy_libraries() -> None:
 
 
 COMMANDS_WITH_HELP = [
-    ["init"], ["check"], ["doctor"], ["streams"], ["layout"], ["demo"], ["start"], ["replay"], ["baseline"], ["bench"],
+    ["init"], ["check"], ["doctor"], ["streams"], ["layout"], ["models"],
+    ["demo"], ["start"], ["replay"], ["baseline"], ["bench"],
     ["subscribe"], ["status"], ["pause"], ["resume"], ["stop"], ["set"], ["learning"], ["checkpoint"], ["restore"],
     ["send", "stimuli"], ["send", "modulators"], ["send", "reward"], ["send", "stress"], ["send", "event"],
 ]  # fmt: skip
@@ -190,6 +192,37 @@ def test_layout_is_for_programs_too() -> None:
     assert body["bytes"] > 0
     assert {"name", "offset", "dtype", "shape"} == set(body["fields"][0])
     assert run("layout").exit_code == 0
+
+
+def test_models_are_listed_and_each_can_be_looked_up() -> None:
+    listed = run("models").stdout
+    for model in MODELS:
+        assert re.search(rf"^{model.name} ", listed, re.MULTILINE)
+        shown = run("models", model.name).stdout
+        assert model.reference in shown
+        for name in (p.name for p in model.parameters):
+            assert re.search(rf"^{name} ", shown, re.MULTILINE)
+
+
+def test_models_are_for_programs_too() -> None:
+    body = json.loads(run("models", "--json").stdout)["models"]
+    assert [model["name"] for model in body] == [model.name for model in MODELS]
+    assert json.loads(run("models", "lapicque", "--json").stdout) == next(m for m in body if m["name"] == "lapicque")
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["hodgkin"], "there is no neuron model 'hodgkin'; there are lif, lapicque"),
+        (["lif", "--markdown"], "--markdown prints all models in full"),
+    ],
+)
+def test_models_that_cannot_be_shown_are_exit_code_2(args: list[str], said: str) -> None:
+    result = run("models", *args)
+
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert said in result.stderr
 
 
 # -- replay options
