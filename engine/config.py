@@ -23,7 +23,7 @@ MaskRow = Annotated[tuple[Binary, ...], Field(min_length=N_CHANNELS, max_length=
 Mask = Annotated[tuple[MaskRow, ...], Field(min_length=N_CHANNELS, max_length=N_CHANNELS)]
 Input = Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False)]
 TraceTime = Annotated[float, Field(ge=0.1, le=1e6, allow_inf_nan=False)]
-ModelName = Literal["lif", "lapicque", "izhikevich", "fitzhugh_nagumo", "hodgkin_huxley", "adex"]
+ModelName = Literal["lif", "lapicque", "izhikevich", "fitzhugh_nagumo", "hodgkin_huxley", "pospischil", "adex"]
 
 
 class _Frozen(pydantic.BaseModel, frozen=True, extra="forbid"):

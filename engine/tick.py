@@ -24,7 +24,7 @@ from neuromod.engine.bits import above, below, count, unpack
 from neuromod.engine.compiled import jit
 from neuromod.engine.layout import COINCIDENCE, INHIBITORY, LIVE, MAX_DELAY_TICKS, N_SENSORY
 from neuromod.engine.layout_types import Record, State
-from neuromod.engine.models import adex, fitzhugh_nagumo, hodgkin_huxley, izhikevich, lapicque, lif
+from neuromod.engine.models import adex, fitzhugh_nagumo, hodgkin_huxley, izhikevich, lapicque, lif, pospischil
 from neuromod.engine.noise import add_noise
 from neuromod.engine.plasticity import learn, prepare_plasticity
 
@@ -215,6 +215,8 @@ def _prepare(block: Record, step_ms: np.float32) -> None:
         fitzhugh_nagumo.prepare(block, step_ms)
     if models >> hodgkin_huxley.NUMBER & 1:
         hodgkin_huxley.prepare(block, step_ms)
+    if models >> pospischil.NUMBER & 1:
+        pospischil.prepare(block, step_ms)
     if models >> adex.NUMBER & 1:
         adex.prepare(block, step_ms)
     prepare_plasticity(block, step_ms)
@@ -234,6 +236,8 @@ def _advance(block: Record, step_ms: np.float32, threshold_gain: np.float32) -> 
         fitzhugh_nagumo.advance(block, step_ms, threshold_gain)
     if models >> hodgkin_huxley.NUMBER & 1:
         hodgkin_huxley.advance(block, step_ms, threshold_gain)
+    if models >> pospischil.NUMBER & 1:
+        pospischil.advance(block, step_ms, threshold_gain)
     if models >> adex.NUMBER & 1:
         adex.advance(block, step_ms, threshold_gain)
 

@@ -7,8 +7,9 @@ from neuromod.engine.models.izhikevich import IZHIKEVICH
 from neuromod.engine.models.lapicque import LAPICQUE
 from neuromod.engine.models.lif import LIF
 from neuromod.engine.models.model import Model
+from neuromod.engine.models.pospischil import POSPISCHIL
 
-MODELS: tuple[Model, ...] = (LIF, LAPICQUE, IZHIKEVICH, FITZHUGH_NAGUMO, HODGKIN_HUXLEY, ADEX)
+MODELS: tuple[Model, ...] = (LIF, LAPICQUE, IZHIKEVICH, FITZHUGH_NAGUMO, HODGKIN_HUXLEY, POSPISCHIL, ADEX)
 """In the order of their numbers."""
 
 N_PARAMETERS = max(len(model.parameters) for model in MODELS)

@@ -174,7 +174,7 @@ def test_substeps_do_not_depend_on_the_tick() -> None:
 def test_charge_moves_the_membrane_at_the_start_of_the_step() -> None:
     weights = np.zeros((16, 16))
     weights[1, 0] = 9.0
-    config = lone({1: 200.0}).model_copy(update={"weights": GivenWeightsConfig(matrix_mv=weights.tolist())})
+    config = lone({0: 0.0, 1: 200.0}).model_copy(update={"weights": GivenWeightsConfig(matrix_mv=weights.tolist())})
     network = SpikingNetwork(config)
     while not network.step(np.zeros(16))[1]:
         pass

@@ -13,6 +13,7 @@ from naive.lapicque import NaiveLapicque
 from naive.lif import NaiveLif
 from naive.noise import seeded
 from naive.plasticity import NaivePlasticity
+from naive.pospischil import NaivePospischil
 from neuromod.engine.config import ChannelConfig, NetworkConfig
 from neuromod.engine.layout import MAX_DELAY_TICKS
 from neuromod.engine.models.catalogue import model_named
@@ -38,6 +39,7 @@ NEURONS: dict[str, type[NaiveNeuron]] = {
     "izhikevich": NaiveIzhikevich,
     "fitzhugh_nagumo": NaiveFitzHughNagumo,
     "hodgkin_huxley": NaiveHodgkinHuxley,
+    "pospischil": NaivePospischil,
     "adex": NaiveAdEx,
 }
 
