@@ -95,8 +95,8 @@ def regime(parameters: Mapping[str, float], current: float) -> Regime:
 
     Notes
     -----
-    Stability is local. The loss of it is subcritical for the usual parameters: just outside the oscillatory currents
-    (0.331 to 1.419; from about 0.323 on, and up to about 1.43) the cycle exists beside the stable fixed point, and the
+    Stability is local. For the usual parameters it is lost subcritically: beside the oscillatory currents, 0.331 to
+    1.419, lies a band, down to 0.325 and up to 1.425, in which the cycle exists beside the stable fixed point, and the
     initial state decides.
     """
     stable = [v for v, _ in fixed_points(parameters, current) if _is_stable(parameters, v)]
