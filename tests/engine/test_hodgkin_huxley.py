@@ -197,7 +197,7 @@ def test_a_spike_is_a_crossing_of_20_mv_and_its_level_a_parameter() -> None:
 def test_temperature_scales_the_rates_of_the_gates(temperature_c: float) -> None:
     phi = 3 ** ((temperature_c - 6.3) / 10)
     network = SpikingNetwork(lone(20.0, temperature_c=temperature_c), dt_ms=0.05)
-    spikes = np.flatnonzero(network.run(np.zeros((1600, 16)))[:, 0]) * 0.05
+    spikes = np.flatnonzero(network.run(np.zeros((1600, 16)))[:, 0]).astype(np.float64) * 0.05
     expected = exact_spikes_ms(20.0, 80.0, phi)
     assert len(spikes) == len(expected) > 3
     # 0.05 ms of a tick in some 60 ms, and the scheme's 0.2 %

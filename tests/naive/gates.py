@@ -28,7 +28,7 @@ def linoid(x: np.float32, exp_x: np.float32) -> np.float32:
 
 
 def temperature_factor(q10: np.float32, degrees: np.float32) -> float:
-    return float(q10) ** (float(degrees) / 10)
+    return math.pow(float(q10), float(degrees) / 10)
 
 
 def substeps_of(step: np.float32, limit_ms: float, factor: float) -> int:
