@@ -23,6 +23,7 @@ test-interpreted: .venv/ready-dev
 bench: .venv/ready-dev
 	$(BIN)/neuromod bench latency
 	$(BIN)/neuromod bench throughput
+	$(BIN)/python tests/bench/bench_engine.py
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("neuromod needs Python 3.11 or newer, this is " + sys.version) if sys.version_info < (3, 11) else 0'

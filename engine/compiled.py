@@ -76,7 +76,9 @@ def _sources(module: str) -> dict[str, Path]:
         found[name] = path
         for base, names, plain in _IMPORT.findall(path.read_text(encoding="utf-8")):
             queue.append(base or plain)
-            queue += [f"{base}.{n}" for n in re.findall(r"\w+", names)] if base.count(".") == 1 else []
+            package = _file_of(base) if base else None
+            if package is not None and package.name == "__init__.py":
+                queue += [f"{base}.{n}" for n in re.findall(r"\w+", names)]
     return found
 
 

@@ -285,7 +285,8 @@ class LearningConfig(_Frozen):
     tau_plus_ms, tau_minus_ms : float
         How fast either falls with the distance of the spikes, in model time.
     tau_eligibility_ms : float
-        Time constant of the eligibility trace, in model time.
+        Time constant of the eligibility trace, in model time. Neither it nor any other here may exceed 5 million ticks,
+        where a tick would change less than float32 can hold.
     rate_per_s : float
         Change of a weight per second of model time, dopamine of 1 and mV of eligibility.
     w_min_mv, w_max_mv : float

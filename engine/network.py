@@ -28,6 +28,7 @@ from neuromod.engine.modulators import MODULATORS, NeuroModulators
 from neuromod.engine.plasticity import RULES
 
 MIN_DT_MS, MAX_DT_MS = 0.001, 1.0
+_MAX_TICKS = 5e6  # longest time constant of plasticity
 
 # magic, layout version, layout id, checksum of the block
 _HEADER = struct.Struct("<8sI16sI")
@@ -51,7 +52,7 @@ class SpikingNetwork:
     Raises
     ------
     ConfigError
-        If `dt_ms` or `seed` cannot be used.
+        If `dt_ms` or `seed` cannot be used, or a time constant of plasticity is too long for `dt_ms`.
 
     Examples
     --------
@@ -76,6 +77,7 @@ class SpikingNetwork:
             if not 0 <= seed < 2**63:
                 raise ConfigError(f"seed must lie within 0 and 2**63 - 1, got {seed}")
             config = config.model_copy(update={"seed": seed})
+        _check_slowest(config, dt_ms)
         self.config = config
         self._state = allocate() if state is None else state
         self._load(bytes(BLOCK_BYTES))
@@ -254,6 +256,21 @@ class SpikingNetwork:
         )
         kernels.set_parameter(state, 0, np.float64(1.0))
         self.reset()
+
+
+def _check_slowest(config: NetworkConfig, dt_ms: float) -> None:
+    """Refuse what float32 would round away: a weight or a trace that moves by less than 2e-7 of itself in a tick."""
+    learning = config.learning
+    slow = {"tau_eligibility_ms": learning.tau_eligibility_ms}
+    slow |= {"tau_plus_ms": learning.tau_plus_ms, "tau_minus_ms": learning.tau_minus_ms}
+    if learning.homeostasis is not None:
+        slow |= learning.homeostasis.model_dump(include={"tau_rate_ms", "tau_scaling_ms"})
+    for name, tau_ms in slow.items():
+        if tau_ms > _MAX_TICKS * dt_ms:
+            raise ConfigError(
+                f"{name} must not exceed {_MAX_TICKS:g} ticks, {_MAX_TICKS * dt_ms:g} ms at dt_ms = {dt_ms:g}, got "
+                f"{tau_ms:g}: a tick would change less than float32 can hold"
+            )
 
 
 def checked_inputs(

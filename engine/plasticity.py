@@ -110,12 +110,14 @@ def _reward(block: Record, happened: int, factor: np.float32) -> None:
     soft, low, high = block["soft_bounds"] != 0, block["w_min_mv"], block["w_max_mv"]
     if happened != 0:
         for j in range(n_channels):
-            row, mask = eligibility[j], plastic[j]
+            row, mask, w = eligibility[j], plastic[j], weights[j]
             potentiation, depression = a_plus * before[j], a_minus * departed[j]
             for i in range(n_channels):
-                row[i] = row[i] - row[i] * fall + (potentiation * fired[i] - depression * after[i]) * mask[i]
-        fall = _ZERO
-    if factor != _ZERO:
+                e = row[i] - row[i] * fall + (potentiation * fired[i] - depression * after[i]) * mask[i]
+                e = e if abs(e) > _TINY else _ZERO
+                row[i] = e
+                w[i] = _moved(w[i], factor * e, soft, low, high)
+    elif factor != _ZERO:
         for j in range(n_channels):
             row, w = eligibility[j], weights[j]
             for i in range(n_channels):
@@ -123,7 +125,7 @@ def _reward(block: Record, happened: int, factor: np.float32) -> None:
                 e = e if abs(e) > _TINY else _ZERO
                 row[i] = e
                 w[i] = _moved(w[i], factor * e, soft, low, high)
-    elif happened == 0:
+    else:
         for j in range(n_channels):
             row = eligibility[j]
             for i in range(n_channels):

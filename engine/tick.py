@@ -289,11 +289,11 @@ def _kick(block: Record) -> None:
     )
     for i in range(n_channels):
         kick[i] = _ZERO
-    for j in range(n_channels):
-        if arriving >> j & 1:
-            row = weights[j]
-            for i in range(n_channels):
-                kick[i] += row[i] * gain
+    while arriving != 0:
+        row = weights[count((arriving & -arriving) - 1)]  # of the lowest bit that is set
+        arriving &= arriving - 1
+        for i in range(n_channels):
+            kick[i] += row[i] * gain
 
 
 @jit

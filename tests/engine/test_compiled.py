@@ -21,22 +21,22 @@ from neuromod.{package}.outer import outer
 print(outer(1), outer.stats.cache_hits[()] if () in outer.stats.cache_hits else sum(outer.stats.cache_hits.values()))
 """
 INNER = "from {decorator_module} import {decorator}\n\n@{use}\ndef inner(x):\n    return x + {number}\n"
-OUTER = (
-    "from {decorator_module} import {decorator}\nfrom neuromod.{package}.inner import inner\n\n"
-    "@{use}\ndef outer(x):\n    return inner(x) * 10\n"
-)
+OUTER = "from {decorator_module} import {decorator}\n{imports}\n\n@{use}\ndef outer(x):\n    return {called}(x) * 10\n"
+BY_NAME = {"imports": "from neuromod.cache.trial.inner import inner", "called": "inner"}
+BY_MODULE = {"imports": "from neuromod.cache.trial import inner", "called": "inner.inner"}
 OURS = {"decorator_module": "neuromod.engine.compiled", "decorator": "jit", "use": "jit"}
 PLAIN = {"decorator_module": "numba", "decorator": "njit", "use": "njit(cache=True)"}
-PACKAGE = "cachetrial"
+PACKAGE = "cache.trial"
 
 
 def write(root: Path, how: dict[str, str], number: int) -> None:
-    folder = root / "neuromod" / PACKAGE
+    folder = root / "neuromod" / PACKAGE.replace(".", "/")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "__init__.py").touch()
+    (folder.parent / "__init__.py").touch()
     (folder / "inner.py").write_text(INNER.format(number=number, **how))
     outer = folder / "outer.py"
-    text = OUTER.format(package=PACKAGE, **how)
+    text = OUTER.format(**how)
     if not outer.exists():  # an unchanged file keeps its date, which is what numba's own cache looks at
         outer.write_text(text)
 
@@ -54,19 +54,20 @@ def call(root: Path) -> tuple[int, int]:
     return int(value), int(hits)
 
 
-def test_an_edited_callee_in_another_file_is_noticed(tmp_path: Path) -> None:
-    write(tmp_path, OURS, number=1)
+@pytest.mark.parametrize("imported", [BY_NAME, BY_MODULE], ids=["by name", "by module"])
+def test_an_edited_callee_in_another_file_is_noticed(tmp_path: Path, imported: dict[str, str]) -> None:
+    write(tmp_path, OURS | imported, number=1)
     assert call(tmp_path) == (20, 0)
     assert call(tmp_path) == (20, 1), "the cache must serve what has not changed"
-    write(tmp_path, OURS, number=5)
+    write(tmp_path, OURS | imported, number=5)
     assert call(tmp_path) == (60, 0)
 
 
 def test_the_plain_cache_of_numba_would_not_notice(tmp_path: Path) -> None:
     # the reason for compiled.py; when this fails, numba has learned it and compiled.py may go
-    write(tmp_path, PLAIN, number=1)
+    write(tmp_path, PLAIN | BY_NAME, number=1)
     assert call(tmp_path)[0] == 20
-    write(tmp_path, PLAIN, number=5)
+    write(tmp_path, PLAIN | BY_NAME, number=5)
     assert call(tmp_path) == (20, 1)
 
 

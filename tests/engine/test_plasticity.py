@@ -18,6 +18,7 @@ from neuromod.engine.config import (
     ModulationConfig,
     NetworkConfig,
 )
+from neuromod.engine.errors import ConfigError
 from neuromod.engine.modulators import NeuroModulators
 from neuromod.engine.network import SpikingNetwork
 
@@ -623,3 +624,15 @@ def test_a_slow_trace_of_short_steps_decays_as_it_should() -> None:
     left = float(network.state[0]["eligibility_mv"][0, 1]) / before
     # half a unit at each step, all of one sign, would be 3 to 6 % of what the step takes
     assert 1 - left == pytest.approx(-math.expm1(-1000 / 10_000), rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("learning", "dt_ms"),
+    [
+        (LearningConfig(tau_eligibility_ms=20_000), 0.001),
+        (LearningConfig(homeostasis=HomeostasisConfig(tau_scaling_ms=6e6)), 1.0),
+    ],
+)
+def test_a_time_constant_that_float32_would_round_away_is_refused(learning: LearningConfig, dt_ms: float) -> None:
+    with pytest.raises(ConfigError, match=r"must not exceed 5e\+06 ticks"):
+        SpikingNetwork(NetworkConfig(learning=learning), dt_ms=dt_ms)
