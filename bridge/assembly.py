@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from neuromod.adapters.base import StreamInfo
 from neuromod.adapters.config import ZmqConfig
-from neuromod.bridge.config import SessionConfig
+from neuromod.bridge.config import SessionConfig, complete
 from neuromod.bridge.pipeline import TICK, Pipeline, consume, make_pipeline
 from neuromod.engine.layout import N_CHANNELS
 from neuromod.engine.network import SpikingNetwork
@@ -157,7 +157,7 @@ def assemble(
         "".join(info.channel_names),
         front_end.config.model_dump_json(),
         encoder.config.model_dump_json(),
-        config.network.model_dump_json(),
+        complete(config.network).model_dump_json(),
         timing.model_dump_json(include={"jitter_ms", "fill", "max_fill_ms"}),
         baseline.model_dump_json() if baseline is not None else "",
     ):

@@ -16,7 +16,7 @@ from neuromod.adapters.config import LslConfig, MarkerConfig, SourceConfig, XdfC
 from neuromod.bridge import wire
 from neuromod.bridge.config_errors import explain
 from neuromod.bridge.toml_text import to_toml
-from neuromod.engine.config import NetworkConfig
+from neuromod.engine.config import ChannelOverride, NetworkConfig
 from neuromod.engine.errors import ConfigError
 from neuromod.sorting.config import EncoderConfig, FrontEndConfig
 
@@ -259,8 +259,7 @@ class SessionConfig(_Section, frozen=True, extra="forbid"):
             del body["front_end"], body["timing"]["block_ms"]
         if self.source_content == "stimuli":
             del body["encoder"]
-        for population in ("sensory", "interneuron"):
-            body["network"][population] = getattr(self.network, population).complete().model_dump(mode="json")
+        body["network"] = complete(self.network).model_dump(mode="json")
         return body
 
     def effective_toml(self) -> str:
@@ -270,6 +269,17 @@ class SessionConfig(_Section, frozen=True, extra="forbid"):
     def effective_json(self) -> str:
         """Return the complete configuration as JSON."""
         return json.dumps(self.effective(), indent=2)
+
+
+def complete(network: NetworkConfig) -> NetworkConfig:
+    """Return the same network with every number of its neurons written out.
+
+    Channels too: a preset of a channel's own gives way to parameters that its population has by number, and would be
+    lost once those are all written out.
+    """
+    channels = {index: ChannelOverride(**network.channel(index).complete().model_dump()) for index in network.channels}
+    populations = {"sensory": network.sensory.complete(), "interneuron": network.interneuron.complete()}
+    return network.model_copy(update={"channels": channels, **populations})
 
 
 def load(path: Path | str) -> SessionConfig:

@@ -17,6 +17,8 @@ Path = tuple[str | int, ...]
 
 _SUBJECT = re.compile(r"^\w+ should")  # "Input should", "String should", ...
 
+_CHANNEL = re.compile(r"channel (\d+)")  # ... 3: model lif has no preset 'x'; ... 14 is the coincidence detector
+
 # unit of a key's ending: (what it measures, how many of its smallest unit)
 _UNITS = {
     "ns": ("time", 1.0),
@@ -59,6 +61,8 @@ def explain(
     unknown = [str(detail["loc"][-1]) for detail in details if detail["type"] == "extra_forbidden"]
     for detail in details:
         path = _path_in(raw, detail)
+        if detail["type"] == "too_short" and len(detail["input"]) >= detail["ctx"]["min_length"]:
+            continue  # only what is well-formed counts there, and what is not is told by itself
         if detail["type"] == "missing" and difflib.get_close_matches(str(path[-1]), unknown, n=1):
             continue  # it is there, misspelt, and is told as that
         if detail["type"] == "combination":
@@ -69,9 +73,12 @@ def explain(
                 path, value = parameter
                 sentences.setdefault(path, []).append(_unknown_key(path, value, _parameter_names()))
                 continue
+            path, message = _blamed(path, detail)
+            sentences.setdefault(path, []).append(f"{'.'.join(map(str, path))}: {message}")
+            continue
         sentences.setdefault(path, []).append(_sentence(detail, path, model))
     found = []
-    for path, said in sentences.items():
+    for path, said in _first_of_each_array(sentences):
         line = find_line(text, path) if path else None
         place = f"{where}, line {line}" if line else where
         # a value that fits no member of a union is refused by each of them: one fault, not several
@@ -93,12 +100,55 @@ def _sentence(detail: ErrorDetails, path: Path, model: type[pydantic.BaseModel])
         return f"{key}.{detail['ctx']['discriminator'].strip(chr(39))} is {tag!r}, but must be one of {expected}"
     if kind == "union_tag_not_found":
         return f"{key}.{detail['ctx']['discriminator'].strip(chr(39))} is missing; it says of what kind {key} is"
-    message = message.replace("Value error, ", "").removeprefix("Assertion failed, ")
+    message = _plain(message)
     if kind in ("value_error", "assertion_error"):
         return f"{key}: {message}" if key else message
+    if kind in ("too_short", "too_long"):
+        bound = f"at least {detail['ctx'].get('min_length')}"
+        if kind == "too_long":
+            bound = f"at most {detail['ctx'].get('max_length')}"
+        return f"{key} should have {bound} items, not {len(detail['input'])}"
+    if kind in ("model_type", "dict_type"):
+        message = "should be a table"
     shown = "a table" if isinstance(detail["input"], dict) else repr(detail["input"])
     shown = shown if len(shown) <= 60 else f"{shown[:60]}..."
     return f"{key} {_SUBJECT.sub('should', message)}, not {shown}"
+
+
+def _plain(message: str) -> str:
+    return message.replace("Value error, ", "").removeprefix("Assertion failed, ")
+
+
+def _blamed(path: Path, detail: ErrorDetails) -> tuple[Path, str]:
+    """Key of a network's table that a complaint about the whole table is about, and the complaint.
+
+    The table is known from the location, or for a channel from the words, since channels are checked once the whole
+    network has been read; the key is the first one of the table that the words name.
+    """
+    table, message = detail["input"], _plain(detail["msg"])
+    if (channel := _CHANNEL.match(message)) and isinstance(table, dict):
+        path, table = (*path, "channels", channel[1]), table.get("channels", {}).get(channel[1])
+        message = message.removeprefix(f"{channel[0]}: ")
+    if not isinstance(table, dict):
+        return path, message
+    keys = {key: (*path, key) for key in table if key != "model"}  # each complaint begins with the model's name
+    if isinstance(table.get("parameters"), dict):
+        keys |= {key: (*path, "parameters", key) for key in table["parameters"]}
+    named = [word for word in re.findall(r"\w+", message) if word in keys]
+    return (keys[named[0]] if named else path), message
+
+
+def _first_of_each_array(sentences: dict[Path, list[str]]) -> Iterator[tuple[Path, list[str]]]:
+    """Of many faults in one array of numbers, give the first with the number of the rest: a mask has 256."""
+    arrays: dict[Path, list[Path]] = {}
+    for path in sentences:
+        array = path
+        while array and isinstance(array[-1], int):
+            array = array[:-1]
+        arrays.setdefault(array if array != path else (*path, "itself"), []).append(path)
+    for first, *others in arrays.values():
+        rest = f"; and {len(others)} more in the same array" if others else ""
+        yield first, [*sentences[first][:-1], sentences[first][-1] + rest]
 
 
 def _unknown_key(path: Path, value: Any, known: list[str]) -> str:

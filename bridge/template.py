@@ -89,7 +89,7 @@ duration_ms = @
 [sockets]                        # loopback only, until encrypted sockets come with a later release
 ingest = @  # stimuli, modulators, rewards and events come in
 output = @  # spikes, state, health and events go out
-control = @  # status, pause, resume, stop, set, checkpoint, restore
+control = @  # status, pause, resume, stop, set, learning, checkpoint, restore
 
 [publish]
 spikes = @  # "every" tick, or "spiking" ticks only
