@@ -34,3 +34,7 @@ class StimulusError(NeuromodError, ValueError):
 
 class CheckpointError(NeuromodError, ValueError):
     """A checkpoint that cannot be restored."""
+
+
+class MissingExtraError(NeuromodError, ImportError):
+    """A package that an optional part of neuromod stands on is not installed."""

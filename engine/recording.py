@@ -37,6 +37,8 @@ class Recording:
         Of the network.
     dt_ms : float
         Wall time of one tick, ms.
+    start_ms : float
+        Wall time since the network's start at which the run began, ms.
     spikes : ndarray of bool, shape (n_ticks, 16)
         Of every tick.
     t_ms : ndarray of float64, shape (n_recorded,)
@@ -47,6 +49,7 @@ class Recording:
 
     config: NetworkConfig
     dt_ms: float
+    start_ms: float
     spikes: NDArray[np.bool_]
     t_ms: NDArray[np.float64]
     rows: NDArray[np.void]
@@ -57,6 +60,10 @@ class Recording:
         if name not in names:
             raise ConfigError(f"{name!r} was not recorded, {', '.join(names) or 'no field'} was: name it in `fields`")
         return self.rows[name]
+
+    def spike_times_ms(self, channel: int) -> NDArray[np.float64]:
+        """Wall time since the network's start at which each tick ended in which a channel fired, ms."""
+        return self.start_ms + np.float64(self.dt_ms) * (np.flatnonzero(self.spikes[:, channel]) + 1)
 
     def variable(self, name: str, channel: int) -> NDArray[np.float32]:
         """A state variable of one channel, by the name that its model gives it, shape (n_recorded,).
@@ -131,7 +138,7 @@ def record(
     spikes = np.empty(values.shape, dtype=np.bool_)
     n_recorded = len(values) // every
     rows = np.zeros(n_recorded, dtype=kinds)
-    start = network.n_ticks
+    start_ms = network.n_ticks * network.dt_ms
     run_recorded(
         network.state,
         network.state.view(np.int32),
@@ -142,8 +149,8 @@ def record(
         np.array(words, dtype=np.int64),
         rows.view(np.int32).reshape(n_recorded, len(words)) if words else np.zeros((n_recorded, 0), dtype=np.int32),
     )
-    t_ms = np.float64(network.dt_ms) * (start + every * np.arange(1, n_recorded + 1))
-    return Recording(network.config, network.dt_ms, spikes, t_ms, rows)
+    t_ms = start_ms + np.float64(network.dt_ms) * (every * np.arange(1, n_recorded + 1))
+    return Recording(network.config, network.dt_ms, start_ms, spikes, t_ms, rows)
 
 
 def variables_of(config: NetworkConfig, channel: int) -> list[str]:

@@ -51,6 +51,9 @@ def test_every_kth_tick_is_recorded_and_dated_by_its_end() -> None:
     assert recording["step"].tolist() == [17, 24, 31, 38]
     assert recording.t_ms.tolist() == [8.5, 12.0, 15.5, 19.0]
     assert recording.spikes.shape == (29, 16)
+    assert recording.start_ms == 5.0
+    assert recording.spike_times_ms(2).tolist() == [5 + 0.5 * (k + 1) for k in range(29) if recording.spikes[k, 2]]
+    assert recording.spikes[:, 2].any()
     assert network.n_ticks == 39
 
 
@@ -85,9 +88,17 @@ def test_a_variable_is_nan_where_the_model_of_a_channel_has_none_of_its_name() -
 
 
 def test_a_variable_is_found_in_whatever_row_a_channels_model_has_it() -> None:
-    config = NetworkConfig(channels={2: ChannelOverride(model="izhikevich")})
-    recording = record(SpikingNetwork(config), stimuli_of(6), ["u", "variables"])
-    assert recording.variable("u", 2).tolist() == recording["variables"][:, 1, 2].tolist()
+    config = NetworkConfig(
+        channels={
+            2: ChannelOverride(model="adex", parameters={"refractory_ms": 3.0}, bias=1000.0),
+            4: ChannelOverride(model="izhikevich"),
+        }
+    )
+    recording = record(SpikingNetwork(config), stimuli_of(6), ["refractory_left_ms", "u", "variables"])
+    for name, channel, row in (("refractory_left_ms", 2, 2), ("refractory_left_ms", 3, 1), ("u", 4, 1)):
+        expected = recording["variables"][:, row, channel]
+        assert expected.any()
+        assert recording.variable(name, channel).tolist() == expected.tolist()
     assert np.isnan(recording["u"][:, 3]).all()
     with pytest.raises(ConfigError, match=r"channel 3 has no variable 'u'; it has v_mv, refractory_left_ms"):
         recording.variable("u", 3)
