@@ -304,7 +304,9 @@ class Collector:
 
     def health(self) -> dict[str, Any]:
         """Return the health map as of now; its latencies are of the time since the last published one."""
-        now = self._clock()
+        now, network = self._clock(), self.assembly.network
+        rules = network.config.learning
+        has_plasticity = rules.rule != "none" or rules.homeostasis is not None
         window = np.concatenate([np.empty(0), *self._latencies]) * 1e6
         latency = {}
         if len(window):
@@ -322,6 +324,7 @@ class Collector:
             "source": self._describe_source(),
             "warming_up": not (self.assembly.front_end.is_ready and self.assembly.encoder.is_ready),
             "excluded_channels": self.assembly.front_end.excluded,
+            "learning": has_plasticity and bool(network.state[0]["learning"]),
         }
 
     def _state(self, now: float) -> wire.StateMessage:

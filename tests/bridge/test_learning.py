@@ -231,7 +231,7 @@ def test_a_fault_of_a_channel_that_only_comes_with_its_population_names_the_chan
         ("[network.learning]\nrule = 'stdp'", "learning.rule should be 'reward', 'hebbian' or 'none', not 'stdp'"),
         ("[network.learning]\ntau_eligibility_s = 0.5", "has the wrong unit: write tau_eligibility_ms = 500"),
         ("[network.learning]\nhomeostasis = true", "network.learning.homeostasis should be a table, not True"),
-        ("[network.learning.homeostasis]\ntarget_hz = 0", "learning.homeostasis.target_hz should be greater than 0, n"),
+        ("[network.learning.homeostasis]\ntarget_hz = 0", "learning.homeostasis.target_hz should be greater than"),
         (
             "[network.weights]\nkind = 'random'\nhigh_mv = -1",
             "line 4: network.weights.high_mv: low_mv (0) must not exc",
@@ -335,7 +335,9 @@ def test_learning_off_freezes_every_weight_and_on_lets_them_move_again(driven: D
     driven.drive(stimuli(50, seed=1))
     frozen = driven.network.weights
 
+    assert driven.running.health["learning"]
     assert driven.client.request("learning", on=False) == {"tick": 200}
+    assert not driven.client.request("status")["health"]["learning"]
     driven.offline.set_learning(False)
     driven.reward(-0.5)
     driven.drive(stimuli(150, seed=2))
@@ -347,8 +349,22 @@ def test_learning_off_freezes_every_weight_and_on_lets_them_move_again(driven: D
     driven.client.request("learning", on=True)
     driven.offline.set_learning(True)
     driven.drive(stimuli(50, seed=3))
+    assert driven.running.health["learning"]
     assert (driven.network.weights != frozen).any()
     driven.assert_same()
+
+
+@pytest.mark.compiled_loop
+def test_a_network_without_a_rule_says_that_it_does_not_learn() -> None:
+    with Running(session(ZMQ + '[network.learning]\nrule = "none"\n')) as running:
+        driven = Driven(running)
+        before = driven.network.weights
+        driven.drive(stimuli(100))
+        driven.reward(1.0)
+        driven.drive(stimuli(100, seed=1))
+        assert not running.client.request("status")["health"]["learning"]
+        np.testing.assert_array_equal(driven.network.weights, before)
+        driven.assert_same()
 
 
 @pytest.mark.compiled_loop
