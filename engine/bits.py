@@ -80,6 +80,10 @@ def _plain_below(row: Any, limit: np.float32) -> int:
     return sum(1 << i for i in range(16) if row[i] < limit)
 
 
+def _plain_count(bits: int) -> int:
+    return int(bits).bit_count()
+
+
 def _plain_unpack(bits: int, row: Any) -> None:
     for i in range(16):
         row[i] = np.float32(bits >> i & 1)
@@ -91,7 +95,7 @@ above: Callable[[Any, np.float32], int] = _make_pack(">") if JIT_ENABLED else _p
 below: Callable[[Any, np.float32], int] = _make_pack("<") if JIT_ENABLED else _plain_below
 """The entries of a row of sixteen float32 below a limit, as bits."""
 
-count: Callable[[int], int] = _count if JIT_ENABLED else int.bit_count
+count: Callable[[int], int] = _count if JIT_ENABLED else _plain_count
 """How many bits are set."""
 
 unpack: Callable[[int, Any], None] = _unpack if JIT_ENABLED else _plain_unpack

@@ -97,8 +97,8 @@ class InterneuronConfig(ChannelConfig):
     Attributes
     ----------
     model, preset, parameters, gain, bias, noise
-        As in `ChannelConfig`, with other defaults: it takes no stimulus unless its `gain` says so. A lif of which
-        neither preset nor parameters are chosen has the preset `quick`.
+        As in `ChannelConfig`, with other defaults: it takes no stimulus unless its `gain` says so. A lif has the preset
+        `quick` unless another is named.
     """
 
     gain: Input | None = 0.0
@@ -107,7 +107,7 @@ class InterneuronConfig(ChannelConfig):
     @model_validator(mode="before")
     @classmethod
     def _quick(cls, data: Any) -> Any:
-        if isinstance(data, dict) and data.get("model", "lif") == "lif" and not {"preset", "parameters"} & set(data):
+        if isinstance(data, dict) and data.get("model", "lif") == "lif" and data.get("preset") is None:
             return data | {"preset": "quick"}
         return data
 
@@ -254,7 +254,7 @@ class ModulationConfig(_Frozen):
 
 
 class HomeostasisConfig(_Frozen):
-    """Synaptic scaling: dw/dt = w (1 - rate / target) / tau_scaling for the plastic weights onto each channel.
+    """Synaptic scaling: dw/dt = w (1 - rate / target) / tau_scaling for plastic excitatory weights (w > 0).
 
     Attributes
     ----------
@@ -266,7 +266,7 @@ class HomeostasisConfig(_Frozen):
         Time constant of the weights of a silent channel; well above `tau_rate_ms`, or the rates swing.
     """
 
-    target_hz: Annotated[float, Field(gt=0, le=1_000, allow_inf_nan=False)] = 10.0
+    target_hz: Annotated[float, Field(ge=0.01, le=1_000, allow_inf_nan=False)] = 10.0
     tau_rate_ms: Annotated[float, Field(ge=100, le=1e7, allow_inf_nan=False)] = 10_000.0
     tau_scaling_ms: Annotated[float, Field(ge=100, le=1e9, allow_inf_nan=False)] = 100_000.0
 
@@ -285,8 +285,8 @@ class LearningConfig(_Frozen):
     tau_plus_ms, tau_minus_ms : float
         How fast either falls with the distance of the spikes, in model time.
     tau_eligibility_ms : float
-        Time constant of the eligibility trace, in model time. Neither it nor any other here may exceed 5 million ticks,
-        where a tick would change less than float32 can hold.
+        Time constant of the eligibility trace, in model time. No trace's may exceed a million ticks, where float32
+        rounds its decay by up to 6 %; below 200,000 that is 1 %.
     rate_per_s : float
         Change of a weight per second of model time, dopamine of 1 and mV of eligibility.
     w_min_mv, w_max_mv : float
@@ -342,6 +342,7 @@ class NetworkConfig(_Frozen):
         The circuit.
     connected : 16 rows of 16 ones and zeros, optional
         Synapses that exist, row = source, column = target; the others have no weight and get none. Without it, all.
+        What the coincidence detector counts and whom the interneuron inhibits are no synapses.
     delay_ticks : 16 integers
         Whole ticks that the spikes of each channel take on their way, 0 to 62, beyond the one that all take. Plasticity
         counts a source's spike by the time that it leaves this delay.
@@ -367,7 +368,7 @@ class NetworkConfig(_Frozen):
     learning: LearningConfig = LearningConfig()
     input_gain: Gain = 1.0
     recurrent_gain: Gain = 1.0
-    stimulus_limit: Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)] = 1_000.0
+    stimulus_limit: Annotated[float, Field(ge=1e-6, le=1e6, allow_inf_nan=False)] = 1_000.0
 
     @model_validator(mode="after")
     def _check_channels(self) -> Self:
@@ -389,7 +390,7 @@ class NetworkConfig(_Frozen):
             # a preset of the channel's own replaces its population's, but not the parameters chosen by number
             chosen = inherited | chosen | {"parameters": base.parameters | own.parameters}
         try:
-            return ChannelConfig(**chosen)
+            return InterneuronConfig(**chosen) if index == INHIBITORY else ChannelConfig(**chosen)
         except pydantic.ValidationError as error:
             raise ValueError(f"channel {index}: {error.errors()[0]['msg']}") from None
 

@@ -105,12 +105,13 @@ _FIELDS: tuple[tuple[str, str, tuple[int, ...]], ...] = (
     ("delay_ticks", "<i8", _ROW),  # ticks that a channel's spikes take beyond the one that all take
     ("past", "<i8", _ROW),  # spikes of the last 63 ticks, the newest in bit 0; kept only where some are delayed
     ("random", "<u8", _ROW),  # state of each channel's random numbers
-    ("since_spike_ms", "<f4", _ROW),  # model time since the last spike
+    ("since_spike_ms", "<f4", _ROW),  # model time since the last spike of a neuron
     ("parameters", "<f4", (N_PARAMETERS, N_CHANNELS)),  # of the channel's model, in its order
     ("variables", "<f4", (N_VARIABLES, N_CHANNELS)),  # row 0: membrane potential
     ("derived", "<f4", (N_DERIVED, N_CHANNELS)),
     ("weights_mv", "<f4", (N_CHANNELS, N_CHANNELS)),  # row = source, column = target
     ("plastic", "<f4", (N_CHANNELS, N_CHANNELS)),  # 1 where plasticity may change the weight
+    ("unrounded_mv", "<f4", (N_CHANNELS, N_CHANNELS)),  # what rounding has kept out of each weight so far
     ("eligibility_mv", "<f4", (N_CHANNELS, N_CHANNELS)),
     ("pre_trace", "<f4", _ROW),
     ("post_trace", "<f4", _ROW),

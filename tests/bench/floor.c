@@ -16,6 +16,7 @@ typedef float row __attribute__((vector_size(4 * N)));
 typedef __mmask16 mask;
 static inline mask above(row a, row b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ); }
 static inline mask reaches(row a, row b) { return _mm512_cmp_ps_mask(a, b, _CMP_GE_OQ); }
+static inline mask equals(row a, row b) { return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ); }
 static inline row either(mask which, row a, row b) { return _mm512_mask_blend_ps(which, b, a); }
 static inline uint32_t bits(mask which) { return which; }
 static inline row larger(row a, row b) { return _mm512_max_ps(a, b); }
@@ -24,6 +25,7 @@ static inline row smaller(row a, row b) { return _mm512_min_ps(a, b); }
 typedef int32_t mask __attribute__((vector_size(4 * N)));
 static inline mask above(row a, row b) { return a > b; }
 static inline mask reaches(row a, row b) { return a >= b; }
+static inline mask equals(row a, row b) { return a == b; }
 static inline row either(mask which, row a, row b) { return (row)((which & (mask)a) | (~which & (mask)b)); }
 static inline uint32_t bits(mask which) {
     uint32_t found = 0;
@@ -35,7 +37,7 @@ static inline row smaller(row a, row b) { return either(a < b, a, b); }
 #endif
 
 struct network {
-    row weights[N], eligibility[N];                                  /* a row a source */
+    row weights[N], eligibility[N], unrounded[N];                    /* a row a source */
     row v, refractory_left, pre_trace, post_trace;                   /* state of each neuron */
     row bias, gain, rise, threshold, reset, lowest, refractory;      /* parameters of each neuron */
     float pre_fall, post_fall, eligibility_fall, a_plus, a_minus;    /* part of each trace that a step takes; the jumps */
@@ -70,7 +72,15 @@ void run(struct network *restrict n, const row *restrict stimuli, int64_t n_tick
                 e += (n->a_plus * n->pre_trace[j]) * fired - (n->a_minus * departed) * n->post_trace;
             }
             n->eligibility[j] = e;
-            n->weights[j] = larger(smaller(n->weights[j] + factor * e, high), low);
+            const row change = factor * e;
+#ifdef COMPENSATED                                                   /* the engine's bits; the floor goes without */
+            const row wanted = change + n->unrounded[j], moved = n->weights[j] + wanted;
+            const mask none = equals(change, zero);
+            n->unrounded[j] = either(none, n->unrounded[j], wanted - (moved - n->weights[j]));
+            n->weights[j] = larger(smaller(either(none, n->weights[j], moved), high), low);
+#else
+            n->weights[j] = larger(smaller(n->weights[j] + change, high), low);
+#endif
         }
         n->pre_trace += fired;
         n->post_trace += fired;

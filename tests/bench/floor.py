@@ -19,8 +19,10 @@ from neuromod.engine.network import SpikingNetwork
 
 SOURCE = Path(__file__).with_name("floor.c")
 FASTEST = ("-O3", "-march=native")
-SAME_BITS = (*FASTEST, "-ffp-contract=off")
-PORTABLE = ("-O3", "-ffp-contract=off", "-Wno-psabi")
+# what the engine does beyond the floor: it carries what rounding keeps out of a weight
+COMPENSATED = (*FASTEST, "-DCOMPENSATED")
+SAME_BITS = (*COMPENSATED, "-ffp-contract=off")
+PORTABLE = ("-O3", "-DCOMPENSATED", "-ffp-contract=off", "-Wno-psabi")
 
 _ROW, _SQUARE = (N_CHANNELS,), (N_CHANNELS, N_CHANNELS)
 _ROWS = ("v", "left", "pre_trace", "post_trace", "bias", "gain", "rise", "threshold", "reset", "lowest", "refractory")
@@ -29,7 +31,7 @@ _SCALARS = (
     *("dopamine", "dopamine_baseline", "dopamine_relaxation", "step"),
 )
 _STRUCT = np.dtype(
-    [("weights", "<f4", _SQUARE), ("eligibility", "<f4", _SQUARE)]
+    [(name, "<f4", _SQUARE) for name in ("weights", "eligibility", "unrounded")]
     + [(name, "<f4", _ROW) for name in _ROWS]
     + [(name, "<f4", ()) for name in _SCALARS]
     + [("spikes", "<u4", ()), ("rest", "V12", ())]
@@ -117,6 +119,7 @@ class Floor:
         mine, block = self._struct[0], network.state[0]
         parameters = dict(zip((p.name for p in LIF.parameters), block["parameters"], strict=False))
         mine["weights"], mine["eligibility"] = block["weights_mv"], block["eligibility_mv"]
+        mine["unrounded"] = block["unrounded_mv"]
         mine["v"], mine["left"] = block["variables"][:2]
         mine["rise"] = block["derived"][0]
         mine["threshold"], mine["reset"] = parameters["v_threshold_mv"], parameters["v_reset_mv"]

@@ -11,6 +11,7 @@ from neuromod.engine.config import (
     ChannelConfig,
     ChannelOverride,
     GivenWeightsConfig,
+    LearningConfig,
     InterneuronConfig,
     ModulationConfig,
     NetworkConfig,
@@ -31,7 +32,14 @@ def noisy(
     channel = ChannelConfig(gain=10, bias=0, noise=noise, parameters=SILENT | {"tau_mem_ms": tau_mem_ms})
     modulation = ModulationConfig(baseline=NeuroModulators(tempo=tempo))
     return SpikingNetwork(
-        NetworkConfig(seed=seed, sensory=channel, weights=NO_WEIGHTS, modulation=modulation), dt_ms=dt_ms
+        NetworkConfig(
+            seed=seed,
+            sensory=channel,
+            weights=NO_WEIGHTS,
+            modulation=modulation,
+            learning=LearningConfig(rule="none"),
+        ),
+        dt_ms=dt_ms,
     )
 
 

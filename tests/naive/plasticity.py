@@ -19,6 +19,7 @@ class NaivePlasticity:
         self.pre_trace = [F(0)] * 16
         self.post_trace = [F(0)] * 16
         self.eligibility = np.zeros((16, 16), dtype=F)
+        self.unrounded = np.zeros((16, 16), dtype=F)
         homeostasis = self.rules.homeostasis
         self.rates = [F(homeostasis.target_hz if homeostasis else 0)] * 16
 
@@ -35,7 +36,6 @@ class NaivePlasticity:
         if self.rules.rule != "none":
             self._decay(step)
             factor = F(self.rules.rate_per_s) * dopamine * (step / F(1000)) if learning else F(0)
-            busy = any(departed) or any(fired)
             for j, i in self.synapses:
                 change = F(0)
                 if fired[i]:
@@ -44,13 +44,12 @@ class NaivePlasticity:
                     change -= F(self.rules.a_minus_mv) * self.post_trace[i]
                 if self.rules.rule == "reward":
                     change += self.eligibility[j][i]
-                    # the kernel looks for traces that are over only where it has time
-                    if abs(change) <= TINY and (factor != 0 or not busy):
+                    if abs(change) <= TINY:
                         change = F(0)
                     self.eligibility[j][i] = change
                     change = factor * change
                 if learning:
-                    weights[j][i] = self._moved(weights[j][i], change, soft=self.rules.bounds == "soft")
+                    self._move(weights, j, i, change, soft=self.rules.bounds == "soft")
             self._mark(departed, fired)
         if self.rules.homeostasis is not None:
             self._scale(weights, fired, step, learning)
@@ -80,12 +79,17 @@ class NaivePlasticity:
             if fired[k]:
                 self.post_trace[k] = F(1) if nearest else self.post_trace[k] + F(1)
 
-    def _moved(self, w: np.float32, change: np.float32, soft: bool) -> np.float32:
+    def _move(self, weights: np.ndarray, j: int, i: int, change: np.float32, soft: bool) -> None:
+        w = weights[j][i]
         if soft:
             ahead = self.high - w if change > 0 else w - self.low
             change = change * max(ahead / (self.high - self.low), F(0))
-        top, bottom = max(w, self.high), min(w, self.low)
-        return max(min(w + change, top), bottom)
+        if change == 0:
+            return
+        wanted = change + self.unrounded[j][i]
+        moved = w + wanted
+        self.unrounded[j][i] = wanted - (moved - w)
+        weights[j][i] = max(min(moved, max(w, self.high)), min(w, self.low))
 
     def _scale(self, weights: np.ndarray, fired: list[bool], step: np.float32, learning: bool) -> None:
         homeostasis = self.rules.homeostasis
@@ -96,6 +100,6 @@ class NaivePlasticity:
             rate = self.rates[k] + step / F(homeostasis.tau_rate_ms) * (now - self.rates[k])
             self.rates[k] = rate if rate > TINY else F(0)
         for j, i in self.synapses if learning else []:
-            w = weights[j][i]
+            w = max(weights[j][i], F(0))
             change = w * (step / F(homeostasis.tau_scaling_ms)) * (F(1) - self.rates[i] / target)
-            weights[j][i] = self._moved(w, change, soft=False)
+            self._move(weights, j, i, change, soft=False)
