@@ -489,8 +489,10 @@ def serve(config: SessionConfig) -> int:
     """
     daemon = Daemon(config)
     stop_on_signals(daemon.stopped, interrupt=lambda: daemon.is_looking)
+    is_open = False
     try:
         daemon.open()
+        is_open = True
         for name, address in daemon.addresses.items():
             log.info("%s: %s", name, address)
         print(f"neuromod: {daemon.assembly.info.name} -> {daemon.addresses['output']}; Ctrl-C stops", file=sys.stderr)
@@ -499,6 +501,11 @@ def serve(config: SessionConfig) -> int:
                 log.info("the recording has been played to its end")
                 break
     except Interrupted:
+        log.info("stopped before the session began")
+    except Exception:
+        # a callback of the compiler drops an Interrupted that is raised in it, and the compiler fails for want of it
+        if is_open or not daemon.stopped.wait(0.1):
+            raise
         log.info("stopped before the session began")
     finally:
         daemon.close()
@@ -539,6 +546,11 @@ def stop_on_signals(stop: threading.Event, *, interrupt: Callable[[], bool] = la
         while reader.recv(64):
             stop.set()
 
+    def tell_what_is_dropped(dropped: Any) -> None:
+        if not isinstance(dropped.exc_value, Interrupted):
+            sys.__unraisablehook__(dropped)
+
+    sys.unraisablehook = tell_what_is_dropped
     signal.set_wakeup_fd(writer.detach(), warn_on_full_buffer=False)
     threading.Thread(target=watch, name="neuromod-signals", daemon=True).start()
     for number in _STOP_SIGNALS:

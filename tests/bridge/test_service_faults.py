@@ -20,6 +20,7 @@ from harness import (
     Process,
     Running,
     neuromod,
+    process,
     raster,
     session,
     started,
@@ -319,6 +320,30 @@ def test_many_signals_at_once_end_a_busy_daemon_with_deaf_subscribers(session_fi
         for number in (signal.SIGINT, signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             child.popen.send_signal(number)
         assert_ends_well(child, signal.SIGINT)
+
+
+CUT_SHORT = """
+import ctypes, signal, sys
+from neuromod.bridge import service
+from neuromod.bridge.config import load
+
+def compile_until_stopped():
+    callback = ctypes.CFUNCTYPE(None)(lambda: signal.raise_signal(signal.SIGTERM))
+    callback()
+    raise RuntimeError("no compiled object yet")
+
+service.warm_loop = compile_until_stopped
+sys.exit(service.serve(load(sys.argv[1])))
+"""
+
+
+def test_a_signal_that_the_compiler_drops_ends_the_daemon_without_a_traceback(
+    session_file: Callable[[str], Path],
+) -> None:
+    """As llvmlite does: an exception in a callback is dropped, and the compiler fails with one of its own."""
+    with process("-c", CUT_SHORT, str(session_file(ZMQ))) as child:
+        assert child.end()[0] == 0, child.errors
+    assert "Traceback" not in child.errors
 
 
 def lsl_toml(name: str, rest: str = "") -> str:
