@@ -43,10 +43,10 @@ class ChannelConfig(_Frozen):
         Parameters of the model by name, units in the names, over those of the preset and the model's defaults.
     gain : float, optional
         Drive per unit of stimulus, in the unit of the model's input (mV for lif: the depolarisation at which a stimulus
-        of 1 settles). The model's own where left out.
+        of 1 settles). The preset's or the model's own where left out.
     bias : float, optional
-        Drive without stimulus, in the same unit. Just below threshold it makes small stimuli count. The model's own
-        where left out.
+        Drive without stimulus, in the same unit. Just below threshold it makes small stimuli count. The preset's or
+        the model's own where left out.
     noise : float
         White noise on the drive, in the same unit: its standard deviation when averaged over 1 ms of model time.
     """
@@ -80,13 +80,13 @@ class ChannelConfig(_Frozen):
 
     def complete(self) -> Self:
         """The same neuron with every number written out."""
-        model = model_named(self.model)
+        gain, bias = model_named(self.model).input(self.preset)
         return self.model_copy(
             update={
                 "preset": None,
                 "parameters": self.complete_parameters(),
-                "gain": model.gain if self.gain is None else self.gain,
-                "bias": model.bias if self.bias is None else self.bias,
+                "gain": gain if self.gain is None else self.gain,
+                "bias": bias if self.bias is None else self.bias,
             }
         )
 
@@ -153,8 +153,9 @@ class InhibitionConfig(_Frozen):
     Attributes
     ----------
     strength_mv : float
-        Drive taken from every sensory channel while inhibition lasts, as the steady hyperpolarisation in mV that it
-        stands for at rest (each model says how much of its input that is).
+        Drive taken from every sensory channel while inhibition lasts, as the hyperpolarisation in mV of a membrane that
+        had nothing but its leak (each model says how much of its input 1 mV is). Active currents make the shift smaller
+        or larger, and a few milliseconds leave it unfinished.
     duration_ms : float
         Model time for which it lasts after the interneuron's spike; another spike starts it anew.
     """
@@ -226,7 +227,8 @@ class ModulationConfig(_Frozen):
     dopamine_input : float
         Input gain is multiplied by 1 + this x dopamine: D1-like gain, small and signed [2]_.
     cortisol_threshold : float
-        Thresholds are multiplied by 1 + this x cortisol: corticosteroids hold excitability down [3]_.
+        Thresholds are multiplied by 1 + this x cortisol: corticosteroids hold excitability down [3]_. Neurons without
+        an explicit threshold have drive and charge that depolarise divided by it; neither weakens inhibition.
     cortisol_inhibition : float
         The interneuron's inhibition is multiplied by 1 + this x cortisol.
     acetylcholine_input, acetylcholine_recurrent : float

@@ -34,6 +34,23 @@ LIVE = (
 LAYOUT_VERSION = 2
 """Raised whenever a field moves, appears or changes its meaning."""
 
+FIXED = (
+    *("models", "model", "parameters", "gain", "bias", "noise", "noisy", "drive_limit", "inhibited"),
+    *(
+        "delay_ticks",
+        "delayed",
+        "stimulus_limit",
+        "coincidence_refractory_ms",
+        "baselines",
+        "relaxation",
+        "reward_rate",
+    ),
+    *("dopamine_input", "cortisol_threshold", "cortisol_inhibition", "acetylcholine_input", "acetylcholine_recurrent"),
+    *("rule", "nearest", "soft_bounds", "homeostatic", "plastic", "trace_tau_ms", "a_plus_mv", "a_minus_mv"),
+    *("w_min_mv", "w_max_mv", "target_hz", "rate_tau_ms", "scaling_tau_ms"),
+)
+"""Fields that the configuration sets for good; a checkpoint fits a network that has the same."""
+
 ALIGNMENT = 64
 
 

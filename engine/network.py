@@ -13,6 +13,7 @@ from neuromod.engine.errors import CheckpointError, ConfigError, StimulusError
 from neuromod.engine.layout import (
     BLOCK_BYTES,
     COINCIDENCE,
+    FIXED,
     INHIBITORY,
     LAYOUT_ID,
     LAYOUT_VERSION,
@@ -25,6 +26,7 @@ from neuromod.engine.layout import (
 from neuromod.engine.layout_types import Record, State
 from neuromod.engine.models.catalogue import NO_MODEL, model_named
 from neuromod.engine.modulators import MODULATORS, NeuroModulators
+from neuromod.engine.noise import MAX_NOISE
 from neuromod.engine.plasticity import RULES
 
 MIN_DT_MS, MAX_DT_MS = 0.001, 1.0
@@ -52,7 +54,7 @@ class SpikingNetwork:
     Raises
     ------
     ConfigError
-        If `dt_ms` or `seed` cannot be used, or a time constant of plasticity is too long for `dt_ms`.
+        If `dt_ms` or `seed` cannot be used, or `dt_ms` is too short for a time constant of plasticity or for noise.
 
     Examples
     --------
@@ -74,10 +76,12 @@ class SpikingNetwork:
             raise ConfigError(f"dt_ms must lie within {MIN_DT_MS} and {MAX_DT_MS}, got {dt_ms}; take several ticks")
         config = config or NetworkConfig()
         if seed is not None:
-            if not 0 <= seed < 2**63:
-                raise ConfigError(f"seed must lie within 0 and 2**63 - 1, got {seed}")
+            if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed < 2**63:
+                raise ConfigError(f"seed must be a whole number within 0 and 2**63 - 1, got {seed!r}")
+            seed = int(seed)
             config = config.model_copy(update={"seed": seed})
         _check_slowest(config, dt_ms)
+        _check_noise(config, dt_ms)
         self.config = config
         self._state = allocate() if state is None else state
         self._load(bytes(BLOCK_BYTES))
@@ -219,8 +223,8 @@ class SpikingNetwork:
         Raises
         ------
         CheckpointError
-            If it is none of ours, of another version, damaged, or of a network with another `dt_ms`. The network is
-            unchanged then.
+            If it is none of ours, of another version, damaged, or of a network that was built otherwise (`dt_ms`, or
+            the configuration but for its seed and live parameters). The network is unchanged then.
         """
         if len(checkpoint) < _HEADER.size or checkpoint[: len(_MAGIC)] != _MAGIC:
             raise CheckpointError("not a checkpoint of a network: it does not start with the mark of one")
@@ -238,6 +242,12 @@ class SpikingNetwork:
             raise CheckpointError(
                 f"the checkpoint's network has ticks of {dt_ms:g} ms, this one of {self.dt_ms:g} ms: "
                 "build the network with the same dt_ms"
+            )
+        theirs, mine = (np.frombuffer(raw, dtype=self._state.dtype)[0] for raw in (block, self._initial))
+        if differ := [name for name in FIXED if not np.array_equal(theirs[name], mine[name])]:
+            raise CheckpointError(
+                f"the checkpoint's network was built otherwise: {', '.join(differ)} differ; build the network with the "
+                "configuration that the checkpoint was taken with (seed and live parameters may be others)"
             )
         self._load(block)
 
@@ -273,7 +283,21 @@ def _check_slowest(config: NetworkConfig, dt_ms: float) -> None:
         if tau_ms > longest_ms * (1 + 1e-9):
             raise ConfigError(
                 f"{name} must not exceed {_MAX_TICKS:g} ticks, {longest_ms:g} ms at dt_ms = {dt_ms:g}, got "
-                f"{tau_ms:g}: float32 would round the decay of a tick away; take a longer tick, a shorter time, or no rule"
+                f"{tau_ms:g}: float32 would round the decay away; take a longer tick, a shorter time, or no rule"
+            )
+
+
+def _check_noise(config: NetworkConfig, dt_ms: float) -> None:
+    """Refuse noise that the limit of a model's input would cut."""
+    step_ms = dt_ms * config.modulation.baseline.tempo
+    for i in (*range(N_SENSORY), INHIBITORY):
+        channel = config.channel(i)
+        limit = model_named(channel.model).input_limit
+        greatest = channel.noise * MAX_NOISE / math.sqrt(step_ms)
+        if greatest > limit:
+            raise ConfigError(
+                f"channel {i}: noise of {channel.noise:g} reaches {greatest:g} in steps of {step_ms:g} ms, and "
+                f"{channel.model} takes no more than {limit:g}: lower it, or lengthen the tick"
             )
 
 

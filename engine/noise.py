@@ -13,6 +13,9 @@ _MEAN = np.int64(8 * 0xFFFF // 2)
 _SCALE = np.float32(1.0 / (8 * (2.0**32 - 1.0) / 12.0) ** 0.5)
 _MS = np.float32(1.0)
 
+MAX_NOISE = 4.9
+"""Greatest magnitude of a number, in standard deviations."""
+
 
 @jit
 def add_noise(block: Record, step_ms: np.float32) -> None:

@@ -72,3 +72,17 @@ def test_the_interneuron_keeps_its_own_defaults_where_others_are_set() -> None:
 def test_the_default_of_every_live_parameter_is_allowed() -> None:
     values = NetworkConfig().live_values()
     assert tuple(check_live(name, value) for name, value in zip(LIVE, values, strict=True)) == values
+
+
+def test_the_interneuron_keeps_its_defaults_with_another_model() -> None:
+    config = NetworkConfig.model_validate({"channels": {"15": {"model": "adex"}}})
+    assert (config.channel(15).gain, config.channel(15).bias) == (0, 0)
+
+
+@pytest.mark.parametrize("where", [{"interneuron": {}}, {"channels": {"15": {}}}])
+def test_one_parameter_of_the_interneuron_leaves_the_others_quick(where: dict[str, dict[str, Any]]) -> None:
+    key = next(iter(where))
+    own = {"parameters": {"refractory_ms": 1.0}}
+    config = NetworkConfig.model_validate({key: own if key == "interneuron" else {"15": own}})
+    assert config.channel(15).complete_parameters()["tau_mem_ms"] == 10
+    assert config.channel(15).complete_parameters()["refractory_ms"] == 1

@@ -11,11 +11,12 @@ from neuromod.engine.config import (
     ChannelConfig,
     ChannelOverride,
     GivenWeightsConfig,
-    LearningConfig,
     InterneuronConfig,
+    LearningConfig,
     ModulationConfig,
     NetworkConfig,
 )
+from neuromod.engine.errors import ConfigError
 from neuromod.engine.modulators import NeuroModulators
 from neuromod.engine.network import SpikingNetwork
 
@@ -199,3 +200,14 @@ def test_the_noisy_drive_is_held_to_the_limit_of_the_model() -> None:
     values = drives(network, 50)
     assert np.abs(values).max() == 1e7
     assert {-1e7, 1e7} < set(np.unique(values).tolist())
+
+
+@pytest.mark.parametrize(("dt_ms", "fits"), [(1.0, True), (0.1, False)])
+def test_noise_that_the_limit_of_a_model_would_cut_is_refused(dt_ms: float, fits: bool) -> None:
+    # 1.5 x 4.9 standard deviations are 7.35, and sqrt(10) times as much in a tenth of the step; the limit is 10
+    config = NetworkConfig(sensory=ChannelConfig(model="fitzhugh_nagumo", noise=1.5))
+    if fits:
+        SpikingNetwork(config, dt_ms=dt_ms)
+        return
+    with pytest.raises(ConfigError, match=r"channel 0: noise of 1.5 reaches 23.2\d* in steps of 0.1 ms"):
+        SpikingNetwork(config, dt_ms=dt_ms)
