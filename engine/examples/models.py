@@ -67,8 +67,8 @@ assert not recording.spikes[10_000:, ADEX_BELOW].any(), "at most a spike at the 
 figure, axes = plt.subplots(len(currents), 1, figsize=(8, 9), sharex=True, layout="constrained")
 for i, (ax, (model, current)) in enumerate(zip(axes, currents.items(), strict=True)):
     plots.membrane(recording, [i], ax=ax).set(xlim=(0, 300), xlabel="", ylabel="v (no unit)" if i == FHN else "v (mV)")
-    unit = model_named(model).input_unit
-    ax.set_title(f"{model}, current {current:.3g} {unit.strip("1")}".rstrip(), loc="left", fontsize="medium")
+    unit = model_named(model).input_unit.removeprefix("1")
+    ax.set_title(f"{model}, current {current:.3g} {unit}", loc="left", fontsize="medium")
 axes[-1].set_xlabel("time (ms)")
 keep(figure, "models")
 
