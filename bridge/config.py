@@ -2,6 +2,7 @@
 
 import ipaddress
 import json
+import math
 import re
 import tomllib
 import warnings
@@ -18,6 +19,7 @@ from neuromod.bridge.config_errors import explain
 from neuromod.bridge.toml_text import to_toml
 from neuromod.engine.config import ChannelOverride, NetworkConfig
 from neuromod.engine.errors import ConfigError
+from neuromod.engine.network import MIN_DT_MS, check_step
 from neuromod.sorting.config import EncoderConfig, FrontEndConfig
 
 Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
@@ -231,6 +233,13 @@ class SessionConfig(_Section, frozen=True, extra="forbid"):
                 "timing.block_ms",
                 f"timing.block_ms cuts a signal into blocks; here {length} says how long one is: remove it",
             )
+        if kind == "zmq" or self.source_content == "signal":
+            # a block is at least so long: the ticks of the session are no shorter
+            block_ms = getattr(self.source, "block_ms", self.timing.block_ms)
+            try:
+                check_step(self.network, max(block_ms / math.ceil(block_ms), MIN_DT_MS))
+            except ConfigError as error:
+                raise _combination("network", str(error)) from None
         return self
 
     @property

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from neuromod.engine import tick as kernels
-from neuromod.engine.config import GivenWeightsConfig, NetworkConfig, check_live
+from neuromod.engine.config import GivenWeightsConfig, LearningConfig, NetworkConfig, check_live
 from neuromod.engine.errors import CheckpointError, ConfigError, StimulusError
 from neuromod.engine.layout import (
     BLOCK_BYTES,
@@ -54,7 +54,7 @@ class SpikingNetwork:
     Raises
     ------
     ConfigError
-        If `dt_ms` or `seed` cannot be used, or `dt_ms` is too short for a time constant of plasticity or for noise.
+        If `seed` cannot be used, or `dt_ms` as `check_step` says.
 
     Examples
     --------
@@ -72,16 +72,13 @@ class SpikingNetwork:
         dt_ms: float = MAX_DT_MS,
         state: State | None = None,
     ) -> None:
-        if not MIN_DT_MS <= dt_ms <= MAX_DT_MS:
-            raise ConfigError(f"dt_ms must lie within {MIN_DT_MS} and {MAX_DT_MS}, got {dt_ms}; take several ticks")
         config = config or NetworkConfig()
         if seed is not None:
             if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed < 2**63:
                 raise ConfigError(f"seed must be a whole number within 0 and 2**63 - 1, got {seed!r}")
             seed = int(seed)
             config = config.model_copy(update={"seed": seed})
-        _check_slowest(config, dt_ms)
-        _check_noise(config, dt_ms)
+        check_step(config, dt_ms)
         self.config = config
         self._state = allocate() if state is None else state
         self._load(bytes(BLOCK_BYTES))
@@ -268,28 +265,24 @@ class SpikingNetwork:
         self.reset()
 
 
-def _check_slowest(config: NetworkConfig, dt_ms: float) -> None:
-    """Refuse traces so slow that float32 would round their decay away, where a rule uses them."""
-    learning = config.learning
-    slow: dict[str, float] = {}
-    if learning.rule != "none":
-        slow |= learning.model_dump(include={"tau_plus_ms", "tau_minus_ms"})
-    if learning.rule == "reward":
-        slow["tau_eligibility_ms"] = learning.tau_eligibility_ms
-    if learning.homeostasis is not None:
-        slow["tau_rate_ms"] = learning.homeostasis.tau_rate_ms
-    longest_ms = _MAX_TICKS * dt_ms * config.modulation.baseline.tempo
-    for name, tau_ms in slow.items():
-        if tau_ms > longest_ms * (1 + 1e-9):
-            raise ConfigError(
-                f"{name} must not exceed {_MAX_TICKS:g} ticks, {longest_ms:g} ms at dt_ms = {dt_ms:g}, got "
-                f"{tau_ms:g}: float32 would round the decay away; take a longer tick, a shorter time, or no rule"
-            )
+def check_step(config: NetworkConfig, dt_ms: float) -> None:
+    """Refuse a tick that float32 or the limits of a model are not good enough for.
 
-
-def _check_noise(config: NetworkConfig, dt_ms: float) -> None:
-    """Refuse noise that the limit of a model's input would cut."""
+    Raises
+    ------
+    ConfigError
+        If `dt_ms` is out of range, a trace of plasticity would decay by too little in a tick, or noise, which is the
+        stronger the shorter the tick, would be cut by the limit of a model's input.
+    """
+    if not MIN_DT_MS <= dt_ms <= MAX_DT_MS:
+        raise ConfigError(f"dt_ms must lie within {MIN_DT_MS} and {MAX_DT_MS}, got {dt_ms}; take several ticks")
     step_ms = dt_ms * config.modulation.baseline.tempo
+    for name, tau_ms in _traces(config.learning).items():
+        if tau_ms > _MAX_TICKS * step_ms * (1 + 1e-9):
+            raise ConfigError(
+                f"{name} must not exceed {_MAX_TICKS:g} ticks, {_MAX_TICKS * step_ms:g} ms in steps of {step_ms:g} ms, "
+                f"got {tau_ms:g}: float32 would round the decay away; take a longer tick, a shorter time, or no rule"
+            )
     for i in (*range(N_SENSORY), INHIBITORY):
         channel = config.channel(i)
         limit = model_named(channel.model).input_limit
@@ -299,6 +292,18 @@ def _check_noise(config: NetworkConfig, dt_ms: float) -> None:
                 f"channel {i}: noise of {channel.noise:g} reaches {greatest:g} in steps of {step_ms:g} ms, and "
                 f"{channel.model} takes no more than {limit:g}: lower it, or lengthen the tick"
             )
+
+
+def _traces(learning: LearningConfig) -> dict[str, float]:
+    """Time constants, in ms, of the traces that a rule uses."""
+    used = {}
+    if learning.rule != "none":
+        used |= {"tau_plus_ms": learning.tau_plus_ms, "tau_minus_ms": learning.tau_minus_ms}
+    if learning.rule == "reward":
+        used["tau_eligibility_ms"] = learning.tau_eligibility_ms
+    if learning.homeostasis is not None:
+        used["tau_rate_ms"] = learning.homeostasis.tau_rate_ms
+    return used
 
 
 def checked_inputs(

@@ -380,3 +380,10 @@ def test_a_key_is_found_on_its_line(path: tuple[str | int, ...], line: int | Non
     text = 'a = 1 # [x]\n\n[t] # a table\nb.c = 2\n[[list]]\nd = 1\n[[list]]\nd = 2\n[t.u]\n"e.f" = 3\n[deep.er.est]\n'
 
     assert find_line(text, path) == line
+
+
+def test_ticks_too_short_for_a_trace_are_refused_before_anything_is_compiled() -> None:
+    text = 'source = {kind = "zmq", block_ms = 0.1}\n[network.learning]\ntau_eligibility_ms = 200000.0\n'
+    with pytest.raises(ConfigError, match=r"tau_eligibility_ms must not exceed 1e\+06 ticks, 100000 ms"):
+        parse(text)
+    parse(text.replace("0.1", "1.0"))
