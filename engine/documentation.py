@@ -58,11 +58,10 @@ def overview() -> Table:
 def input_of(model: Model) -> str:
     """How a model is driven, in a sentence or two."""
     per_mv = model.input_per_mv(model.complete({}))
-    drive = f"{_number(model.bias)} + {_number(model.gain)} x stimulus"
     return (
-        f"Drive: {drive} ({_unit(model.input_unit)}) unless `bias` and `gain` say otherwise, held to "
-        f"+-{_number(model.input_limit)}. 1 mV of the interneuron's inhibition takes {_number(per_mv)} off, at the "
-        "default parameters."
+        f"Drive: {_drive(model)} ({_unit(model.input_unit)}) unless a preset, or `bias` and `gain`, say otherwise, "
+        f"held to +-{_number(model.input_limit)}. 1 mV of the interneuron's inhibition takes {_number(per_mv)} off, "
+        "which at the default parameters is what 1 mV across the passive membrane takes."
     )
 
 
@@ -89,8 +88,8 @@ def tables(model: Model) -> list[Table]:
         ),
     ]
     if model.presets:
-        rows = ((name, _changes(model.complete({}, name), defaults)) for name in model.presets)
-        found.append(Table("Presets", ("preset", "differs from the defaults in"), tuple(rows)))
+        rows = ((name, _drive(model, name), _changes(model.complete({}, name), defaults)) for name in model.presets)
+        found.append(Table("Presets", ("preset", "drive", "differs from the defaults in"), tuple(rows)))
     return found
 
 
@@ -135,6 +134,7 @@ def as_data(model: Model) -> dict[str, Any]:
             for v, value in zip(model.variables, model.start(defaults), strict=True)
         ],
         "presets": {name: model.complete({}, name) for name in model.presets},
+        "preset_inputs": {name: dict(zip(("gain", "bias"), model.input(name), strict=True)) for name in model.presets},
     }
 
 
@@ -168,6 +168,11 @@ def markdown() -> str:
 def _markdown(table: Table) -> str:
     lines = [table.columns, ("---",) * len(table.columns), *table.rows]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def _drive(model: Model, preset: str | None = None) -> str:
+    gain, bias = model.input(preset)
+    return f"{_number(bias)} {'-' if gain < 0 else '+'} {_number(abs(gain))} x stimulus"
 
 
 def _changes(parameters: Mapping[str, float], defaults: Mapping[str, float]) -> str:

@@ -27,7 +27,9 @@ otherwise loses its stability before (Andronov-Hopf); `rheobase_pa` has both. A 
 **Presets** are the firing patterns of [4]_, table 1 and Fig. 4; `PATTERN_CURRENTS_PA` has the step of current, from
 v = E_L and w = 0, that brings each out. Copies of the table in circulation differ in the rows of the delayed regular
 bursting and the transient spiking: the rows taken here do what the figure shows, the others (a = -6 nS and 110 pA, a =
--10 nS and 350 pA) do not.
+-10 nS and 350 pA) do not. With a preset, a stimulus of 1 is that step of current, unless gain and bias say otherwise.
+
+**Inhibition** in mV counts by the leak alone: w, which would add a, hardly moves in the time that inhibition lasts.
 
 References
 ----------
@@ -108,6 +110,18 @@ def _neuron(c: float, g_l: float, e_l: float, a: float, tau_w: float, b: float, 
     }  # fmt: skip
 
 
+PATTERN_CURRENTS_PA: Mapping[str, float] = {
+    "tonic": 500.0,
+    "adapting": 500.0,
+    "initial_burst": 400.0,
+    "regular_bursting": 210.0,
+    "delayed_accelerating": 300.0,
+    "delayed_regular_bursting": 110.0,
+    "transient": 180.0,
+    "irregular": 160.0,
+}
+"""Step of current that brings out the pattern of each preset."""
+
 ADEX = Model(
     name="adex",
     number=7,
@@ -149,19 +163,8 @@ ADEX = Model(
         "transient": _neuron(100, 10, -65, 10, 90, 100, -47),
         "irregular": _neuron(100, 12, -60, -11, 130, 30, -48),
     },
+    inputs={preset: (current, 0.0) for preset, current in PATTERN_CURRENTS_PA.items()},
 )
-
-PATTERN_CURRENTS_PA: Mapping[str, float] = {
-    "tonic": 500.0,
-    "adapting": 500.0,
-    "initial_burst": 400.0,
-    "regular_bursting": 210.0,
-    "delayed_accelerating": 300.0,
-    "delayed_regular_bursting": 110.0,
-    "transient": 180.0,
-    "irregular": 160.0,
-}
-"""Step of current that brings out the pattern of each preset."""
 
 NUMBER = ADEX.number
 

@@ -13,7 +13,8 @@ from 0.15 on; so does release from inhibition, since recovery has fallen meanwhi
 There is no threshold in the model: what is counted is v rising through `v_threshold`. The default, 0, lies between
 what fails to become a spike (below -0.6) and the fixed points at which the neuron is blocked (above 0.967). At 1, which
 looks as natural, the ringing about such a fixed point would be counted: twelve spikes at I = 1.43 instead of one.
-Cortisol, with no threshold to raise, divides the drive, which multiplies the rheobase.
+Cortisol, with no threshold to raise, divides the drive where it is positive, and charge that depolarises, which
+multiplies the rheobase and the least charge that makes a resting neuron fire.
 
 References
 ----------
@@ -31,12 +32,17 @@ from neuromod.engine.compiled import jit
 from neuromod.engine.layout_types import Record
 from neuromod.engine.models.model import Model, Parameter, Variable
 from neuromod.engine.models.phase_plane import fixed_points
+from neuromod.engine.models.stress import held_down
 
 
 def _input_per_mv(parameters: Mapping[str, float]) -> float:
-    """Slope of the current that holds v, at rest, per mV: never negative there."""
+    """Slope of the current that holds v, at rest, per mV; at least 1 a unit of v.
+
+    The equations have no leak. Where rest lies on the middle of the cubic the slope can be 0, while inhibition, which
+    takes v from there to the limb, meets one of 1 and more; 1, the coefficient of v itself, is what they count by.
+    """
     v = _start(parameters)[0]
-    return max(v * v - 1.0 + 1.0 / parameters["b"], 0.0) / parameters["v_unit_mv"]
+    return max(v * v - 1.0 + 1.0 / parameters["b"], 1.0) / parameters["v_unit_mv"]
 
 
 def _start(parameters: Mapping[str, float]) -> tuple[float, float]:
@@ -110,14 +116,14 @@ def advance(block: Record, step_ms: np.float32, threshold_gain: np.float32) -> N
     substep = block["derived"][0]
     n_substeps = block["derived"][1]
     drive, kick, fired = block["drive"], block["kick"], block["fired"]
-    share = _ONE / threshold_gain
+    eased = _ONE / threshold_gain
     most = _NO_SUBSTEP
     for i in range(n_channels):
         needed = np.int32(n_substeps[i]) if model[i] == NUMBER else _NO_SUBSTEP
         most = needed if needed > most else most
     for i in range(n_channels):
         mine = model[i] == NUMBER
-        moved = _held(v[i] + kick[i] / (v_unit[i] if mine else _ONE), _V_BOUND)
+        moved = _held(v[i] + held_down(kick[i], eased) / (v_unit[i] if mine else _ONE), _V_BOUND)
         fires = (v[i] < v_threshold[i]) & (moved >= v_threshold[i])
         v[i] = moved if mine else v[i]
         fired[i] = (_ONE if fires else _ZERO) if mine else fired[i]
@@ -125,7 +131,7 @@ def advance(block: Record, step_ms: np.float32, threshold_gain: np.float32) -> N
         done = np.float32(k)
         for i in range(n_channels):
             mine = (model[i] == NUMBER) & (done < n_substeps[i])
-            current = drive[i] * share
+            current = held_down(drive[i], eased)
             # what other models keep in these rows would overflow in the cube: harmless, but numpy warns, uncompiled
             h = substep[i] if mine else _ZERO
             half = h * _HALF

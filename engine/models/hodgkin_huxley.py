@@ -8,6 +8,7 @@ gates at either end of a step: exponential Euler on a staggered grid, of second 
 [2]_ [3]_ [4]_. A substep is at most 0.05 ms, and shorter by sqrt(phi) where gates are quicker than at 6.3 C: that keeps
 the error of the firing rate at 0.1 to 0.3 % from 6 to 26 C (measured); phi alone would take more than it needs, since
 the membrane is not quicker. Spikes that arrive move v at the start of the step. v is held within -150 and 200 mV.
+Cortisol divides the drive where it is positive, and charge that depolarises, by the threshold gain.
 
 The start is v = 0 with the gates at their steady state there: the rest of the standard axon, to 0.001 mV.
 
@@ -28,6 +29,7 @@ from neuromod.engine.exponential import exp32
 from neuromod.engine.layout_types import Record
 from neuromod.engine.models.gates import INTERPRETED, linoid, rise32, substeps, temperature_factor
 from neuromod.engine.models.model import Model, Parameter, Variable
+from neuromod.engine.models.stress import held_down
 
 SUBSTEP_MS = 0.05
 """Longest substep, where no gate is quicker than at 6.3 C."""
@@ -111,7 +113,7 @@ def advance(block: Record, step_ms: np.float32, threshold_gain: np.float32) -> N
     most = _ZERO
     for i in range(n_channels):
         mine = model[i] == NUMBER
-        moved = v[i] + kick[i]
+        moved = v[i] + held_down(kick[i], eased)
         moved = moved if moved > _LOWEST_MV else _LOWEST_MV
         moved = moved if moved < _HIGHEST_MV else _HIGHEST_MV
         fires = moved >= v_spike[i] and v[i] < v_spike[i]
@@ -146,7 +148,8 @@ def advance(block: Record, step_ms: np.float32, threshold_gain: np.float32) -> N
             sodium = g_na[i] * (now_m * now_m * now_m) * now_h
             potassium = g_k[i] * ((now_n * now_n) * (now_n * now_n))
             total = sodium + potassium + g_leak[i]
-            current = sodium * e_na[i] + potassium * e_k[i] + g_leak[i] * e_leak[i] + drive[i] * eased
+            current = sodium * e_na[i] + potassium * e_k[i] + g_leak[i] * e_leak[i]
+            current = current + held_down(drive[i], eased)
             after = before + (current / total - before) * rise32(membrane_step[i] * goes * total)
             after = after if after > _LOWEST_MV else _LOWEST_MV
             after = after if after < _HIGHEST_MV else _HIGHEST_MV

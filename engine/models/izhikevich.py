@@ -21,13 +21,20 @@ six reference simulations of the tests then have the exact count or one more, an
 A step in which a neuron fires more than once, long or at a high tempo, reports one spike, but all its resets are done.
 At a drive of several thousand there may be more resets than a substep has room for (`_MAX_PIECES`): time is lost then.
 
-**Initial state**: v = c, u = b (c + u_offset), the start of the simulations in [1]_.
+**Initial state**: v = c, u = b (v + u_offset), at which the reference simulations of the tests begin; it is not rest,
+which for most presets lies lower, and from a high c a neuron may fire a few times before it is silent. Where a is
+negative, u would not find back from there: such a neuron begins at -65 mV, as in the script of [1]_, if c lies higher.
 
 **Presets**: RS to RZ are the seven neurons of [1]_, Fig. 2, those with names in small letters the twenty patterns of
 [2]_, Fig. 1, with the parameters of the script that its author published with it (figure1.m), but for one: with the
 published d = -2, inhibition_induced_bursting does not end its first burst under any stimulus. Its u falls from spike to
 spike and carries v along, ever faster; in the script, Euler steps of 0.5 ms overshoot the peak so far that they lift u
-instead. Here d = -0.5. `firing_patterns` has the stimulus that brings each pattern out.
+instead. Here d = -0.5. `firing_patterns` has the stimulus that brings each pattern out. The two that inhibition makes
+fire have a bias of 80 and a negative gain: a stimulus of 1 takes 5 off, as in the figure. accommodation answers the
+onset of a stimulus, or a fast ramp, and is silent again.
+
+**Cortisol** divides the drive where it is positive, and charge that depolarises: the rheobase, which no parameter
+names, rises by the threshold gain, and so does the least charge that makes a resting neuron fire.
 
 References
 ----------
@@ -44,12 +51,14 @@ import numpy as np
 from neuromod.engine.compiled import jit
 from neuromod.engine.layout_types import Record
 from neuromod.engine.models.model import Model, Parameter, Variable
+from neuromod.engine.models.stress import held_down
 
 _INHIBITED_MV = 10.0
+_UNSTABLE_START_MV = -65.0
 
 
 def _input_per_mv(parameters: Mapping[str, float]) -> float:
-    """A tenth of the drive that holds the membrane 10 mV below rest, u at its steady state.
+    """A tenth of the drive that holds the membrane 10 mV below rest, u at its steady state: the model has no leak.
 
     The slope at rest itself would not do: it is 0 for a neuron at the edge of firing, and a parabola is steeper below.
     Such a neuron, and one that fires by itself, counts from the bottom of the parabola. Without decay u has no steady
@@ -63,6 +72,12 @@ def _input_per_mv(parameters: Mapping[str, float]) -> float:
     else:
         slope = max(2 * quadratic * parameters["u_offset_mv"] - linear, 0.0)
     return slope + quadratic * _INHIBITED_MV
+
+
+def _start(parameters: Mapping[str, float]) -> tuple[float, float]:
+    c, b = parameters["c_mv"], parameters["b"]
+    v = c if parameters["a_per_ms"] >= 0 else min(c, _UNSTABLE_START_MV)
+    return v, b * (v + parameters["u_offset_mv"])
 
 
 def _complaint(parameters: Mapping[str, float]) -> str:
@@ -101,10 +116,7 @@ IZHIKEVICH = Model(
         Variable("v_mv", "membrane potential"),
         Variable("u", "recovery variable"),
     ),
-    start=lambda parameters: (
-        parameters["c_mv"],
-        parameters["b"] * (parameters["c_mv"] + parameters["u_offset_mv"]),
-    ),
+    start=_start,
     derived=("u_factor", "current", "crosses"),
     complaint=_complaint,
     presets={
@@ -136,6 +148,7 @@ IZHIKEVICH = Model(
         "inhibition_induced_spiking": _neuron(-0.02, -1, -60, 8),
         "inhibition_induced_bursting": _neuron(-0.026, -1, -45, -0.5),
     },
+    inputs={name: (-5.0, 80.0) for name in ("inhibition_induced_spiking", "inhibition_induced_bursting")},
 )
 
 NUMBER = IZHIKEVICH.number
@@ -174,10 +187,9 @@ def prepare(block: Record, step_ms: np.float32) -> None:
 def advance(block: Record, step_ms: np.float32, threshold_gain: np.float32) -> None:
     """Advance every Izhikevich channel by `step_ms` and write 1 or 0 into its `fired`.
 
-    Charge that arrives moves v at the start. The drive is divided by `threshold_gain`, so that the rheobase, which no
-    parameter names, rises by it. Each substep advances all channels as if none met its peak, in vectors, and then those
-    that do, one by one. Channels of other models pass through the formula too: to select what goes in would make the
-    loop scalar, and the tick three times as long.
+    Charge that arrives moves v at the start. Each substep advances all channels as if none met its peak, in vectors,
+    and then those that do, one by one. Channels of other models pass through the formula too: to select what goes in
+    would make the loop scalar, and the tick three times as long.
     """
     n_channels = block["n_channels"]
     model = block["model"]
@@ -187,10 +199,11 @@ def advance(block: Record, step_ms: np.float32, threshold_gain: np.float32) -> N
     v, u = block["variables"][0], block["variables"][1]
     u_factor, current, crosses = block["derived"][0], block["derived"][1], block["derived"][2]
     drive, kick, fired = block["drive"], block["kick"], block["fired"]
+    eased = _ONE / threshold_gain
     for i in range(n_channels):
         mine = model[i] == NUMBER
-        v[i] = _held(v[i] + kick[i], _LOW_MV, _HIGH_MV) if mine else v[i]
-        current[i] = constant[i] + drive[i] / threshold_gain if mine else current[i]
+        v[i] = _held(v[i] + held_down(kick[i], eased), _LOW_MV, _HIGH_MV) if mine else v[i]
+        current[i] = constant[i] + held_down(drive[i], eased) if mine else current[i]
         fired[i] = _ZERO if mine else fired[i]
     h = _substep(step_ms)
     for _ in range(_n_substeps(step_ms)):

@@ -57,22 +57,27 @@ class Model:
     input_limit : float
         The drive is held to this magnitude, within which no state of the model can become infinite.
     gain, bias : float
-        Gain and bias of a channel that chooses none: with them a stimulus of 1 or 2 makes it fire.
+        Gain and bias of a channel that chooses none: silent without stimulus, and a stimulus of 1 or 2 makes it fire.
     input_per_mv : callable
-        Takes a complete set of parameters; returns the drive that stands for 1 mV of steady depolarisation of the
-        resting membrane. The interneuron's inhibition, given in mV, is taken off the drive by this measure.
+        Takes a complete set of parameters; returns the drive, above 0, that 1 mV across the passive membrane takes: its
+        leak, or what the model's file puts in place of one. The interneuron's inhibition, given in mV, is taken off the
+        drive by this measure. How far it moves a membrane in fact is also a matter of the active currents, which can
+        make it less (1 mV of every 3 in the squid axon) or much more.
     parameters : tuple of Parameter
         Rows of the table `parameters`.
     variables : tuple of Variable
         Rows of the table `variables`. The first is the membrane potential.
     start : callable
-        Takes a complete set of parameters; returns the initial value of each variable: the state at rest.
+        Takes a complete set of parameters; returns the initial value of each variable: the state at rest, or another
+        that the model's file names.
     derived : tuple of str
         Rows of the table `derived`: what `prepare` computes from the parameters and the step.
     complaint : callable
         Takes a complete set of parameters by name and says what is wrong with their combination; "" where nothing is.
     presets : mapping
         Published sets of parameters by name; what a set leaves out stands at its default.
+    inputs : mapping
+        Gain and bias of the presets that need others than the model's.
     """
 
     name: str
@@ -90,8 +95,13 @@ class Model:
     derived: tuple[str, ...]
     complaint: Callable[[Mapping[str, float]], str] = lambda parameters: ""
     presets: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    inputs: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     def complete(self, chosen: Mapping[str, float], preset: str | None = None) -> dict[str, float]:
         """All parameters in their order: the chosen ones over those of the preset over the defaults."""
         named = self.presets[preset] if preset is not None else {}
         return {p.name: chosen.get(p.name, named.get(p.name, p.default)) for p in self.parameters}
+
+    def input(self, preset: str | None = None) -> tuple[float, float]:
+        """Gain and bias of a channel that chooses none: the preset's where it has its own, else the model's."""
+        return self.inputs.get(preset, (self.gain, self.bias)) if preset is not None else (self.gain, self.bias)

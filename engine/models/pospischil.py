@@ -12,7 +12,8 @@ Presets: RS (regular spiking) is the fit of [1]_ to a cell of the ferret's visua
 low-threshold calcium current of the paper's LTS cell is not part of this model.
 
 Integration is that of `hodgkin_huxley`, in substeps of at most 0.05 ms at 36 C (rates are 0.2 % off at most, measured).
-v is held within -120 and 150 mV. The start is the lowest potential at which no current flows, with all gates at their
+v is held within -120 and 150 mV. Cortisol divides the drive where it is positive, and charge that depolarises, by the
+threshold gain. The start is the lowest potential at which no current flows, with all gates at their
 steady state: rest.
 
 References
@@ -34,6 +35,7 @@ from neuromod.engine.exponential import exp32
 from neuromod.engine.layout_types import Record
 from neuromod.engine.models.gates import INTERPRETED, linoid, rise32, substeps, temperature_factor
 from neuromod.engine.models.model import Model, Parameter, Variable
+from neuromod.engine.models.stress import held_down
 
 SUBSTEP_MS = 0.05
 """Longest substep, where no gate is quicker than at 36 C."""
@@ -146,6 +148,7 @@ POSPISCHIL = Model(
             "tau_max_ms": 1000.0,
         },
     },
+    inputs={"FS": (1.0, 2.0)},  # its rheobase lies between 2.5 and 3
 )
 
 NUMBER = POSPISCHIL.number
@@ -207,7 +210,7 @@ def advance(block: Record, step_ms: np.float32, threshold_gain: np.float32) -> N
     most, most_calcium = _ZERO, _ZERO
     for i in range(n_channels):
         mine = model[i] == NUMBER
-        moved = v[i] + kick[i]
+        moved = v[i] + held_down(kick[i], eased)
         moved = moved if moved > _LOWEST else _LOWEST
         moved = moved if moved < _HIGHEST else _HIGHEST
         fires = moved >= v_spike[i] and v[i] < v_spike[i]
@@ -252,7 +255,7 @@ def advance(block: Record, step_ms: np.float32, threshold_gain: np.float32) -> N
             potassium = g_k[i] * ((now_n * now_n) * (now_n * now_n)) + g_m[i] * now_p
             total = sodium + potassium + g_ca_open[i] + g_leak[i]
             current = sodium * e_na[i] + potassium * e_k[i] + g_ca_open[i] * e_ca[i] + g_leak[i] * e_leak[i]
-            current = current + drive[i] * eased
+            current = current + held_down(drive[i], eased)
             after = before + (current / total - before) * rise32(membrane_step[i] * goes * total)
             after = after if after > _LOWEST else _LOWEST
             after = after if after < _HIGHEST else _HIGHEST

@@ -60,12 +60,21 @@ def test_the_table_of_the_state_is_the_state_at_the_start(model: Model) -> None:
 
 @every_model
 def test_a_preset_is_the_defaults_and_what_its_row_says(model: Model) -> None:
-    for name, changes in documentation.tables(model)[2].rows if model.presets else ():
+    for name, _, changes in documentation.tables(model)[2].rows if model.presets else ():
         said = model.complete({})
         for change in changes.split(", ") if changes != "nothing" else ():
             parameter, value = change.split(" ")
             said[parameter] = float(value)
         assert said == pytest.approx(model.complete({}, name), rel=1e-5)
+
+
+@every_model
+def test_the_drive_of_a_preset_is_the_one_that_its_row_says(model: Model) -> None:
+    for name, drive, _ in documentation.tables(model)[2].rows if model.presets else ():
+        channel = ChannelConfig(model=model.name, preset=name).complete()
+        bias, sign, gain, *_ = drive.split(" ")
+        assert (float(bias), float(sign + gain)) == (channel.bias, channel.gain)
+        assert documentation.as_data(model)["preset_inputs"][name] == {"gain": channel.gain, "bias": channel.bias}
 
 
 @pytest.mark.parametrize(

@@ -178,6 +178,13 @@ def test_inhibition_of_1_mv_moves_the_resting_membrane_by_1_mv() -> None:
     assert (state(network)[0] - rest) * DEFAULTS["v_unit_mv"] == pytest.approx(-1, rel=0.04)
 
 
+def test_inhibition_silences_a_neuron_whose_current_has_no_slope_at_its_fixed_point() -> None:
+    network = SpikingNetwork(lone(0.01, a=0.0, b=1.0))
+    assert network.run(np.zeros((500, 16)))[:, 0].sum() > 10
+    inhibited = np.full((500, 16), -30 * network.state[0]["inhibited"][0])
+    assert network.run(inhibited)[10:, 0].sum() == 0
+
+
 def test_release_from_inhibition_fires_as_it_does_squid_nerve() -> None:
     network = SpikingNetwork(lone(0))
     network.run(np.full((200, 16), -0.5))

@@ -233,11 +233,6 @@ def test_cortisol_raises_the_rheobase_by_its_factor() -> None:
     assert not held_back.any(), "8 / 1.3 is below the 6.3 of steady firing"
 
 
-def test_inhibition_in_mv_becomes_current_through_the_leak() -> None:
-    parameters = HODGKIN_HUXLEY.complete({"g_leak_ms_cm2": 0.7})
-    assert HODGKIN_HUXLEY.input_per_mv(parameters) == 0.7
-
-
 def test_a_stimulus_of_1_makes_a_channel_with_the_models_own_gain_and_bias_fire() -> None:
     config = NetworkConfig(sensory=ChannelConfig(model="hodgkin_huxley"), weights=NO_WEIGHTS)
     stimuli = np.zeros((200, 16))
@@ -265,6 +260,7 @@ def test_no_parameters_drive_or_charge_in_range_make_a_state_that_is_not_finite(
         sensory=ChannelConfig(model="hodgkin_huxley", gain=1, bias=drive, parameters=parameters),
         weights=RandomWeightsConfig(low_mv=min(weight, 0), high_mv=max(weight, 0)),
         recurrent_gain=100,
+        learning=LearningConfig(rule="none"),
         modulation=ModulationConfig(baseline=NeuroModulators(tempo=tempo)),
     )
     network = SpikingNetwork(config, dt_ms=dt_ms)

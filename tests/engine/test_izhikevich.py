@@ -140,6 +140,17 @@ def test_it_begins_at_the_reset_with_u_in_balance_with_it() -> None:
     assert network.state[0]["variables"][:2, 0].tolist() == [-65.0, -13.0]
 
 
+def test_a_neuron_whose_u_runs_away_begins_no_higher_than_it_can_come_back_from() -> None:
+    # from its reset of -45, with u in balance there, it would fire in every tick for ever
+    neuron = ChannelConfig(model="izhikevich", preset="inhibition_induced_bursting")
+    config = NetworkConfig(sensory=neuron, weights=NO_WEIGHTS)
+    network, at_reset = SpikingNetwork(config), SpikingNetwork(config)
+    assert network.state[0]["variables"][:2, 0].tolist() == [-65.0, 65.0]
+    at_reset.state[0]["variables"][:2, :14] = np.array([[-45.0], [45.0]])
+    assert not network.run(np.zeros((200, 16))).any()
+    assert at_reset.run(np.zeros((200, 16)))[:, :14].all()
+
+
 def test_charge_that_arrives_moves_the_membrane_by_itself() -> None:
     weights = np.zeros((16, 16))
     weights[2, 5] = 3.5

@@ -214,10 +214,6 @@ def test_cortisol_raises_the_rheobase_by_its_factor() -> None:
     assert np.abs(np.flatnonzero(a) - np.flatnonzero(b)).max() <= 1
 
 
-def test_inhibition_in_mv_becomes_current_through_the_leak() -> None:
-    assert POSPISCHIL.input_per_mv(POSPISCHIL.complete({}, "FS")) == 0.15
-
-
 @needs_compilation
 def test_a_stimulus_of_1_makes_a_channel_with_the_models_own_gain_and_bias_fire() -> None:
     stimuli = np.zeros((500, 16))
@@ -246,6 +242,7 @@ def test_no_parameters_drive_or_charge_in_range_make_a_state_that_is_not_finite(
         sensory=ChannelConfig(model="pospischil", gain=1, bias=drive, parameters=parameters),
         weights=RandomWeightsConfig(low_mv=min(weight, 0), high_mv=max(weight, 0)),
         recurrent_gain=100,
+        learning=LearningConfig(rule="none"),
         modulation=ModulationConfig(baseline=NeuroModulators(tempo=tempo)),
     )
     network = SpikingNetwork(config, dt_ms=dt_ms)

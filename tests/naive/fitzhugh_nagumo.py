@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 
+from naive.stress import held_down
 from neuromod.engine.config import ChannelConfig
 from neuromod.engine.models.fitzhugh_nagumo import FITZHUGH_NAGUMO
 
@@ -18,10 +19,10 @@ class NaiveFitzHughNagumo:
         self.v, self.w = (F(x) for x in FITZHUGH_NAGUMO.start(p))
 
     def advance(self, drive: np.float32, kick: np.float32, step: np.float32, threshold_gain: np.float32) -> bool:
-        current = drive * (F(1) / threshold_gain)
+        current = held_down(drive, threshold_gain)
         n = math.ceil(step / self.time_unit / F(0.25))
         h = step / self.time_unit / F(n)
-        before, self.v = self.v, held(self.v + kick / self.v_unit, F(4))
+        before, self.v = self.v, held(self.v + held_down(kick, threshold_gain) / self.v_unit, F(4))
         fired = before < self.threshold <= self.v
         for _ in range(n):
             before = self.v

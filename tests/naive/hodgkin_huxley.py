@@ -5,6 +5,7 @@ import math
 import numpy as np
 
 from naive.gates import exp, held, linoid, rise, substeps_of, temperature_factor
+from naive.stress import held_down
 from neuromod.engine.config import ChannelConfig
 
 F = np.float32
@@ -22,10 +23,10 @@ class NaiveHodgkinHuxley:
     def advance(self, drive: np.float32, kick: np.float32, step: np.float32, threshold_gain: np.float32) -> bool:
         n_substeps = substeps_of(step, 0.05, self.phi)
         substep = step / F(n_substeps)
-        drive = drive * (F(1) / threshold_gain)
+        drive = held_down(drive, threshold_gain)
         gate_step = substep * F(self.phi)
 
-        fired = self._move_to(self.v + kick)
+        fired = self._move_to(self.v + held_down(kick, threshold_gain))
         self._gates(gate_step * F(0.5))
         for k in range(n_substeps):
             fired |= self._membrane(drive, substep / self.capacitance)

@@ -4,7 +4,9 @@ import math
 
 import numpy as np
 
+from naive.stress import held_down
 from neuromod.engine.config import ChannelConfig
+from neuromod.engine.models.izhikevich import IZHIKEVICH
 
 F = np.float32
 
@@ -14,14 +16,13 @@ class NaiveIzhikevich:
         parameters = config.complete_parameters()
         self.a, self.b, self.c, self.d, *coefficients = map(F, parameters.values())
         self.k2, self.k1, self.k0, self.u_offset, self.u_decay, self.v_peak = coefficients
-        self.v = F(parameters["c_mv"])
-        self.u = F(parameters["b"] * (parameters["c_mv"] + parameters["u_offset_mv"]))
+        self.v, self.u = (F(x) for x in IZHIKEVICH.start(parameters))
         self.current = F(0)
         self.fired = False
 
     def advance(self, drive: np.float32, kick: np.float32, step: np.float32, threshold_gain: np.float32) -> bool:
-        self.v = min(max(self.v + kick, F(-1000)), F(1000))
-        self.current = self.k0 + drive / threshold_gain
+        self.v = min(max(self.v + held_down(kick, threshold_gain), F(-1000)), F(1000))
+        self.current = self.k0 + held_down(drive, threshold_gain)
         self.fired = False
         n_substeps = math.ceil(step / F(0.5))
         for _ in range(n_substeps):
