@@ -28,6 +28,8 @@ otherwise loses its stability before (Andronov-Hopf); `rheobase_pa` has both. A 
 v = E_L and w = 0, that brings each out. Copies of the table in circulation differ in the rows of the delayed regular
 bursting and the transient spiking: the rows taken here do what the figure shows, the others (a = -6 nS and 110 pA, a =
 -10 nS and 350 pA) do not. With a preset, a stimulus of 1 is that step of current, unless gain and bias say otherwise.
+delayed_regular_bursting has a = -g_L, and no current at which it rests: left alone it drifts, and after three minutes
+of model time it fires (measured).
 
 **Inhibition** in mV counts by the leak alone: w, which would add a, hardly moves in the time that inhibition lasts.
 
