@@ -296,7 +296,7 @@ def check_step(config: NetworkConfig, dt_ms: float) -> None:
 
 def _traces(learning: LearningConfig) -> dict[str, float]:
     """Time constants, in ms, of the traces that a rule uses."""
-    used = {}
+    used: dict[str, float] = {}
     if learning.rule != "none":
         used |= {"tau_plus_ms": learning.tau_plus_ms, "tau_minus_ms": learning.tau_minus_ms}
     if learning.rule == "reward":

@@ -43,8 +43,8 @@ HODGKIN_HUXLEY = Model(
     reference="Hodgkin & Huxley (1952), J. Physiol. 117, 500-544",
     input_unit="uA/cm2",
     input_limit=1e6,
-    gain=4.0,
-    bias=4.0,
+    gain=8.0,
+    bias=0.0,  # with 4, spikes from elsewhere keep a network going for ever that has once fired
     input_per_mv=lambda parameters: parameters["g_leak_ms_cm2"],
     parameters=(
         Parameter("capacitance_uf_cm2", 1.0, 0.1, 10.0, "membrane capacitance"),
