@@ -10,6 +10,8 @@ pairs with the nearest one before it alone.
 Rule "hebbian" changes the weights by the pairs. Rule "reward" collects them in an eligibility trace a synapse, which
 decays, and dw/dt = rate x dopamine x eligibility [3]_ [4]_: no dopamine, no change; negative dopamine, the opposite.
 
+Each weight carries along what rounding has kept out of it (`unrounded_mv`), since most changes are small beside it.
+
 A weight moves towards its bounds and never beyond; one that begins outside is not pulled in, but moves only inwards. So
 a synapse with no eligibility and no spike never changes, homeostasis excepted: synaptic scaling [5]_ multiplies the
 plastic excitatory weights onto a channel by what its running rate is off its target.
