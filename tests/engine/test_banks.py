@@ -150,7 +150,7 @@ def test_bad_input_is_refused_and_no_bank_moves(stimuli: np.ndarray, modulators:
         ({"seeds": []}, "at least one bank"),
         ({"configs": []}, "at least one bank"),
         ({"configs": [NetworkConfig()], "seeds": [1]}, "give one configuration with `seeds`"),
-        ({"seeds": [1, -1]}, "seed must lie within"),
+        ({"seeds": [1, -1]}, "seed must be a whole number"),
         ({"seeds": [1], "dt_ms": 2.0}, "dt_ms must lie within"),
     ],
 )
