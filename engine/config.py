@@ -118,7 +118,8 @@ class ChannelOverride(_Frozen):
     Attributes
     ----------
     model, preset, parameters, gain, bias, noise
-        As in `ChannelConfig`. Where the model differs from the population's, nothing of these is taken over.
+        As in `ChannelConfig`. Where the model differs from the population's, nothing of these is taken over; where it
+        does not, all is that the channel leaves out, also over a preset that the channel names.
     """
 
     model: ModelName | None = None

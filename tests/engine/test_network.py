@@ -335,3 +335,31 @@ def test_undisturbed_modulators_stay_at_their_baseline() -> None:
 
 def test_a_checkpoint_is_one_block_and_a_short_header() -> None:
     assert len(SpikingNetwork().checkpoint()) == BLOCK_BYTES + 32
+
+
+def test_a_checkpoint_with_weights_where_there_is_no_synapse_is_refused() -> None:
+    fixed = {"learning": {"rule": "none"}}
+    sparse = SpikingNetwork(NetworkConfig.model_validate(fixed | {"connected": [[1] * 15 + [0]] * 16}))
+    with pytest.raises(CheckpointError, match="weights where `connected` has no synapse"):
+        sparse.restore(SpikingNetwork(NetworkConfig.model_validate(fixed)).checkpoint())
+    assert not sparse.weights[:, INHIBITORY].any()
+
+
+@pytest.mark.parametrize(
+    ("levels", "word"),
+    [
+        ([0.0, 0.0, 0.0, 0.0], "tempo of tick 0 is 0, expected 0.1 to 4"),
+        ([2.0, 0.0, 0.0, 1.0], "dopamine of tick 0 is 2, expected -1 to 1"),
+    ],
+)
+def test_a_row_of_levels_out_of_range_is_refused(levels: list[float], word: str) -> None:
+    network = SpikingNetwork()
+    with pytest.raises(StimulusError, match=word):
+        network.run(np.zeros((3, 16)), np.tile(levels, (3, 1)))
+    assert network.n_ticks == 0
+
+
+@pytest.mark.parametrize("config", [7, {"seed": 7}])
+def test_what_is_no_configuration_is_refused_with_a_word_on_what_is(config: Any) -> None:
+    with pytest.raises(ConfigError, match=r"expected a NetworkConfig, got .*seed=7"):
+        SpikingNetwork(config)
