@@ -20,10 +20,11 @@ lint: .venv/ready-dev
 test-interpreted: .venv/ready-dev
 	NUMBA_DISABLE_JIT=1 $(BIN)/pytest
 
+# PEERS_PYTHON=... names an interpreter that has Brian2 and NEST
 bench: .venv/ready-dev
 	$(BIN)/neuromod bench latency
 	$(BIN)/neuromod bench throughput
-	$(BIN)/python tests/bench/bench_engine.py
+	$(BIN)/python tests/bench/bench_engine.py $(if $(PEERS_PYTHON),--peers-python $(PEERS_PYTHON))
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("neuromod needs Python 3.11 or newer, this is " + sys.version) if sys.version_info < (3, 11) else 0'

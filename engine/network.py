@@ -151,7 +151,8 @@ class SpikingNetwork:
         if modulators is not None:
             for index, level in enumerate(modulators.as_array()):
                 kernels.set_modulator(self._state, index, level)
-        return (kernels.tick(self._state, values) & _BITS) != 0
+        spikes: NDArray[np.bool_] = (kernels.tick(self._state, values) & _BITS) != 0
+        return spikes
 
     def run(self, stimuli: ArrayLike, modulators: NeuroModulators | ArrayLike | None = None) -> NDArray[np.bool_]:
         """Advance by one tick per row of `stimuli`, in one compiled call: the same bits as as many `step`.
