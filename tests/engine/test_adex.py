@@ -5,27 +5,20 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.integrate import solve_ivp
 from scipy.optimize import brentq
 
-from naive.network import NaiveNetwork
-from neuromod.engine import tick as kernels
 from neuromod.engine.compiled import JIT_ENABLED
 from neuromod.engine.config import (
     ChannelConfig,
-    ChannelOverride,
     GivenWeightsConfig,
     InhibitionConfig,
     LearningConfig,
-    ModulationConfig,
     NetworkConfig,
-    RandomWeightsConfig,
 )
 from neuromod.engine.models.adex import ADEX, PATTERN_CURRENTS_PA, rest, rheobase_pa
-from neuromod.engine.modulators import MODULATORS, NeuroModulators
+from neuromod.engine.modulators import NeuroModulators
 from neuromod.engine.network import SpikingNetwork
 
 NO_WEIGHTS = GivenWeightsConfig(matrix_mv=((0.0,) * 16,) * 16)
@@ -354,54 +347,6 @@ def test_a_second_spike_within_a_tick_is_not_reported_and_not_lost() -> None:
     assert float(network.state[0]["variables"][1, 0]) / 100 == pytest.approx(expected, abs=1)
 
 
-def mixture(seed: int) -> NetworkConfig:
-    """Every channel another neuron, with strong weights of both signs and an interneuron of the same model."""
-    rng = np.random.default_rng(seed)
-    presets = [None, *ADEX.presets]
-    channels = {
-        i: ChannelOverride(
-            preset=presets[rng.integers(len(presets))],
-            parameters={"refractory_ms": rng.choice([0.0, 1.6])} | ({"v_peak_mv": -35.0} if i % 5 == 0 else {}),
-            gain=rng.uniform(100, 400),
-            bias=rng.uniform(400, 900),
-        )
-        for i in (*range(14), 15)
-    }
-    model = ChannelConfig(model="adex")
-    return NetworkConfig(
-        seed=seed,
-        sensory=model,
-        interneuron={"model": "adex"},
-        channels=channels,
-        weights=RandomWeightsConfig(low_mv=-3, high_mv=5, from_coincidence_mv=2, to_interneuron_mv=3),
-        inhibition=InhibitionConfig(strength_mv=rng.uniform(0, 20), duration_ms=4),
-        modulation=ModulationConfig(baseline=NeuroModulators(cortisol=0.1), tempo_tau_ms=20),
-        learning=NONE,
-    )
-
-
-@pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("dt_ms", [1.0, 0.17])
-def test_compiled_tick_equals_naive_tick(seed: int, dt_ms: float) -> None:
-    rng = np.random.default_rng(seed)
-    network = SpikingNetwork(mixture(seed), dt_ms=dt_ms)
-    twin = NaiveNetwork(network.config, network.weights, dt_ms)
-    potentials = np.empty(16, dtype=np.float32)
-    total = np.zeros(16, dtype=int)
-    for now in rng.normal(1, 2, (round(300 / dt_ms) if JIT_ENABLED else 60, 16)).astype(np.float32):
-        if rng.random() < 0.05:
-            index, level = int(rng.integers(4)), np.float32(rng.uniform(-1, 4))
-            kernels.set_modulator(network.state, index, level)
-            twin.set_modulator(MODULATORS[index], level)
-        mask = kernels.tick(network.state, now)
-        expected = twin.tick(now)
-        kernels.membrane(network.state, potentials)
-        assert [mask >> i & 1 == 1 for i in range(16)] == expected
-        assert potentials.tolist() == twin.membrane()
-        total += expected
-    assert not JIT_ENABLED or total.min() > 0, "every channel must have fired, or nothing was compared"
-
-
 @pytest.mark.parametrize(
     ("parameters", "words"),
     [
@@ -415,44 +360,3 @@ def test_compiled_tick_equals_naive_tick(seed: int, dt_ms: float) -> None:
 def test_parameters_that_cannot_be_are_refused_with_a_reason(parameters: dict[str, float], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         ChannelConfig(model="adex", parameters=parameters)
-
-
-@st.composite
-def any_neuron(draw: st.DrawFn) -> dict[str, float]:
-    p = {q.name: draw(st.sampled_from([q.low, q.high, q.default]) | st.floats(q.low, q.high)) for q in ADEX.parameters}
-    p["e_l_mv"], p["v_t_mv"], p["v_peak_mv"] = sorted((p["e_l_mv"], p["v_t_mv"], p["v_peak_mv"]))
-    p["v_t_mv"] = min(max(p["v_t_mv"], p["e_l_mv"] + 0.01), 50)
-    p["v_peak_mv"] = max(p["v_peak_mv"], p["v_t_mv"] + 0.01)
-    p["e_l_mv"] = min(p["e_l_mv"], p["v_t_mv"] - 0.01, 0)
-    p["v_reset_mv"] = min(p["v_reset_mv"], p["v_peak_mv"] - 0.01)
-    p["g_l_ns"] = min(p["g_l_ns"], p["c_pf"] * 1.99)
-    for q in ADEX.parameters:
-        p[q.name] = min(max(p[q.name], q.low), q.high)
-    return p
-
-
-@settings(deadline=None, max_examples=300 if JIT_ENABLED else 20)
-@given(
-    any_neuron(),
-    st.lists(st.sampled_from([-1e6, 1e6]) | st.floats(-1e6, 1e6), min_size=1, max_size=5),
-    st.sampled_from([0.0, -1.6e6, 1.6e6]) | st.floats(-1.6e6, 1.6e6),
-    st.sampled_from([0.001, 0.1, 1.0]),
-    st.sampled_from([0.1, 1.0, 4.0]),
-)
-def test_no_state_becomes_infinite_or_nan(
-    parameters: dict[str, float], drives: list[float], charge_mv: float, dt_ms: float, tempo: float
-) -> None:
-    if ADEX.complaint(parameters):
-        return
-    network = SpikingNetwork(lone(0, None, **parameters), dt_ms=dt_ms)
-    block = network.state[0]
-    block["weights_mv"][0, :14] = charge_mv
-    levels = np.tile(NeuroModulators(tempo=tempo, cortisol=0.5).as_array(), (10, 1))
-    for drive in drives:
-        block["bias"][:14] = drive
-        block["arriving"] = 1
-        network.run(np.zeros((10, 16)), levels)
-        v, w, left = block["variables"][:3, :14]
-        assert ((v >= -200) & (v <= np.float32(parameters["v_peak_mv"]))).all()
-        assert (np.abs(w) <= 1e7).all()
-        assert ((left >= 0) & (left <= np.float32(parameters["refractory_ms"]))).all()

@@ -4,12 +4,8 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from scipy.integrate import solve_ivp
 
-from naive.network import NaiveNetwork
-from neuromod.engine import tick as kernels
 from neuromod.engine.compiled import JIT_ENABLED
 from neuromod.engine.config import (
     ChannelConfig,
@@ -18,7 +14,6 @@ from neuromod.engine.config import (
     InhibitionConfig,
     LearningConfig,
     NetworkConfig,
-    RandomWeightsConfig,
 )
 from neuromod.engine.models.fitzhugh_nagumo import FITZHUGH_NAGUMO
 from neuromod.engine.models.phase_plane import fixed_points, nullclines, regime
@@ -163,13 +158,6 @@ def test_ringing_about_a_blocked_state_is_no_spike() -> None:
     assert at_one[:, 0].sum() > 5, "which is why v_threshold is not 1"
 
 
-def test_cortisol_multiplies_the_rheobase() -> None:
-    spikes = SpikingNetwork(with_drives([0.32 * 1.3, 0.33 * 1.3])).run(
-        np.zeros((2000, 16)), NeuroModulators(cortisol=1.0)
-    )
-    assert spikes[1000:].sum(axis=0)[:2].tolist() == [0, pytest.approx(20, abs=1)]
-
-
 def test_inhibition_of_1_mv_moves_the_resting_membrane_by_1_mv() -> None:
     network = SpikingNetwork(lone(0))
     rest = state(network)[0]
@@ -189,13 +177,6 @@ def test_release_from_inhibition_fires_as_it_does_squid_nerve() -> None:
     network = SpikingNetwork(lone(0))
     network.run(np.full((200, 16), -0.5))
     assert network.run(np.zeros((30, 16)))[:, 0].sum() == 1
-
-
-def test_the_default_channel_waits_for_a_stimulus() -> None:
-    neuron = ChannelConfig(model="fitzhugh_nagumo")
-    config = NetworkConfig(sensory=neuron, weights=NO_WEIGHTS, learning=NONE, interneuron={"model": "fitzhugh_nagumo"})
-    assert not SpikingNetwork(config).run(np.zeros((500, 16))).any()
-    assert SpikingNetwork(config).run(np.ones((500, 16)))[:, :14].any(axis=0).all()
 
 
 def test_the_preset_is_that_of_1961() -> None:
@@ -272,84 +253,6 @@ def test_a_neuron_without_a_rest_starts_at_its_fixed_point_and_leaves_it_at_the_
     assert state(network) == pytest.approx(tuple(fixed_points(parameters, 0.0)[0]), rel=1e-6)
     network.run(np.full((1, 16), 0.001))
     assert network.run(np.zeros((1000, 16)))[:, 0].sum() > 10
-
-
-# -- bits, and bounds
-
-
-@pytest.mark.parametrize("seed", range(2))
-@pytest.mark.parametrize("dt_ms", [1.0, 0.3])
-def test_compiled_model_equals_its_naive_twin(seed: int, dt_ms: float) -> None:
-    rng = np.random.default_rng(seed)
-    channels = {
-        i: ChannelOverride(
-            parameters={
-                "a": rng.uniform(0.5, 0.8),
-                "b": rng.uniform(0.4, 1.3),
-                "epsilon": rng.uniform(0.05, 0.2),
-                "time_unit_ms": rng.uniform(0.3, 1.0),
-                "v_unit_mv": rng.uniform(10, 40),
-                "v_threshold": rng.uniform(-0.5, 1.0),
-            },
-            bias=rng.uniform(0.3, 0.6),
-        )
-        for i in (*range(14), 15)
-    }
-    config = NetworkConfig(
-        seed=seed,
-        sensory=ChannelConfig(model="fitzhugh_nagumo"),
-        interneuron={"model": "fitzhugh_nagumo"},
-        channels=channels,
-        weights=RandomWeightsConfig(low_mv=-3, high_mv=4, from_coincidence_mv=2, to_interneuron_mv=3),
-        learning=NONE,
-    )
-    network = SpikingNetwork(config, dt_ms=dt_ms)
-    twin = NaiveNetwork(config, network.weights, dt_ms)
-    potentials = np.empty(16, dtype=np.float32)
-    total = np.zeros(16, dtype=int)
-    for now in rng.normal(2, 3, (400, 16)).astype(np.float32):
-        if rng.random() < 0.1:
-            for index, name, level in ((3, "tempo", rng.uniform(0.1, 4)), (1, "cortisol", rng.random())):
-                kernels.set_modulator(network.state, index, np.float32(level))
-                twin.set_modulator(name, np.float32(level))
-        mask = kernels.tick(network.state, now)
-        expected = twin.tick(now)
-        kernels.membrane(network.state, potentials)
-        assert [mask >> i & 1 == 1 for i in range(16)] == expected
-        assert potentials.tolist() == twin.membrane()
-        total += expected
-    assert np.delete(total, 14).min() > 0, "every channel must have fired, or nothing was compared"
-
-
-def in_range(name: str) -> st.SearchStrategy[float]:
-    parameter = next(p for p in FITZHUGH_NAGUMO.parameters if p.name == name)
-    # a unit of 0.1 ms takes 160 substeps a tick, which are too many without compilation
-    return st.floats(parameter.low if JIT_ENABLED or name != "time_unit_ms" else 2.0, parameter.high)
-
-
-@settings(max_examples=150 if JIT_ENABLED else 15, deadline=None)
-@given(
-    parameters=st.fixed_dictionaries({p.name: in_range(p.name) for p in FITZHUGH_NAGUMO.parameters}),
-    drive=st.floats(-1e6, 1e6),
-    weight=st.floats(-1000, 1000),
-    dt_ms=st.floats(0.001, 1),
-    tempo=st.floats(0.1, 4),
-)
-def test_no_input_in_range_takes_the_variables_beyond_their_bounds(
-    parameters: dict[str, float], drive: float, weight: float, dt_ms: float, tempo: float
-) -> None:
-    config = lone(0, **parameters).model_copy(update={"recurrent_gain": 100.0, "stimulus_limit": 1e6})
-    network = SpikingNetwork(config, dt_ms=dt_ms)
-    network.state[0]["weights_mv"][:] = weight  # with all sixteen firing the largest charge there is
-    network.set_tempo(tempo)
-    for sign, arriving in ((1, 0xFFFF), (-1, 0xFFFF), (1, 0), (-1, 0)):
-        for _ in range(10):
-            network.state[0]["arriving"] = arriving
-            network.step(np.full(16, sign * drive))
-            v, w = state(network)
-            assert abs(v) <= 4
-            assert abs(w) <= 100
-            assert all(x == 0 or abs(x) > np.finfo(np.float32).tiny for x in (v, w))
 
 
 def test_the_largest_drive_and_charge_leave_no_trace_but_in_recovery() -> None:

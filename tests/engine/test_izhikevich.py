@@ -4,26 +4,19 @@ import functools
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.integrate import solve_ivp
 
-from naive.network import NaiveNetwork
-from neuromod.engine import tick as kernels
 from neuromod.engine.compiled import JIT_ENABLED
 from neuromod.engine.config import (
     ChannelConfig,
-    ChannelOverride,
     GivenWeightsConfig,
     InhibitionConfig,
-    LearningConfig,
     ModulationConfig,
     NetworkConfig,
-    RandomWeightsConfig,
 )
 from neuromod.engine.models.izhikevich import IZHIKEVICH
-from neuromod.engine.modulators import MODULATORS, NeuroModulators
+from neuromod.engine.modulators import NeuroModulators
 from neuromod.engine.network import SpikingNetwork
 
 NO_WEIGHTS = GivenWeightsConfig(matrix_mv=((0.0,) * 16,) * 16)
@@ -207,15 +200,6 @@ def test_every_preset_says_what_inhibition_means_to_it() -> None:
         assert 0.3 < IZHIKEVICH.input_per_mv(IZHIKEVICH.complete({}, preset)) < 5
 
 
-def test_the_default_neuron_is_silent_without_stimulus_and_fires_for_1_and_faster_for_2() -> None:
-    config = NetworkConfig(sensory=ChannelConfig(model="izhikevich"))
-    n_ticks = 1000 if JIT_ENABLED else 300
-    counts = [SpikingNetwork(config).run(np.full((n_ticks, 16), x))[:, :14].sum(axis=0) for x in (0.0, 1.0, 2.0)]
-    assert counts[0].max() == 0
-    assert counts[1].min() >= 5
-    assert (counts[2] > counts[1]).all()
-
-
 def test_thalamo_cortical_neurons_fire_from_rest_and_burst_after_inhibition() -> None:
     # Izhikevich (2003), Fig. 2: a depolarised cell fires tonically, a hyperpolarised one a burst when it is released
     tonic = spike_times(lone("TC", 1.5), 150, dt_ms=0.5)
@@ -234,84 +218,3 @@ def test_thalamo_cortical_neurons_fire_from_rest_and_burst_after_inhibition() ->
 def test_a_reset_at_or_above_the_peak_is_refused(c_mv: float, v_peak_mv: float) -> None:
     with pytest.raises(ValueError, match="expected c_mv < v_peak_mv, got"):
         ChannelConfig(model="izhikevich", parameters={"c_mv": c_mv, "v_peak_mv": v_peak_mv})
-
-
-def busy_config(seed: int) -> NetworkConfig:
-    """Neurons of all presets, strong weights of both signs, strong inhibition."""
-    rng = np.random.default_rng(seed)
-    presets = rng.choice(list(IZHIKEVICH.presets), 16)
-    channels = {i: ChannelOverride(preset=str(presets[i]), gain=rng.uniform(5, 40)) for i in (*range(14), 15)}
-    neuron = ChannelConfig(model="izhikevich")
-    return NetworkConfig(
-        seed=seed,
-        sensory=neuron,
-        interneuron=neuron.model_dump(),
-        channels=channels,
-        weights=RandomWeightsConfig(low_mv=-10, high_mv=15, from_coincidence_mv=8, to_interneuron_mv=10),
-        inhibition=InhibitionConfig(strength_mv=rng.uniform(0, 40), duration_ms=rng.uniform(0, 10)),
-        learning=LearningConfig(rule="none"),
-    )
-
-
-@pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("dt_ms", [1.0, 0.3])
-def test_compiled_tick_equals_naive_tick(seed: int, dt_ms: float) -> None:
-    rng = np.random.default_rng(seed)
-    network = SpikingNetwork(busy_config(seed), dt_ms=dt_ms)
-    twin = NaiveNetwork(network.config, network.weights, dt_ms)
-    potentials = np.empty(16, dtype=np.float32)
-    total = np.zeros(16, dtype=int)
-    stimuli = rng.normal(1, 2, (400 if JIT_ENABLED else 60, 16)).astype(np.float32)
-    stimuli[rng.random(stimuli.shape) < 0.01] = 1000  # drives of up to 10,000: many spikes in a substep
-    for now in stimuli:
-        if rng.random() < 0.05:
-            index, level = int(rng.integers(4)), np.float32(rng.uniform(-1, 4))
-            kernels.set_modulator(network.state, index, level)
-            twin.set_modulator(MODULATORS[index], level)
-        mask = kernels.tick(network.state, now)
-        expected = twin.tick(now)
-        kernels.membrane(network.state, potentials)
-        assert [mask >> i & 1 == 1 for i in range(16)] == expected
-        assert potentials.tolist() == twin.membrane()
-        total += expected
-    assert np.delete(total, 14).min() > 0, "every neuron must have fired, or nothing was compared"
-
-
-@pytest.fixture(scope="module")
-def any_network() -> SpikingNetwork:
-    return SpikingNetwork(lone("RS", 0))
-
-
-def within(low: float, high: float) -> st.SearchStrategy[float]:
-    """Numbers of a range, its ends and its middle often among them."""
-    return st.sampled_from([low, high, (low + high) / 2]) | st.floats(low, high, width=32)
-
-
-@settings(deadline=None, max_examples=300 if JIT_ENABLED else 20)
-@given(
-    parameters=st.tuples(*(within(float(np.float32(p.low)), float(np.float32(p.high))) for p in IZHIKEVICH.parameters)),
-    drives=st.lists(within(-IZHIKEVICH.input_limit, IZHIKEVICH.input_limit), min_size=1, max_size=8),
-    kicks_mv=st.lists(within(-1e5, 1e5), min_size=1, max_size=8),
-    step_ms=st.sampled_from([1e-4, 0.1, 0.3, 1.0, 4.0]),
-)
-def test_nothing_within_range_makes_the_state_infinite(
-    any_network: SpikingNetwork,
-    parameters: tuple[float, ...],
-    drives: list[float],
-    kicks_mv: list[float],
-    step_ms: float,
-) -> None:
-    network = any_network
-    network.reset()
-    block = network.state[0]
-    block["parameters"][: len(parameters), :14] = np.array(parameters)[:, np.newaxis]
-    block["dt_ms"] = step_ms
-    zeros = np.zeros(16, dtype=np.float32)
-    for k in range(24):
-        block["bias"][:] = np.resize(np.roll(drives, k), 16)
-        block["weights_mv"][:, :14] = np.resize(np.roll(kicks_mv, k), 14)
-        block["arriving"] = 0x7FFF  # with a charge of fifteen spikes
-        kernels.tick(network.state, zeros)
-        assert np.isfinite(block["variables"]).all()
-        assert np.isfinite(block["derived"]).all()
-        assert np.abs(block["variables"][0, :14]).max() <= 1000

@@ -4,20 +4,14 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from naive.network import NaiveNetwork
-from neuromod.engine import tick as kernels
 from neuromod.engine.compiled import JIT_ENABLED
 from neuromod.engine.config import (
     ChannelConfig,
-    ChannelOverride,
     GivenWeightsConfig,
     InhibitionConfig,
     LearningConfig,
     NetworkConfig,
-    RandomWeightsConfig,
 )
 from neuromod.engine.models.lapicque import (
     LAPICQUE,
@@ -145,76 +139,3 @@ def test_a_membrane_at_rest_is_at_rest_and_never_subnormal() -> None:
         v = abs(potential(network))
         assert v == 0 or v > np.finfo(np.float32).tiny
     assert v == 0
-
-
-def test_the_default_channel_waits_for_a_stimulus() -> None:
-    neuron = ChannelConfig(model="lapicque")
-    config = NetworkConfig(sensory=neuron, weights=NO_WEIGHTS, learning=NONE, interneuron={"model": "lapicque"})
-    assert not SpikingNetwork(config).run(np.zeros((500, 16))).any()
-    assert SpikingNetwork(config).run(np.ones((500, 16)))[:, :14].any(axis=0).all()
-
-
-@pytest.mark.parametrize("seed", range(2))
-@pytest.mark.parametrize("dt_ms", [1.0, 0.3])
-def test_compiled_model_equals_its_naive_twin(seed: int, dt_ms: float) -> None:
-    rng = np.random.default_rng(seed)
-    channels = {}
-    for i in (*range(14), 15):
-        parameters = {
-            "capacitance_pf": rng.uniform(50, 400),
-            "resistance_mohm": rng.uniform(40, 200),
-            "v_threshold_mv": rng.uniform(8, 20),
-        }
-        channels[i] = ChannelOverride(parameters=parameters, bias=rng.uniform(0.9, 1.3) * rheobase_na(parameters))
-    config = NetworkConfig(
-        seed=seed,
-        sensory=ChannelConfig(model="lapicque"),
-        interneuron={"model": "lapicque"},
-        channels=channels,
-        weights=RandomWeightsConfig(low_mv=-3, high_mv=4, from_coincidence_mv=2, to_interneuron_mv=3),
-        inhibition=InhibitionConfig(strength_mv=8),  # more, and the weakest channels would stay silent
-        learning=NONE,
-    )
-    network = SpikingNetwork(config, dt_ms=dt_ms)
-    twin = NaiveNetwork(config, network.weights, dt_ms)
-    potentials = np.empty(16, dtype=np.float32)
-    total = np.zeros(16, dtype=int)
-    for now in rng.normal(3, 3, (600, 16)).astype(np.float32):
-        if rng.random() < 0.1:
-            for index, name, level in ((3, "tempo", rng.uniform(0.1, 4)), (1, "cortisol", rng.random())):
-                kernels.set_modulator(network.state, index, np.float32(level))
-                twin.set_modulator(name, np.float32(level))
-        mask = kernels.tick(network.state, now)
-        expected = twin.tick(now)
-        kernels.membrane(network.state, potentials)
-        assert [mask >> i & 1 == 1 for i in range(16)] == expected
-        assert potentials.tolist() == twin.membrane()
-        total += expected
-    assert np.delete(total, 14).min() > 0, "every channel must have fired, or nothing was compared"
-
-
-def in_range(name: str) -> st.SearchStrategy[float]:
-    parameter = next(p for p in LAPICQUE.parameters if p.name == name)
-    return st.floats(parameter.low, parameter.high)
-
-
-@settings(max_examples=100 if JIT_ENABLED else 25, deadline=None)
-@given(
-    parameters=st.fixed_dictionaries({p.name: in_range(p.name) for p in LAPICQUE.parameters}),
-    drive=st.floats(-LAPICQUE.input_limit, LAPICQUE.input_limit),
-    weight=st.floats(-1000, 1000),
-    dt_ms=st.floats(0.001, 1),
-    tempo=st.floats(0.1, 4),
-)
-def test_no_input_in_range_makes_a_potential_infinite(
-    parameters: dict[str, float], drive: float, weight: float, dt_ms: float, tempo: float
-) -> None:
-    config = lone(0, **parameters).model_copy(update={"recurrent_gain": 100.0, "stimulus_limit": 1e6})
-    network = SpikingNetwork(config, dt_ms=dt_ms)
-    network.state[0]["weights_mv"][:] = weight  # with all sixteen firing the largest charge there is
-    network.set_tempo(tempo)
-    for sign in (1, -1):
-        for _ in range(20):
-            network.state[0]["arriving"] = 0xFFFF
-            network.step(np.full(16, sign * drive))
-            assert np.isfinite(network.state[0]["variables"]).all()
