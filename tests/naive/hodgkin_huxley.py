@@ -4,14 +4,15 @@ import math
 
 import numpy as np
 
-from naive.gates import exp, held, linoid, rise, substeps_of, temperature_factor
-from naive.stress import held_down
+from naive.gates import NaiveGated, exp, linoid, relaxed, rise, temperature_factor
 from neuromod.engine.config import ChannelConfig
 
 F = np.float32
 
 
-class NaiveHodgkinHuxley:
+class NaiveHodgkinHuxley(NaiveGated):
+    lowest_mv, highest_mv = -150, 200
+
     def __init__(self, config: ChannelConfig) -> None:
         p = {name: F(value) for name, value in config.complete_parameters().items()}
         self.capacitance, self.v_spike = p["capacitance_uf_cm2"], p["v_spike_mv"]
@@ -19,19 +20,6 @@ class NaiveHodgkinHuxley:
         self.e_na, self.e_k, self.e_leak = p["e_na_mv"], p["e_k_mv"], p["e_leak_mv"]
         self.phi = temperature_factor(p["q10"], p["temperature_c"] - F(6.3))
         self.v, self.m, self.h, self.n = F(0), F(0.0529325), F(0.5961208), F(0.3176769)
-
-    def advance(self, drive: np.float32, kick: np.float32, step: np.float32, threshold_gain: np.float32) -> bool:
-        n_substeps = substeps_of(step, 0.05, self.phi)
-        substep = step / F(n_substeps)
-        drive = held_down(drive, threshold_gain)
-        gate_step = substep * F(self.phi)
-
-        fired = self._move_to(self.v + held_down(kick, threshold_gain))
-        self._gates(gate_step * F(0.5))
-        for k in range(n_substeps):
-            fired |= self._membrane(drive, substep / self.capacitance)
-            self._gates(gate_step * F(0.5) if k == n_substeps - 1 else gate_step)
-        return fired
 
     def _gates(self, step: np.float32) -> None:
         v = self.v
@@ -44,9 +32,9 @@ class NaiveHodgkinHuxley:
         beta_h = F(1) / (e10 * F(math.exp(3)) + F(1))
         alpha_n = F(0.1) * linoid((F(10) - v) * F(0.1), e10 * F(math.exp(1)))
         beta_n = F(0.125) * e80
-        self.m = _relaxed(self.m, alpha_m, beta_m, step)
-        self.h = _relaxed(self.h, alpha_h, beta_h, step)
-        self.n = _relaxed(self.n, alpha_n, beta_n, step)
+        self.m = relaxed(self.m, alpha_m, beta_m, step)
+        self.h = relaxed(self.h, alpha_h, beta_h, step)
+        self.n = relaxed(self.n, alpha_n, beta_n, step)
 
     def _membrane(self, drive: np.float32, step: np.float32) -> bool:
         sodium = self.g_na * (self.m * self.m * self.m) * self.h
@@ -54,11 +42,3 @@ class NaiveHodgkinHuxley:
         total = sodium + potassium + self.g_leak
         current = sodium * self.e_na + potassium * self.e_k + self.g_leak * self.e_leak + drive
         return self._move_to(self.v + (current / total - self.v) * rise(step * total))
-
-    def _move_to(self, v: np.float32) -> bool:
-        before, self.v = self.v, held(v, F(-150), F(200))
-        return bool(before < self.v_spike <= self.v)
-
-
-def _relaxed(gate: np.float32, alpha: np.float32, beta: np.float32, step: np.float32) -> np.float32:
-    return gate + (alpha / (alpha + beta) - gate) * rise(step * (alpha + beta))

@@ -4,15 +4,16 @@ import math
 
 import numpy as np
 
-from naive.gates import exp, held, linoid, rise, substeps_of, temperature_factor
-from naive.stress import held_down
+from naive.gates import NaiveGated, exp, linoid, relaxed, rise, temperature_factor
 from neuromod.engine.config import ChannelConfig
 from neuromod.engine.models.pospischil import POSPISCHIL
 
 F = np.float32
 
 
-class NaivePospischil:
+class NaivePospischil(NaiveGated):
+    lowest_mv, highest_mv = -120, 150
+
     def __init__(self, config: ChannelConfig) -> None:
         parameters = config.complete_parameters()
         p = {name: F(value) for name, value in parameters.items()}
@@ -23,19 +24,6 @@ class NaivePospischil:
         self.e_na, self.e_k, self.e_leak, self.e_ca = p["e_na_mv"], p["e_k_mv"], p["e_leak_mv"], p["e_ca_mv"]
         self.phi = temperature_factor(p["q10"], p["temperature_c"] - F(36))
         self.v, self.m, self.h, self.n, self.p, self.q, self.r = (F(x) for x in POSPISCHIL.start(parameters))
-
-    def advance(self, drive: np.float32, kick: np.float32, step: np.float32, threshold_gain: np.float32) -> bool:
-        n_substeps = substeps_of(step, 0.05, self.phi)
-        substep = step / F(n_substeps)
-        drive = held_down(drive, threshold_gain)
-        gate_step = substep * F(self.phi)
-
-        fired = self._move_to(self.v + held_down(kick, threshold_gain))
-        self._gates(gate_step * F(0.5))
-        for k in range(n_substeps):
-            fired |= self._membrane(drive, substep / self.capacitance)
-            self._gates(gate_step * F(0.5) if k == n_substeps - 1 else gate_step)
-        return fired
 
     def _gates(self, step: np.float32) -> None:
         v, u = self.v, self.v - self.v_t
@@ -49,9 +37,9 @@ class NaivePospischil:
         beta_h = F(4) / (F(1) + shut)
         alpha_n = F(0.16) * linoid((F(15) - u) * F(1 / 5), e5 * F(math.exp(3)))
         beta_n = F(0.5 * math.exp(10 / 40)) * e40
-        self.m = _relaxed(self.m, alpha_m, beta_m, step)
-        self.h = _relaxed(self.h, alpha_h, beta_h, step)
-        self.n = _relaxed(self.n, alpha_n, beta_n, step)
+        self.m = relaxed(self.m, alpha_m, beta_m, step)
+        self.h = relaxed(self.h, alpha_h, beta_h, step)
+        self.n = relaxed(self.n, alpha_n, beta_n, step)
 
         z = e20 * exp((self.v_t + F(35)) * F(-1 / 20))  # exp(-(v + 35) / 20)
         p_steady = F(1) / (F(1) + z * z)
@@ -63,8 +51,8 @@ class NaivePospischil:
             alpha_q, beta_q = F(0.209) * linoid(x, exp(x)), F(0.94) * exp((F(-75) - v) * F(1 / 17))
             alpha_r = F(0.000457) * exp((F(-13) - v) * F(1 / 50))
             beta_r = F(0.0065) / (F(1) + exp((F(-15) - v) * F(1 / 28)))
-            self.q = _relaxed(self.q, alpha_q, beta_q, step)
-            self.r = _relaxed(self.r, alpha_r, beta_r, step)
+            self.q = relaxed(self.q, alpha_q, beta_q, step)
+            self.r = relaxed(self.r, alpha_r, beta_r, step)
 
     def _membrane(self, drive: np.float32, step: np.float32) -> bool:
         sodium = self.g_na * (self.m * self.m * self.m) * self.h
@@ -74,11 +62,3 @@ class NaivePospischil:
         current = sodium * self.e_na + potassium * self.e_k + calcium * self.e_ca + self.g_leak * self.e_leak
         current = current + drive
         return self._move_to(self.v + (current / total - self.v) * rise(step * total))
-
-    def _move_to(self, v: np.float32) -> bool:
-        before, self.v = self.v, held(v, F(-120), F(150))
-        return bool(before < self.v_spike <= self.v)
-
-
-def _relaxed(gate: np.float32, alpha: np.float32, beta: np.float32, step: np.float32) -> np.float32:
-    return gate + (alpha / (alpha + beta) - gate) * rise(step * (alpha + beta))
