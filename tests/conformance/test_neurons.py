@@ -58,7 +58,7 @@ def test_a_compiled_network_equals_its_naive_twin(model: Model, dt_ms: float, n_
     network = SpikingNetwork(config, dt_ms=dt_ms)
     twin = NaiveNetwork(config, network.weights, dt_ms)
     potentials, total = np.empty(16, dtype=np.float32), np.zeros(16, dtype=int)
-    stimuli = rng.normal(1, 2, (n_ticks if JIT_ENABLED else n_ticks // 10, 16)).astype(np.float32)
+    stimuli = rng.normal(1, 2, (n_ticks if JIT_ENABLED else n_ticks // 3, 16)).astype(np.float32)
     stimuli[rng.random(stimuli.shape) < 0.003] = 1000
     for now in stimuli:
         if rng.random() < 0.1:
