@@ -95,7 +95,7 @@ def any_parameters(draw: st.DrawFn, model: Model) -> Parameters:
 
     def number(p: Parameter) -> float:
         x = draw(st.sampled_from([p.low, p.high, p.default]) | st.floats(p.low, p.high))
-        return x if abs(x) > 1e-30 else 0.0  # a reset to a subnormal number is one
+        return x if abs(x) > 1e-30 else 0.0  # where the reset is a subnormal number, so is the membrane
 
     found = mended(model, number)
     assume(found)

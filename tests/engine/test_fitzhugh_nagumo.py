@@ -263,3 +263,11 @@ def test_the_largest_drive_and_charge_leave_no_trace_but_in_recovery() -> None:
     network.run(np.zeros((300, 16)))
     assert state(network) == pytest.approx(tuple(fixed_points(DEFAULTS, 0.0)[0]), abs=1e-3)
     assert math.isfinite(v)
+
+
+def test_variables_next_to_0_are_0_and_never_subnormal() -> None:
+    # a fixed point at 0, from which the least drive would move them by less than a normal number
+    network = SpikingNetwork(lone(1e-39, a=0.0))
+    for _ in range(20):
+        network.step(np.zeros(16))
+        assert state(network) == (0.0, 0.0)
