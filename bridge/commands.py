@@ -63,7 +63,12 @@ COMMANDS: dict[str, Command] = {
         Command("stop", NoArgs, "End the session; the daemon answers, then exits."),
         Command("set", SetArgs, "Change parameters at the next tick boundary, all or none."),
         Command("checkpoint", OptionalPathArgs, "Write the whole state of the loop to a file; the result names it."),
-        Command("restore", PathArgs, "Load such a file at a tick boundary; refused if it is of another layout."),
+        Command(
+            "restore",
+            PathArgs,
+            "Load such a file at a tick boundary; refused if it is of another layout, or of a loop that was built "
+            "otherwise.",
+        ),
         Command(
             "learning",
             LearningArgs,

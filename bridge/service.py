@@ -488,6 +488,8 @@ def serve(config: SessionConfig) -> int:
         Exit code: 0, or 1 where a part of the daemon failed.
     """
     daemon = Daemon(config)
+    hook = sys.unraisablehook
+    sys.unraisablehook = unless_interrupted(hook)
     stop_on_signals(daemon.stopped, interrupt=lambda: daemon.is_looking)
     is_open = False
     try:
@@ -511,6 +513,7 @@ def serve(config: SessionConfig) -> int:
         daemon.close()
         for number in _STOP_SIGNALS:
             signal.signal(number, signal.SIG_IGN)
+        sys.unraisablehook = hook
         # the process ends now: collecting what the compiler left would take 0.3 s of the 0.5 s that a stop may take
         gc.freeze()
         if daemon.is_stuck:
@@ -524,6 +527,16 @@ def serve(config: SessionConfig) -> int:
 
 class Interrupted(BaseException):
     """A signal came while the daemon was looking for its source."""
+
+
+def unless_interrupted(hook: Callable[[Any], object]) -> Callable[[Any], None]:
+    """`sys.unraisablehook` that says nothing of an Interrupted that was dropped, and leaves the rest to `hook`."""
+
+    def tell_what_is_dropped(dropped: Any) -> None:
+        if not isinstance(dropped.exc_value, Interrupted):
+            hook(dropped)
+
+    return tell_what_is_dropped
 
 
 def stop_on_signals(stop: threading.Event, *, interrupt: Callable[[], bool] = lambda: False) -> None:
@@ -546,11 +559,6 @@ def stop_on_signals(stop: threading.Event, *, interrupt: Callable[[], bool] = la
         while reader.recv(64):
             stop.set()
 
-    def tell_what_is_dropped(dropped: Any) -> None:
-        if not isinstance(dropped.exc_value, Interrupted):
-            sys.__unraisablehook__(dropped)
-
-    sys.unraisablehook = tell_what_is_dropped
     signal.set_wakeup_fd(writer.detach(), warn_on_full_buffer=False)
     threading.Thread(target=watch, name="neuromod-signals", daemon=True).start()
     for number in _STOP_SIGNALS:

@@ -62,7 +62,14 @@ class Recording:
         return self.rows[name]
 
     def spike_times_ms(self, channel: int) -> NDArray[np.float64]:
-        """Wall time since the network's start at which each tick ended in which a channel fired, ms."""
+        """Wall time since the network's start at which each tick ended in which a channel fired, ms.
+
+        Raises
+        ------
+        ConfigError
+            If there is no such channel.
+        """
+        _check_channel(channel)
         return self.start_ms + np.float64(self.dt_ms) * (np.flatnonzero(self.spikes[:, channel]) + 1)
 
     def variable(self, name: str, channel: int) -> NDArray[np.float32]:
@@ -91,7 +98,7 @@ class Recording:
 def record(
     network: SpikingNetwork,
     stimuli: ArrayLike,
-    fields: Iterable[str] = (_VARIABLES,),
+    fields: str | Iterable[str] = (_VARIABLES,),
     modulators: NeuroModulators | ArrayLike | None = None,
     *,
     every: int = 1,
@@ -104,7 +111,7 @@ def record(
         Advanced by one tick per row of `stimuli`.
     stimuli : array_like, shape (n, 16)
         Finite numbers.
-    fields : iterable of str
+    fields : str or iterable of str
         Fields of `layout.LAYOUT`, such as `weights_mv`; or state variables by the name that models give them, such as
         `v_mv`: one row of 16, with NaN for channels whose model has none of that name.
     modulators : NeuroModulators or array_like of shape (n, 4), optional
@@ -115,7 +122,7 @@ def record(
     Raises
     ------
     ConfigError
-        If there is no such field, or `every` is below 1.
+        If there is no such field, or `every` is no whole number or below 1.
     StimulusError
         If stimuli or modulators have another shape or are not all finite. The network has not moved in either case.
 
@@ -127,11 +134,12 @@ def record(
     >>> recording.variable("v_mv", 3).shape
     (10,)
     """
-    if every < 1:
-        raise ConfigError(f"every must be at least 1, got {every}")
+    if isinstance(every, bool) or not isinstance(every, int | np.integer) or every < 1:
+        raise ConfigError(f"every must be a whole number of ticks, at least 1, got {every!r}")
+    every = int(every)  # of one type, or the kernel would be compiled for each
     values, levels = checked_inputs(stimuli, modulators)
     kinds, words = [], []
-    for name in dict.fromkeys(fields):
+    for name in dict.fromkeys((fields,) if isinstance(fields, str) else fields):
         kind, found = _words_of(name, network.config)
         kinds.append((name, *kind))
         words += found
@@ -161,11 +169,16 @@ def variables_of(config: NetworkConfig, channel: int) -> list[str]:
     ConfigError
         If there is no such channel.
     """
-    if not 0 <= channel < N_CHANNELS:
-        raise ConfigError(f"channel must lie within 0 and {N_CHANNELS - 1}, got {channel}")
+    _check_channel(channel)
     if channel == COINCIDENCE:
         return []
     return [variable.name for variable in model_named(config.channel(channel).model).variables]
+
+
+def _check_channel(channel: int) -> None:
+    """Refuse what is no channel; numpy would take -1 for the last."""
+    if not 0 <= channel < N_CHANNELS:
+        raise ConfigError(f"channel must lie within 0 and {N_CHANNELS - 1}, got {channel}")
 
 
 @jit

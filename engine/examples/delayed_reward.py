@@ -35,18 +35,23 @@ assert np.abs(changes_mv - expected_mv).max() < 1e-6
 
 # %% [markdown]
 # The task: four cues, four choices, and 100 to 300 ms from the choice to its reward. Chance is one in four. Without
-# dopamine, or with the same rewards in another order, it stays at that.
+# dopamine it stays at that. With the same rewards in another order weights wander, and with them the share of right
+# choices: a network may be above chance or below it for long, and the mean over networks is at chance.
 
 # %%
 conditions = {
     "reward": (plots.BLUE, [train(seed) for seed in range(3)]),
-    "rewards shuffled": (plots.VERMILION, [train(seed, shuffle=True) for seed in range(3)]),
+    "rewards shuffled": (plots.VERMILION, [train(seed, shuffle=True) for seed in range(10)]),
     "no dopamine": (plots.BLACK, [train(seed, dopamine=False) for seed in range(3)]),
 }
-for name, (_, runs) in conditions.items():
-    reached = [accuracy(run) for run in runs]
-    # 200 guesses have a standard deviation of 0.03: beyond 0.4 is beyond chance
-    assert min(reached) >= 0.85 if name == "reward" else max(reached) < 0.4, (name, reached)
+reached = {name: np.array([accuracy(run) for run in runs]) for name, (_, runs) in conditions.items()}
+assert reached["reward"].min() >= 0.85
+# fixed weights: each trial is a guess of its own, and 600 of them have a standard deviation of 0.018
+assert abs(reached["no dopamine"].mean() - 0.25) < 0.07
+# Trials of one network are no independent guesses here, networks are: shares of 200 trials have a standard deviation
+# of 0.09 from seed to seed, and so the mean of ten one of 0.03. Half right is two of four cues answered by luck.
+assert abs(reached["rewards shuffled"].mean() - 0.25) < 0.12
+assert reached["rewards shuffled"].max() < 0.6
 
 # %%
 figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
@@ -56,7 +61,7 @@ left.set(xlabel="dopamine after the pair (ms)", ylabel="weight change (mV)")
 left.legend(frameon=False)
 window = np.ones(100) / 100
 for name, (colour, runs) in conditions.items():
-    for k, run in enumerate(runs):
+    for k, run in enumerate(runs[:3]):
         curve = np.convolve(run.correct, window, "valid")
         right.plot(np.arange(100, 100 + len(curve)), curve, color=colour, label=name if k == 0 else None)
 right.axhline(0.25, color="0.6", linestyle="--", label="chance")

@@ -188,7 +188,7 @@ def prepare(block: Record, step_ms: np.float32) -> None:
     `rise_v` is 1 - exp(-h / 2 tau) of the membrane, `rise_w` 1 - exp(-h / tau_w), `climb` h g_L / C, by which z falls,
     `steepness` 1 / Delta_T, `per_g_l` 1 / g_L.
     """
-    n_channels = block["n_channels"]
+    n_channels = block["n_channels"] & -16
     model = block["model"]
     parameters, derived = block["parameters"], block["derived"]
     c, g_l, delta, tau_w = parameters[0], parameters[1], parameters[4], parameters[5]
@@ -211,7 +211,7 @@ def advance(block: Record, step_ms: np.float32, threshold_gain: np.float32) -> N
     Charge that arrives moves v at the start. V_T stands higher by (`threshold_gain` - 1)(V_T - E_L). Each substep
     advances all channels as if none met its peak, and then, where there are any, those that do.
     """
-    n_channels = block["n_channels"]
+    n_channels = block["n_channels"] & -16
     model = block["model"]
     parameters, variables, derived = block["parameters"], block["variables"], block["derived"]
     e_l, v_t, delta, a, b = parameters[2], parameters[3], parameters[4], parameters[6], parameters[7]

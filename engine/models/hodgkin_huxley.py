@@ -59,7 +59,7 @@ HODGKIN_HUXLEY = Model(
         Parameter("v_spike_mv", 20.0, -100.0, 100.0, "potential above rest whose upward crossing is a spike"),
     ),
     variables=(
-        Variable("v_mv", "membrane potential above rest"),
+        Variable("v_mv", "membrane potential above rest", above_rest=True),
         Variable("m", "open part of the sodium activation gates"),
         Variable("h", "open part of the sodium inactivation gates"),
         Variable("n", "open part of the potassium gates"),

@@ -172,7 +172,7 @@ _OUTER, _MIDDLE = np.float32(5 / 18), np.float32(4 / 9)
 @jit
 def prepare(block: Record, step_ms: np.float32) -> None:
     """Compute `u_factor`, the part of the update of u that only the length of the substep and the parameters set."""
-    n_channels = block["n_channels"]
+    n_channels = block["n_channels"] & -16
     model = block["model"]
     parameters = block["parameters"]
     a, b, decay = parameters[0], parameters[1], parameters[8]
@@ -191,7 +191,7 @@ def advance(block: Record, step_ms: np.float32, threshold_gain: np.float32) -> N
     and then those that do, one by one. Channels of other models pass through the formula too: to select what goes in
     would make the loop scalar, and the tick three times as long.
     """
-    n_channels = block["n_channels"]
+    n_channels = block["n_channels"] & -16
     model = block["model"]
     parameters = block["parameters"]
     a, b, quadratic, linear = parameters[0], parameters[1], parameters[4], parameters[5]

@@ -42,7 +42,7 @@ LAPICQUE = Model(
         Parameter("resistance_mohm", 100.0, 0.1, 10_000.0, "resistance of the membrane; times capacitance: tau"),
         Parameter("v_threshold_mv", 15.0, 0.001, 1_000.0, "firing threshold above rest"),
     ),
-    variables=(Variable("v_mv", "membrane potential above rest"),),
+    variables=(Variable("v_mv", "membrane potential above rest", above_rest=True),),
     start=lambda parameters: (0.0,),
     derived=("rise",),
 )

@@ -50,7 +50,7 @@ LIF = Model(
         Parameter("refractory_ms", 2.0, 0.0, 1_000.0, "time after a spike in which the membrane stays at reset"),
     ),
     variables=(
-        Variable("v_mv", "membrane potential above rest"),
+        Variable("v_mv", "membrane potential above rest", above_rest=True),
         Variable("refractory_left_ms", "time for which the membrane still stays at reset"),
     ),
     start=lambda parameters: (0.0, 0.0),

@@ -34,10 +34,21 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Variable:
-    """One number per channel that the model changes: its name with its unit, and its meaning."""
+    """One number per channel that the model changes.
+
+    Attributes
+    ----------
+    name : str
+        Name with its unit: `v_mv`.
+    meaning : str
+        One line for tables.
+    above_rest : bool
+        True for a potential that is 0 at rest, rather than inside against outside.
+    """
 
     name: str
     meaning: str
+    above_rest: bool = False
 
 
 @dataclass(frozen=True)

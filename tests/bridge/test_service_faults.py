@@ -1,11 +1,14 @@
 """What must not hurt the daemon: bad messages, slow subscribers, busy threads, signals, and what cannot be started."""
 
+import gc
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgpack
@@ -31,6 +34,7 @@ from typer.testing import CliRunner
 
 from conformance.makers import signal_outlet
 from neuromod.adapters.base import Chunk
+from neuromod.bridge import service
 from neuromod.bridge.cli import app
 from neuromod.bridge.service import Daemon
 from neuromod.bridge.wire import HealthMessage, Reason
@@ -480,3 +484,39 @@ def test_a_daemon_may_be_closed_twice_and_leaves_no_thread() -> None:
     daemon.close()
     assert time.monotonic() - begun < STOP_S
     assert set(threading.enumerate()) == before
+
+
+def test_a_session_tells_dropped_errors_to_the_hook_that_was_there_and_puts_it_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told: list[BaseException] = []
+
+    def hook(dropped: Any) -> None:
+        told.append(dropped.exc_value)
+
+    class Session:
+        """No more of a daemon than that it opens, drops two errors, and is stopped."""
+
+        stopped = threading.Event()
+        is_looking = is_stuck = False
+        failure = None
+
+        def __init__(self, config: Any) -> None:
+            pass
+
+        def open(self) -> None:
+            for error in (service.Interrupted(), ValueError("dropped")):
+                sys.unraisablehook(SimpleNamespace(exc_value=error))
+            raise service.Interrupted
+
+        def close(self) -> None:
+            pass
+
+    monkeypatch.setattr(sys, "unraisablehook", hook)
+    monkeypatch.setattr(service, "Daemon", Session)
+    monkeypatch.setattr(service, "_STOP_SIGNALS", [])
+    monkeypatch.setattr(service, "stop_on_signals", lambda *args, **options: None)
+    monkeypatch.setattr(gc, "freeze", lambda: None)
+    assert service.serve(session(ZMQ)) == 0
+    assert [str(error) for error in told] == ["dropped"]
+    assert sys.unraisablehook is hook

@@ -332,19 +332,47 @@ def test_a_finished_task_takes_no_more_spikes() -> None:
     assert task.stimuli.shape == (0, 16)
     with pytest.raises(StimulusError, match="is_finished"):
         task.advance(SILENCE)
+    with pytest.raises(ConfigError, match="all 1 trials are over, and there is no cue"):
+        _ = task.cue
 
 
 @pytest.mark.parametrize(
     "wrong",
     [
         {"n_trials": 0},
+        {"n_trials": -1},
+        {"n_trials": 2.5},
         {"cue_ticks": 0},
         {"rest_ticks": 0},
         {"delay_ticks": (0, 10)},
         {"delay_ticks": (10, 9)},
         {"rewards": [1.0]},
+        {"rewards": [1.0, np.nan, 1.0]},
+        {"rewards": [1.0, 1.0, np.inf]},
     ],
 )
 def test_a_task_that_cannot_be_played_is_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match="expected"):
         FourChoiceTask(**{"seed": 0, "n_trials": 3} | wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63, 1.5, True])
+def test_a_seed_that_cannot_be_used_is_refused(seed: int) -> None:
+    for use in (FourChoiceTask, network_config, train, lambda seed: train(seed, shuffle=True)):
+        with pytest.raises(ConfigError, match="seed must be a whole number"):
+            use(seed)
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_training_takes_at_least_one_trial(shuffle: bool) -> None:
+    with pytest.raises(ConfigError, match="expected at least one trial"):
+        train(0, 0, shuffle=shuffle)
+
+
+def test_accuracy_is_that_of_the_last_trials_and_needs_one() -> None:
+    trials = play(short_task(6, 4), Oracle(mistake=0))
+    trials.choice[:3] = NO_CHOICE
+    assert [accuracy(trials, last=last) for last in (1, 2, 4, 5)] == [1.0, 0.5, 0.25, 0.25]
+    for some, last in ((trials, 0), (trials, -1), (short_task(6).trials(), 200)):
+        with pytest.raises(ConfigError, match="expected at least one trial to judge by"):
+            accuracy(some, last)

@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import matplotlib as mpl
@@ -10,11 +10,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from matplotlib.axes import Axes
+from numpy.typing import ArrayLike
 
 from neuromod.engine import plots
 from neuromod.engine.config import ChannelConfig, ChannelOverride, NetworkConfig
 from neuromod.engine.errors import ConfigError
 from neuromod.engine.models import phase_plane
+from neuromod.engine.models.catalogue import MODELS
 from neuromod.engine.network import SpikingNetwork
 from neuromod.engine.recording import Recording, record
 
@@ -35,7 +37,8 @@ def drawn(ax: Axes) -> Any:
 
 
 def a_recording() -> Recording:
-    network = SpikingNetwork(NetworkConfig(channels={5: ChannelOverride(model="fitzhugh_nagumo")}), dt_ms=0.5)
+    others = {5: ChannelOverride(model="fitzhugh_nagumo"), 6: ChannelOverride(model="adex")}
+    network = SpikingNetwork(NetworkConfig(channels=others), dt_ms=0.5)
     network.run(np.zeros((20, 16)))
     return record(network, np.full((100, 16), 2.0), every=2)
 
@@ -56,7 +59,16 @@ def test_a_raster_has_a_mark_for_each_spike_at_the_end_of_its_tick() -> None:
 
 
 def test_a_raster_without_a_tick_can_be_drawn() -> None:
-    drawn(plots.raster(np.zeros((0, 16), dtype=bool)))
+    empty: list[ArrayLike] = [np.zeros((0, 16), dtype=bool), []]
+    for nothing in empty:
+        assert not any(len(row.get_segments()) for row in drawn(plots.raster(nothing)).collections)
+
+
+def test_one_channel_may_be_drawn_without_a_list() -> None:
+    recording = a_recording()
+    for channel in (3, np.int64(3)):
+        line = drawn(plots.membrane(recording, channel)).lines[0]
+        assert line.get_ydata().tolist() == recording.variable("v_mv", 3).tolist()
 
 
 def test_membranes_are_drawn_as_recorded_with_a_mark_for_each_spike() -> None:
@@ -69,18 +81,28 @@ def test_membranes_are_drawn_as_recorded_with_a_mark_for_each_spike() -> None:
     assert marks.get_xdata().tolist() == recording.spike_times_ms(0).tolist()
     assert len(recording.spike_times_ms(0)) > 0
     assert ax.get_xlim() == (10, 60)
-    assert ax.get_ylabel() == "membrane potential (mV)"
+    assert ax.get_ylabel() == "membrane potential (mV above rest)"
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["channel 0", "channel 15"]
 
 
-def test_a_potential_without_a_unit_says_so() -> None:
-    assert drawn(plots.membrane(a_recording(), [5])).get_ylabel() == "membrane potential (no unit)"
+@pytest.mark.parametrize(("channel", "unit"), [(0, "mV above rest"), (5, "no unit"), (6, "mV")])
+def test_a_potential_says_its_unit_and_whether_it_counts_from_rest(channel: int, unit: str) -> None:
+    assert drawn(plots.membrane(a_recording(), [channel])).get_ylabel() == f"membrane potential ({unit})"
+
+
+def test_a_model_whose_potential_counts_from_rest_says_so_and_rests_at_0() -> None:
+    for model in MODELS:
+        potential, *others = model.variables
+        assert potential.above_rest == ("above rest" in potential.meaning)
+        assert not potential.above_rest or model.start(model.complete({}))[0] == 0.0
+        assert not any(variable.above_rest for variable in others)
 
 
 @pytest.mark.parametrize(
     ("channels", "words"),
     [
-        ([0, 5], "expected potentials of one unit"),
+        ([0, 5], r"one unit and one zero, got mV above rest \(channel 0\), no unit \(channel 5\): use one axis each"),
+        ([0, 6], r"one unit and one zero, got mV above rest \(channel 0\), mV \(channel 6\): use one axis each"),
         ([14], "has no membrane"),
         ([16], "channel must lie within 0 and 15"),
     ],
@@ -119,6 +141,28 @@ def test_a_phase_plane_has_both_nullclines_and_the_trajectory_from_its_start() -
     assert start.get_xydata().tolist() == [[-1.0, 0.0]]
     low, high = ax.get_ylim()
     assert low < 0 < 1 < high
+
+
+def test_a_phase_plane_with_an_empty_trajectory_has_nullclines_alone() -> None:
+    empty: list[ArrayLike] = [[], np.zeros((0, 2))]
+    for nothing in empty:
+        assert len(drawn(plots.phase_plane(lambda v: (v, -v), nothing)).lines) == 2
+
+
+@pytest.mark.parametrize(
+    ("draw", "words"),
+    [
+        (lambda: plots.raster(np.zeros(16)), r"expected spikes of shape \(n, 16\), got \(16,\)"),
+        (lambda: plots.raster(np.zeros((5, 15))), r"expected spikes of shape \(n, 16\), got \(5, 15\)"),
+        (lambda: plots.weights([]), r"expected a matrix of weights, .* shape \(0,\)"),
+        (lambda: plots.weights(np.zeros((0, 16))), r"expected a matrix of weights, .* shape \(0, 16\)"),
+        (lambda: plots.phase_plane(lambda v: (v, -v), [1.0, 2.0]), r"trajectory of shape \(n, 2\), .* got \(2,\)"),
+    ],
+)
+def test_arrays_of_another_shape_are_refused(draw: Callable[[], Axes], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        draw()
+    assert not plt.get_fignums(), "no empty figure is left"
 
 
 def test_a_learning_window_shows_either_sign_in_a_colour_of_its_own() -> None:

@@ -137,10 +137,26 @@ def test_bad_stimuli_are_refused_as_by_a_run(stimuli: np.ndarray, words: str) ->
     assert network.n_ticks == 0
 
 
-@pytest.mark.parametrize("every", [0, -1])
-def test_a_period_below_one_tick_is_refused(every: int) -> None:
-    with pytest.raises(ConfigError, match="every must be at least 1"):
-        record(SpikingNetwork(), stimuli_of(1), every=every)
+@pytest.mark.parametrize("every", [0, -1, 1.5, True, "2"])
+def test_a_period_that_is_no_number_of_ticks_is_refused(every: int) -> None:
+    network = SpikingNetwork()
+    with pytest.raises(ConfigError, match="every must be a whole number of ticks, at least 1, got"):
+        record(network, stimuli_of(1), every=every)
+    assert network.n_ticks == 0
+
+
+def test_one_field_may_be_named_without_a_list() -> None:
+    recording = record(SpikingNetwork(), stimuli_of(1), "v_mv")
+    assert recording.rows.dtype.names == ("v_mv",)
+    assert recording.variable("v_mv", 0).any()
+
+
+@pytest.mark.parametrize("channel", [-1, 16])
+def test_spikes_of_a_channel_that_there_is_not_are_refused(channel: int) -> None:
+    recording = record(SpikingNetwork(), stimuli_of(1), [])
+    with pytest.raises(ConfigError, match=f"channel must lie within 0 and 15, got {channel}"):
+        recording.spike_times_ms(channel)
+    assert recording.spike_times_ms(14).shape == (recording.spikes[:, 14].sum(),)
 
 
 @pytest.mark.skipif(not JIT_ENABLED, reason="compiled code alone has signatures")
