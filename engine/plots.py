@@ -69,7 +69,7 @@ def raster(spikes: ArrayLike, dt_ms: float = 1.0, *, ax: "Axes | None" = None) -
     return ax
 
 
-def membrane(recording: Recording, channels: int | np.integer | Sequence[int], *, ax: "Axes | None" = None) -> "Axes":
+def membrane(recording: Recording, channels: int | Sequence[int], *, ax: "Axes | None" = None) -> "Axes":
     """Draw membrane potentials, a line a channel, with a mark at the top for each spike.
 
     Parameters

@@ -66,7 +66,8 @@ def test_a_raster_without_a_tick_can_be_drawn() -> None:
 
 def test_one_channel_may_be_drawn_without_a_list() -> None:
     recording = a_recording()
-    for channel in (3, np.int64(3)):
+    either: list[Any] = [3, np.int64(3)]
+    for channel in either:
         line = drawn(plots.membrane(recording, channel)).lines[0]
         assert line.get_ydata().tolist() == recording.variable("v_mv", 3).tolist()
 
