@@ -86,7 +86,7 @@ def membrane(recording: Recording, channels: int | Sequence[int], *, ax: "Axes |
     ConfigError
         If a channel has no membrane, the potentials have different units or zeros, or they were not recorded.
     """
-    chosen = [channels] if isinstance(channels, int | np.integer) else channels
+    chosen = [int(channels)] if isinstance(channels, int | np.integer) else [int(channel) for channel in channels]
     potentials = {channel: _potential(recording.config, channel) for channel in chosen}
     units = {channel: _unit(potential) for channel, potential in potentials.items()}
     if len(set(units.values())) > 1:
