@@ -10,6 +10,9 @@ from pydantic import Field
 MODULATORS = ("dopamine", "cortisol", "acetylcholine", "tempo")
 """Order of the modulators in every array and message."""
 
+RANGES = ((-1.0, 1.0), (0.0, 1.0), (0.0, 1.0), (0.1, 4.0))
+"""Least and greatest level of each, in that order."""
+
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
@@ -28,10 +31,10 @@ class NeuroModulators(pydantic.BaseModel, frozen=True, extra="forbid"):
         Speed of the network's own time, 0.1 to 4 times wall time.
     """
 
-    dopamine: Annotated[Finite, Field(ge=-1, le=1)] = 0.0
-    cortisol: Annotated[Finite, Field(ge=0, le=1)] = 0.0
-    acetylcholine: Annotated[Finite, Field(ge=0, le=1)] = 0.0
-    tempo: Annotated[Finite, Field(ge=0.1, le=4)] = 1.0
+    dopamine: Annotated[Finite, Field(ge=RANGES[0][0], le=RANGES[0][1])] = 0.0
+    cortisol: Annotated[Finite, Field(ge=RANGES[1][0], le=RANGES[1][1])] = 0.0
+    acetylcholine: Annotated[Finite, Field(ge=RANGES[2][0], le=RANGES[2][1])] = 0.0
+    tempo: Annotated[Finite, Field(ge=RANGES[3][0], le=RANGES[3][1])] = 1.0
 
     def as_array(self) -> NDArray[np.float32]:
         """Levels in the order of `MODULATORS`, shape (4,)."""

@@ -25,13 +25,12 @@ from neuromod.engine.layout import (
 )
 from neuromod.engine.layout_types import Record, State
 from neuromod.engine.models.catalogue import NO_MODEL, model_named
-from neuromod.engine.modulators import MODULATORS, NeuroModulators
+from neuromod.engine.modulators import MODULATORS, RANGES, NeuroModulators
 from neuromod.engine.noise import MAX_NOISE
 from neuromod.engine.plasticity import RULES
 
 MIN_DT_MS, MAX_DT_MS = 0.001, 1.0
-# as `NeuroModulators` has them, in the order of MODULATORS
-_LOWEST, _HIGHEST = np.array([-1, 0, 0, 0.1], np.float32), np.array([1, 1, 1, 4], np.float32)
+_LOWEST, _HIGHEST = np.array(RANGES, dtype=np.float32).T
 _BITS = 1 << np.arange(N_CHANNELS)
 _MAX_TICKS = 1e6  # longest time constant of a trace: float32 rounds its decay by up to 6 %, at a fifth of that by 1 %
 
