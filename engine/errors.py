@@ -20,6 +20,10 @@ class AdapterTimeoutError(AdapterError, TimeoutError):
     """A device, stream or recording did not answer in time."""
 
 
+class AdapterLostError(AdapterError, ConnectionError):
+    """A device that was there is gone."""
+
+
 class RecordingError(AdapterError, ValueError):
     """A recording is missing, corrupt or of a form that cannot be played."""
 

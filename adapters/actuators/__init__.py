@@ -1,0 +1,1 @@
+"""Actuators: what the spikes, commands and stimulation trains of a session go to."""
