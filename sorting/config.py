@@ -115,6 +115,44 @@ class FrontEndConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
         return self.features
 
 
+class BlankingConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
+    """What of the stream an electrode's stimulation pulse makes unusable, from before the pulse to after its end."""
+
+    channels: tuple[str | int, ...] | Literal["all"] = "all"
+    """Names, or numbers from 0, of channels that the artefact reaches; an empty list blanks nothing."""
+    lead_us: Annotated[float, Field(ge=0, le=100_000)] = 500.0
+    """Blanked before the nominal time of a pulse: the jitter of its delivery and the filters of the amplifier."""
+    blank_us: Annotated[float, Field(ge=0, le=1_000_000)] = 1500.0
+    """Blanked after the end of a pulse: until the amplifier has come back."""
+    delay_us: Annotated[float, Field(ge=0, le=1_000_000)] = 0.0
+    """From the sample that follows the tick of the decision to the artefact of a pulse sent at once, in stream time:
+    delivery and acquisition together. Measure it with one pulse."""
+
+
+class ElectrodeBlankingConfig(BlankingConfig, frozen=True, extra="forbid"):
+    """The same for one electrode."""
+
+    electrode: str | int
+    """Its name, or number from 0."""
+
+
+class ArtefactConfig(BlankingConfig, frozen=True, extra="forbid"):
+    """Blanking of stimulation artefacts: windows for all electrodes, others for some.
+
+    In its window a channel holds its last clean value, is left out of the common reference, counts no crossing, and
+    adds nothing to power, mean or noise. The features of a block come from what was clean of it; of a block without a
+    clean sample, power and raw stay as they were.
+    """
+
+    crossings: Literal["hold_rate", "zero"] = "hold_rate"
+    """What a blanked sample adds to the count. hold_rate: the mean count of recent clean samples, so that a blank does
+    not look like silence; counts are then no whole numbers. zero: nothing."""
+    rate_window_ms: PositiveMs = 200.0
+    """hold_rate: time constant of that mean, in clean time. 200 ms of 20 Hz hold the rate to 35 %, and follow it."""
+    electrodes: Annotated[tuple[ElectrodeBlankingConfig, ...], Field(max_length=32)] = ()
+    """Electrodes that differ; what such an entry leaves out is as by default, not as given above."""
+
+
 class EncoderConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
     """From features to the 16 stimuli.
 

@@ -56,7 +56,9 @@ _CHANGING = ("centre", "inverse", "counters", "smoothed", "seen", "mean", "squar
 
 
 @jit
-def encode(state: EncoderState, features: NDArray[np.float32], stimuli: NDArray[np.float32]) -> None:
+def encode(
+    state: EncoderState, features: NDArray[np.float32], stimuli: NDArray[np.float32], is_blanked: bool = False
+) -> None:
     """Turn one feature vector into stimuli.
 
     Parameters
@@ -67,7 +69,14 @@ def encode(state: EncoderState, features: NDArray[np.float32], stimuli: NDArray[
         One block. A value that is not finite is taken as unknown: the feature stays where it was.
     stimuli : ndarray of float32, shape (16,)
         Overwritten; always finite. All 0 until features and normalisation are known.
+    is_blanked : bool
+        Whether an artefact was blanked in the block. The warm-up leaves such a block out whole, so that constants are
+        those of clean blocks; after it, this makes no difference.
     """
+    if is_blanked and state.counters[_READY] == 0:
+        for k in range(N_CHANNELS):
+            stimuli[k] = 0.0
+        return
     n_features = state.smoothed.shape[0]
     decay = state.numbers[_DECAY]
     any_known = False

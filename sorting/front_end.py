@@ -9,6 +9,10 @@ Without a baseline the noise of each channel is measured in the stream itself. T
 reference, so that a dead channel is silent and a noisy one does not leak into others, finds channels to exclude and
 where the clipped mean clips; the second half, run as the session will be, finds the thresholds. Until then features
 are NaN: unknown is not zero.
+
+Around each pulse of stimulation the channels that its artefact reaches are *blanked*: they hold their last clean value,
+which rings the filters less than any other causal choice that knows no more, and what comes out of the filters then
+counts for nothing. The step back to the signal still rings, for a few periods of a band's lower edge.
 """
 
 import math
@@ -20,9 +24,9 @@ from numpy.typing import NDArray
 
 from neuromod.engine.compiled import jit
 from neuromod.engine.errors import ConfigError
-from neuromod.sorting import noise, reference
+from neuromod.sorting import blanking, noise, reference
 from neuromod.sorting.baseline import Baseline
-from neuromod.sorting.config import FrontEndConfig
+from neuromod.sorting.config import ArtefactConfig, BlankingConfig, FrontEndConfig
 
 # What a path does with a sample.
 CROSSINGS, POWER, LOG_POWER, RAW = range(4)
@@ -31,13 +35,31 @@ CROSSINGS, POWER, LOG_POWER, RAW = range(4)
 _KIND, _REFERENCE, _HISTOGRAM, _SECTIONS = range(4)
 
 # Entries of FrontEndState.settings.
-_N_CHANNELS, _HOLD_SAMPLES, _SECOND_HALF = range(3)
+_N_CHANNELS, _HOLD_SAMPLES, _SECOND_HALF, _BLANKS, _HOLD_RATE = range(5)
 
 # Entries of FrontEndState.counters.
-_STARTED, _STAGE, _STAGE_LEFT, _STAGE_SAMPLES, _BLOCK_SAMPLES, _BLOCKS, _LIVE = range(7)
+(
+    _STARTED,
+    _STAGE,
+    _STAGE_LEFT,
+    _STAGE_SAMPLES,
+    _BLOCK_SAMPLES,
+    _BLOCKS,
+    _LIVE,
+    _SAMPLE,  # samples so far: the number of the next
+    _REMASK,  # sample at which the set of blanked channels may change
+    _TRAINS,  # trains that are pending
+    _BLANKED,  # channels that are blanked now
+    _TOUCHED,  # whether anything was blanked in the open block
+    _WAS_TOUCHED,  # the same of the block closed last
+    _BLANKED_SAMPLES,  # since the start, over all channels
+    _BLANKED_INSTANTS,  # samples at which any channel was blanked
+) = range(15)
 
 # Entries of FrontEndState.limits.
-_CLIP_NOISE, _THRESHOLD_NOISE, _THRESHOLD_UV, _DEAD_BELOW, _NOISY_ABOVE, _SATURATION_UV = range(6)
+_CLIP_NOISE, _THRESHOLD_NOISE, _THRESHOLD_UV, _DEAD_BELOW, _NOISY_ABOVE, _SATURATION_UV, _FREQUENCY, _RATE_SAMPLES = (
+    range(8)
+)
 
 # Stages.
 _SURVEY, _MEASURE, READY = range(3)
@@ -63,9 +85,10 @@ class FrontEndState(NamedTuple):
     at_rest: NDArray[np.float64]  # (n_paths, n_sections, 2): filter state for a constant input of 1
     window_samples: NDArray[np.float64]  # (n_paths,)
     edges: NDArray[np.float64]  # (BINS + 1,)
+    blank_extent: NDArray[np.float64]  # (N_ELECTRODES, 3): us before a pulse, after it, and its delay
+    blank_mask: NDArray[np.bool_]  # (N_ELECTRODES, n_padded): channels that the electrode's artefact reaches
     # frozen after the warm-up
     weight: NDArray[np.float64]  # (n_padded,) 1: takes part
-    inverse: NDArray[np.float64]  # (1,) 1 / channels that take part
     reason: NDArray[np.int64]  # (n_padded,)
     noise: NDArray[np.float64]  # (n_measured, n_padded)
     clip: NDArray[np.float64]  # (n_paths, n_padded)
@@ -78,8 +101,15 @@ class FrontEndState(NamedTuple):
     smoothed: NDArray[np.float64]  # (n_paths, n_padded)
     saturated: NDArray[np.float64]  # (n_padded,) samples on the rails in this stage
     histogram: NDArray[np.int32]  # (n_measured, n_padded, BINS)
+    x: NDArray[np.float64]  # (n_padded,) the sample, and so the value that a blanked channel holds
+    trains: NDArray[np.int64]  # (N_TRAINS, 6) see blanking.py
+    train_times: NDArray[np.float64]  # (N_TRAINS, 3)
+    clean: NDArray[np.float64]  # (n_padded,) 0: blanked
+    present: NDArray[np.float64]  # (n_padded,) 1: takes part and is clean
+    inverse: NDArray[np.float64]  # (1,) 1 / channels that take part and are clean
+    missed: NDArray[np.int64]  # (n_padded,) blanked samples of the block
+    recent: NDArray[np.float64]  # (2, n_padded) crossings and clean samples, both forgotten exponentially
     # scratch
-    x: NDArray[np.float64]  # (n_padded,)
     y: NDArray[np.float64]  # (n_padded,)
     scratch: NDArray[np.float64]  # (n_padded,)
     magnitude: NDArray[np.float32]  # (n_padded,)
@@ -87,8 +117,9 @@ class FrontEndState(NamedTuple):
 
 
 _CHANGING = (
-    "weight", "inverse", "reason", "noise", "clip", "threshold",
+    "weight", "reason", "noise", "clip", "threshold",
     "counters", "z", "hold", "total", "smoothed", "saturated", "histogram",
+    "x", "trains", "train_times", "clean", "present", "inverse", "missed", "recent",
 )  # fmt: skip
 
 
@@ -106,15 +137,24 @@ def push(state: FrontEndState, samples: NDArray[np.float32]) -> None:
     n_channels = state.settings[_N_CHANNELS]
     x = state.x
     for i in range(samples.shape[0]):
-        for c in range(n_channels):
-            x[c] = samples[i, c]
+        if state.counters[_SAMPLE] >= state.counters[_REMASK]:
+            _remask(state)
+        blanked = state.counters[_BLANKED] > 0
+        if blanked:
+            _take_clean(state, samples[i])
+        else:
+            for c in range(n_channels):
+                x[c] = samples[i, c]
         if state.counters[_STARTED] == 0:
             _rest_at(state)
-            state.counters[_STARTED] = 1
+            # a channel blanked from the first sample on has no value to rest at before it is clean
+            state.counters[_STARTED] = 0 if blanked else 1
         for path in range(state.paths.shape[0]):
-            _advance(state, path)
+            _advance(state, path, blanked)
         state.counters[_BLOCK_SAMPLES] += 1
-        if state.counters[_STAGE] != READY:
+        state.counters[_SAMPLE] += 1
+        # a sample of which anything is blanked is no part of the warm-up, which so measures every channel as long
+        if state.counters[_STAGE] != READY and not blanked:
             _measure_rails(state)
             state.counters[_STAGE_SAMPLES] += 1
             state.counters[_STAGE_LEFT] -= 1
@@ -131,12 +171,14 @@ def finish_block(state: FrontEndState, features: NDArray[np.float32]) -> None:
     state : FrontEndState
         Changed in place.
     features : ndarray of float32, shape (n_features,)
-        Channel by channel, within a channel kind by kind. NaN during the warm-up, 0 for excluded channels.
+        Channel by channel, within a channel kind by kind. NaN during the warm-up, 0 for excluded channels. NaN as
+        well where a channel has been blanked since the start, so that there is no value to hold.
     """
     n_channels = state.settings[_N_CHANNELS]
     n_paths = state.paths.shape[0]
     n_samples = state.counters[_BLOCK_SAMPLES]
     live = state.counters[_LIVE] == 1
+    touched = state.counters[_TOUCHED] == 1
     for path in range(n_paths):
         kind = state.paths[path, _KIND]
         total = state.total[path]
@@ -144,26 +186,49 @@ def finish_block(state: FrontEndState, features: NDArray[np.float32]) -> None:
         if kind == CROSSINGS:
             for c in range(n_channels):
                 smoothed[c] = total[c]
+            if state.settings[_HOLD_RATE] == 1 and live:
+                if touched:
+                    for c in range(n_channels):
+                        if state.missed[c] > 0:
+                            smoothed[c] += float(state.missed[c]) * (state.recent[0, c] / state.recent[1, c])
+                _remember_counts(state, total, n_samples, touched)
+        elif touched:
+            for c in range(n_channels):
+                n_clean = float(n_samples - state.missed[c])
+                if n_clean > 0.0:
+                    keep = 0.0
+                    if state.window_samples[path] > 0.0 and state.counters[_BLOCKS] > 0:
+                        keep = math.exp(-n_clean / state.window_samples[path])
+                    mean = total[c] / n_clean
+                    smoothed[c] = mean if math.isnan(smoothed[c]) else mean + (smoothed[c] - mean) * keep
+                elif state.counters[_BLOCKS] == 0:
+                    smoothed[c] = np.nan
         elif n_samples > 0:
             keep = 0.0
             if state.window_samples[path] > 0.0 and state.counters[_BLOCKS] > 0:
                 keep = math.exp(-float(n_samples) / state.window_samples[path])
             for c in range(n_channels):
                 mean = total[c] / float(n_samples)
-                smoothed[c] = mean + (smoothed[c] - mean) * keep
+                smoothed[c] = mean if math.isnan(smoothed[c]) else mean + (smoothed[c] - mean) * keep
         for c in range(n_channels):
             value = smoothed[c]
             if kind == LOG_POWER:
                 value = 10.0 * math.log10(max(value, 1e-30))
             if state.weight[c] == 0.0:
                 value = 0.0
+            known = live and not math.isnan(value)
             value = min(max(value, -_LARGEST_F32), _LARGEST_F32)
-            features[c * n_paths + path] = np.float32(value) if live else np.float32(np.nan)
+            features[c * n_paths + path] = np.float32(value) if known else np.float32(np.nan)
             total[c] = 0.0
     if n_samples > 0:
         state.counters[_BLOCKS] += 1
     state.counters[_BLOCK_SAMPLES] = 0
     state.counters[_LIVE] = 1 if state.counters[_STAGE] == READY else 0  # a block half warm-up is not one
+    state.counters[_WAS_TOUCHED] = state.counters[_TOUCHED]
+    if touched:
+        state.counters[_TOUCHED] = 0
+        for c in range(n_channels):
+            state.missed[c] = 0
     _flush_denormals(state)
 
 
@@ -171,6 +236,108 @@ def finish_block(state: FrontEndState, features: NDArray[np.float32]) -> None:
 def is_ready(state: FrontEndState) -> bool:
     """Whether the warm-up is over, so that the features of the block at hand will be numbers."""
     return state.counters[_LIVE] == 1  # type: ignore[no-any-return]
+
+
+@jit
+def blank(
+    state: FrontEndState, electrode: int, start_us: float, pulses: int, period_us: float, pulse_us: float
+) -> None:
+    """Register a train of stimulation pulses, whose artefacts are to be blanked.
+
+    Between two blocks, as the train is sent. Times count from the instant of the sample that will be pushed next; the
+    electrode's delay is added to them. Windows may overlap, within a train and across electrodes.
+
+    Parameters
+    ----------
+    state : FrontEndState
+        Changed in place.
+    electrode : int
+        From 0 to 31; not checked.
+    start_us : float
+        Nominal time of the first pulse, in us; 0 for at once.
+    pulses : int
+        Number of pulses; none is registered where it is below 1.
+    period_us : float
+        From one pulse to the next, in us.
+    pulse_us : float
+        Length of one pulse, both phases and what is between them, in us.
+    """
+    if state.settings[_BLANKS] == 0 or pulses < 1:
+        return
+    counters = state.counters
+    counters[_TRAINS] = blanking.add_train(
+        state.trains,
+        state.train_times,
+        state.blank_extent,
+        counters[_TRAINS],
+        state.limits[_FREQUENCY],
+        electrode,
+        counters[_SAMPLE],
+        start_us,
+        pulses,
+        period_us,
+        pulse_us,
+    )
+    counters[_REMASK] = counters[_SAMPLE]
+
+
+@jit
+def skip(state: FrontEndState, n_samples: int) -> None:
+    """Let samples go by that the stream lost and nothing stands in for, so that pending trains stay in place."""
+    state.counters[_SAMPLE] += n_samples
+
+
+@jit
+def is_blanked(state: FrontEndState) -> bool:
+    """Whether anything was blanked in the block that `finish_block` closed last."""
+    return state.counters[_WAS_TOUCHED] == 1  # type: ignore[no-any-return]
+
+
+@jit
+def _remask(state: FrontEndState) -> None:
+    """Find out which channels are blanked from the sample at hand on, and until when that holds."""
+    counters = state.counters
+    counters[_TRAINS], counters[_REMASK] = blanking.remask(
+        state.trains,
+        state.train_times,
+        state.blank_extent,
+        state.blank_mask,
+        state.clean,
+        counters[_TRAINS],
+        state.limits[_FREQUENCY],
+        counters[_SAMPLE],
+    )
+    _set_present(state)
+
+
+@jit
+def _take_clean(state: FrontEndState, sample: NDArray[np.float32]) -> None:
+    """Take the values of clean channels, leave the others at their last, and count."""
+    for c in range(sample.shape[0]):
+        if state.clean[c] > 0.0:
+            state.x[c] = sample[c]
+        else:
+            state.missed[c] += 1
+    state.counters[_TOUCHED] = 1
+    state.counters[_BLANKED_SAMPLES] += state.counters[_BLANKED]
+    state.counters[_BLANKED_INSTANTS] += 1
+
+
+@jit
+def _remember_counts(state: FrontEndState, total: NDArray[np.float64], n_samples: int, touched: bool) -> None:
+    """Update the recent rate, which stands in for blanked samples, with the clean samples of a block.
+
+    Crossings and samples are forgotten alike, in clean time: their ratio has no bias from the first block on.
+    """
+    window = state.limits[_RATE_SAMPLES]
+    keep = math.exp(-float(n_samples) / window)
+    n_clean = float(n_samples)
+    for c in range(state.settings[_N_CHANNELS]):
+        if touched:
+            n_clean = float(n_samples - state.missed[c])
+            keep = math.exp(-n_clean / window)
+        state.recent[0, c] = state.recent[0, c] * keep + total[c]
+        state.recent[1, c] = state.recent[1, c] * keep + n_clean
 
 
 @jit
@@ -184,7 +351,7 @@ def _rest_at(state: FrontEndState) -> None:
 
 
 @jit
-def _advance(state: FrontEndState, path: int) -> None:
+def _advance(state: FrontEndState, path: int, blanked: bool) -> None:
     """Take one sample of all channels through one path."""
     y = state.y
     x = state.x
@@ -199,20 +366,22 @@ def _advance(state: FrontEndState, path: int) -> None:
     if state.counters[_STAGE] == _SURVEY:
         kind = reference.NONE
     if kind == reference.CLIPPED_MEAN:
-        common = reference.clipped_mean(y, state.weight, state.inverse[0], state.clip[path], state.scratch)
+        common = reference.clipped_mean(y, state.present, state.inverse[0], state.clip[path], state.scratch)
     elif kind == reference.MEAN:
-        common = reference.mean(y, state.weight, state.inverse[0])
+        common = reference.mean(y, state.present, state.inverse[0])
     elif kind == reference.MEDIAN:
-        common = reference.median(y, state.weight, state.scratch, state.settings[_N_CHANNELS])
+        common = reference.median(y, state.present, state.scratch, state.settings[_N_CHANNELS])
 
     row = state.paths[path, _HISTOGRAM]
-    if row >= 0 and state.counters[_STAGE] != READY:
+    if row >= 0 and state.counters[_STAGE] != READY and not blanked:
         for c in range(n):
             size = abs(y[c] - common)
             state.magnitude[c] = size if size < 1e30 else 1e30
         noise.add_magnitudes(state.histogram[row], state.magnitude_bits, state.settings[_N_CHANNELS])
 
     kind = state.paths[path, _KIND]
+    if blanked:
+        _silence(state, common, kind)
     total = state.total[path]
     if kind == CROSSINGS:
         _count_crossings(y, common, state.threshold, state.hold, total, state.settings[_HOLD_SAMPLES])
@@ -222,6 +391,19 @@ def _advance(state: FrontEndState, path: int) -> None:
     else:
         for c in range(n):
             total[c] += (y[c] - common) * (y[c] - common)
+
+
+@jit
+def _silence(state: FrontEndState, common: float, kind: int) -> None:
+    """Put blanked channels where they add nothing: on the reference, which is above any threshold.
+
+    A way down that began in the blank is none: the first clean sample finds `hold` at 1, as if it had been below.
+    """
+    for c in range(state.settings[_N_CHANNELS]):
+        if state.clean[c] == 0.0:
+            state.y[c] = common
+            if kind == CROSSINGS and state.hold[c] < 2:  # counted down by one at this very sample
+                state.hold[c] = 2
 
 
 @jit
@@ -315,11 +497,22 @@ def _exclude(state: FrontEndState) -> None:
 
 @jit
 def _set_weights(state: FrontEndState) -> None:
-    n = 0.0
     for c in range(state.settings[_N_CHANNELS]):
         state.weight[c] = 1.0 if state.reason[c] == INCLUDED else 0.0
-        n += state.weight[c]
+    _set_present(state)
+
+
+@jit
+def _set_present(state: FrontEndState) -> None:
+    """Say which channels make up the reference, and how many are blanked."""
+    n = 0.0
+    blanked = 0
+    for c in range(state.settings[_N_CHANNELS]):
+        state.present[c] = state.weight[c] * state.clean[c]
+        n += state.present[c]
+        blanked += state.clean[c] == 0.0
     state.inverse[0] = 1.0 / n if n > 0.0 else 0.0
+    state.counters[_BLANKED] = blanked
 
 
 @jit
@@ -353,6 +546,15 @@ def _flush_denormals(state: FrontEndState) -> None:
                         z[path, s, k, c] = 0.0
 
 
+class Blanked(NamedTuple):
+    """How much was blanked since the start."""
+
+    samples: int
+    """Over all channels."""
+    instants: int
+    """At which any channel was blanked."""
+
+
 class FrontEnd:
     """The front end of one stream: checks its configuration, owns its state, warms its kernels.
 
@@ -369,6 +571,10 @@ class FrontEnd:
     baseline : Baseline, optional
         Frozen noise and exclusions; without one they are measured in the first `warmup_s` seconds of the stream, where
         anything needs them.
+    artefacts : ArtefactConfig, optional
+        What `blank` does; nothing without.
+    electrode_names : sequence of str, optional
+        Electrodes that can be stimulated, at most 32, for `artefacts` to name.
 
     Raises
     ------
@@ -389,6 +595,9 @@ class FrontEnd:
         sampling_frequency: float,
         channel_names: Sequence[str] | None = None,
         baseline: Baseline | None = None,
+        *,
+        artefacts: ArtefactConfig | None = None,
+        electrode_names: Sequence[str] = (),
     ) -> None:
         names = tuple(channel_names) if channel_names is not None else default_names(n_channels)
         if n_channels < 1 or len(names) != n_channels:
@@ -399,6 +608,7 @@ class FrontEnd:
         self.n_channels = n_channels
         self.sampling_frequency = float(sampling_frequency)
         self.channel_names = names
+        self.artefacts = artefacts
         self._configured = _excluded_indices(config, names)
         n_left = n_channels - len(self._configured)
         self._paths = _paths(config, self.sampling_frequency, n_left)
@@ -413,6 +623,8 @@ class FrontEnd:
                         "channels; measure it again with `neuromod baseline`"
                     )
         self.state = _allocate(config, self._paths, n_channels, self.sampling_frequency)
+        if artefacts is not None:
+            _set_blanking(self.state, artefacts, names, tuple(electrode_names), self.sampling_frequency)
         self.reset()
         self._warm()
 
@@ -451,11 +663,18 @@ class FrontEnd:
         """Threshold of each channel in units of the stream; -inf where nothing can cross."""
         return self.state.threshold[: self.n_channels].copy()
 
+    @property
+    def blanked(self) -> Blanked:
+        """Samples that stimulation artefacts have cost since the start."""
+        counters = self.state.counters
+        return Blanked(int(counters[_BLANKED_SAMPLES]), int(counters[_BLANKED_INSTANTS]))
+
     def reset(self) -> None:
         """Back to the state of a new front end, warm-up included."""
         state = self.state
         for name in _CHANGING:
             getattr(state, name).fill(0)
+        state.clean.fill(1)
         for c in self._configured:
             state.reason[c] = CONFIGURED
         state.clip.fill(np.inf)
@@ -483,6 +702,8 @@ class FrontEnd:
         push(self.state, np.empty((0, self.n_channels), dtype=np.float32))
         finish_block(self.state, np.empty(self.n_features, dtype=np.float32))
         is_ready(self.state)
+        is_blanked(self.state)
+        blank(self.state, 0, 0.0, 0, 0.0, 0.0)
         self.reset()
 
 
@@ -588,24 +809,65 @@ def _paths(config: FrontEndConfig, sampling_frequency: float, n_included: int) -
 
 
 def _excluded_indices(config: FrontEndConfig, names: tuple[str, ...]) -> tuple[int, ...]:
+    found = _channel_indices("front_end.exclude_channels", config.exclude_channels, names)
+    if len(found) == len(names):
+        raise ConfigError("front_end.exclude_channels excludes every channel of the stream; leave at least one")
+    return found
+
+
+def _channel_indices(key: str, channels: Sequence[str | int], names: tuple[str, ...]) -> tuple[int, ...]:
+    """Numbers of channels given by name or number, ascending."""
     found = []
-    for channel in config.exclude_channels:
+    for channel in channels:
         if isinstance(channel, int):
             if not 0 <= channel < len(names):
-                raise ConfigError(
-                    f"front_end.exclude_channels: there is no channel {channel}; the stream has 0 to {len(names) - 1}"
-                )
+                raise ConfigError(f"{key}: there is no channel {channel}; the stream has 0 to {len(names) - 1}")
             found.append(channel)
         elif channel in names:
             found.append(names.index(channel))
         else:
             raise ConfigError(
-                f'front_end.exclude_channels: the stream has no channel "{channel}"; it has {", ".join(names[:8])}'
+                f'{key}: the stream has no channel "{channel}"; it has {", ".join(names[:8])}'
                 + (", ..." if len(names) > 8 else "")
             )
-    if len(set(found)) == len(names):
-        raise ConfigError("front_end.exclude_channels excludes every channel of the stream; leave at least one")
     return tuple(sorted(set(found)))
+
+
+def _set_blanking(
+    state: FrontEndState,
+    config: ArtefactConfig,
+    names: tuple[str, ...],
+    electrodes: tuple[str, ...],
+    sampling_frequency: float,
+) -> None:
+    """Fill in what each electrode's pulses blank."""
+    state.settings[_BLANKS] = 1
+    state.settings[_HOLD_RATE] = int(config.crossings == "hold_rate")
+    state.limits[_RATE_SAMPLES] = config.rate_window_ms * 1e-3 * sampling_frequency
+    given: dict[int, tuple[str, BlankingConfig]] = {}
+    for i, entry in enumerate(config.electrodes):
+        key = f"artefacts.electrodes[{i}]"
+        if isinstance(entry.electrode, int):
+            number = entry.electrode
+        elif entry.electrode in electrodes:
+            number = electrodes.index(entry.electrode)
+        else:
+            raise ConfigError(
+                f'{key}: there is no electrode "{entry.electrode}"; there are {", ".join(electrodes) or "none"}'
+            )
+        n_electrodes = len(electrodes) or blanking.N_ELECTRODES
+        if not 0 <= number < n_electrodes:
+            raise ConfigError(f"{key}: there is no electrode {number}; there are 0 to {n_electrodes - 1}")
+        if number in given:
+            raise ConfigError(f"{key}: electrode {entry.electrode} is there twice; leave one entry")
+        given[number] = key, entry
+    for number in range(blanking.N_ELECTRODES):
+        key, windows = given.get(number, ("artefacts", config))
+        state.blank_extent[number] = windows.lead_us, windows.blank_us, windows.delay_us
+        if windows.channels == "all":
+            state.blank_mask[number, : len(names)] = True
+        else:
+            state.blank_mask[number, list(_channel_indices(f"{key}.channels", windows.channels, names))] = True
 
 
 def _allocate(config: FrontEndConfig, paths: list[_Path], n_channels: int, sampling_frequency: float) -> FrontEndState:
@@ -615,17 +877,19 @@ def _allocate(config: FrontEndConfig, paths: list[_Path], n_channels: int, sampl
     rows = [path.is_measured for path in paths]
     n_measured = sum(rows)
 
-    settings = np.zeros(3, dtype=np.int64)
+    settings = np.zeros(5, dtype=np.int64)
     settings[_N_CHANNELS] = n_channels
     dead_samples = round(config.crossings.dead_time_ms * 1e-3 * sampling_frequency)
     settings[_HOLD_SAMPLES] = max(1, dead_samples - 1)  # samples between two crossings that are `dead_samples` apart
-    limits = np.zeros(6)
+    limits = np.zeros(8)
     limits[_CLIP_NOISE] = config.clip_noise
     limits[_THRESHOLD_NOISE] = config.crossings.threshold_noise
     limits[_THRESHOLD_UV] = config.crossings.threshold_uv or 0.0
     limits[_DEAD_BELOW] = config.dead_below
     limits[_NOISY_ABOVE] = config.noisy_above
     limits[_SATURATION_UV] = config.saturation_uv or 0.0
+    limits[_FREQUENCY] = sampling_frequency
+    limits[_RATE_SAMPLES] = np.inf
     table = np.zeros((n_paths, 4), dtype=np.int64)
     sos = np.zeros((n_paths, n_sections, 5))
     at_rest = np.zeros((n_paths, n_sections, 2))
@@ -644,13 +908,14 @@ def _allocate(config: FrontEndConfig, paths: list[_Path], n_channels: int, sampl
         at_rest=at_rest,
         window_samples=np.array([path.window_ms * 1e-3 * sampling_frequency for path in paths]),
         edges=noise.bin_edges(),
+        blank_extent=np.zeros((blanking.N_ELECTRODES, blanking.EXTENT_COLUMNS)),
+        blank_mask=np.zeros((blanking.N_ELECTRODES, n_padded), dtype=np.bool_),
         weight=np.zeros(n_padded),
-        inverse=np.zeros(1),
         reason=np.zeros(n_padded, dtype=np.int64),
         noise=np.zeros((n_measured, n_padded)),
         clip=np.zeros((n_paths, n_padded)),
         threshold=np.zeros(n_padded),
-        counters=np.zeros(7, dtype=np.int64),
+        counters=np.zeros(15, dtype=np.int64),
         z=np.zeros((n_paths, n_sections, 2, n_padded)),
         hold=np.zeros(n_padded, dtype=np.int64),
         total=np.zeros((n_paths, n_padded)),
@@ -658,6 +923,13 @@ def _allocate(config: FrontEndConfig, paths: list[_Path], n_channels: int, sampl
         saturated=np.zeros(n_padded),
         histogram=np.zeros((n_measured, n_padded, noise.BINS), dtype=np.int32),
         x=np.zeros(n_padded),
+        trains=np.zeros((blanking.N_TRAINS, blanking.TRAIN_COLUMNS), dtype=np.int64),
+        train_times=np.zeros((blanking.N_TRAINS, blanking.TIME_COLUMNS)),
+        clean=np.zeros(n_padded),
+        present=np.zeros(n_padded),
+        inverse=np.zeros(1),
+        missed=np.zeros(n_padded, dtype=np.int64),
+        recent=np.zeros((2, n_padded)),
         y=np.zeros(n_padded),
         scratch=np.zeros(n_padded),
         magnitude=magnitude,
