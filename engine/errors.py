@@ -40,5 +40,9 @@ class CheckpointError(NeuromodError, ValueError):
     """A checkpoint that cannot be restored."""
 
 
+class SessionLogError(NeuromodError, ValueError):
+    """A recorded session is missing, or no session, or cannot be read."""
+
+
 class MissingExtraError(NeuromodError, ImportError):
     """A package that an optional part of neuromod stands on is not installed."""
