@@ -41,6 +41,7 @@ _KALMAN = KINDS.index("kalman")
 # parameters (decoder_config.py), no product of a step comes near the largest float64.
 _LARGEST_STATE = 1e9
 _LARGEST_COVARIANCE = 1e18
+_LARGEST_INFORMATION = 1e24
 
 _D = MAX_STATES
 DECODER = np.dtype(
@@ -407,6 +408,25 @@ def _find_events(decoder: Any, bits: np.int64) -> np.int64:
 
 
 @jit
+def decode_all(decoder: Any, spikes: NDArray[np.uint32], outputs: NDArray[np.float32], events: NDArray[Any]) -> None:
+    """Decode many ticks, as the loop decodes one after another.
+
+    Parameters
+    ----------
+    decoder : record of DECODER
+        Changed in place.
+    spikes : ndarray of uint32, shape (n_ticks,)
+        Bit i = channel i spiked.
+    outputs : ndarray of float32, shape (n_ticks, 8)
+        Overwritten.
+    events : ndarray of int64, shape (n_ticks,)
+        Overwritten; bit j = event j.
+    """
+    for t in range(spikes.shape[0]):
+        events[t] = decode(decoder, spikes[t], outputs[t])
+
+
+@jit
 def reset(decoder: Any) -> None:
     """Back to the state of a new decoder: filters empty, outputs 0, no event pending."""
     decoder["n_ticks"] = 0
@@ -674,6 +694,12 @@ def _set_kalman(record: Any, config: KalmanConfig) -> None:
         record["projection"][i, used] = solved[i]
     information = [[_dot(solved[i], [row[j] for row in c]) for j in range(n)] for i in range(n)]
     information = [[0.5 * (information[i][j] + information[j][i]) for j in range(n)] for i in range(n)]
+    largest = max(abs(x) for row in (*solved, *information) for x in row)
+    if not largest <= _LARGEST_INFORMATION:
+        raise ConfigError(
+            f"decoder.observation_noise is far too small or nearly singular: counts would weigh {largest:.3g}; "
+            f"at most {_LARGEST_INFORMATION:g} expected, add to its diagonal"
+        )
     record["information"][:n, :n] = information
     record["root"][:n, :n] = lower_factor(information)
 
