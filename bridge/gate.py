@@ -8,8 +8,9 @@ How numbers are compared: a value equal to its limit passes. Every product and s
 rounded upwards where it is not exact, and the limit's side downwards, so that no rounding admits what the numbers as
 given exceed.
 
-Time of a train: a stimulator may begin it up to `start_within_ns` after its issue. Against the past a train therefore
-counts from its issue, against the future to its latest possible end.
+Time of a train: a stimulator may begin it up to `start_within_ns` after its issue (`expires_ns` of the decision) and
+no later. Against the past a train therefore counts from its issue, against the future to its latest possible end. What
+is relied on beside: that a stimulator keeps to a train's period, and leaves a pulse out rather than be late with it.
 
 Software is never the last safeguard.
 """
@@ -46,7 +47,7 @@ CONDITION_IDLE = 512  # the loop turned without a tick: says nothing of late tic
 
 _REASONS = (
     ("allowed", "within every limit; issued"),
-    ("nonsense", "a number is not finite, not positive, or beyond what any stimulator does"),
+    ("nonsense", "a number is not finite, has a sign it cannot have, or is beyond what any stimulator does"),
     ("electrode", "there is no electrode of this number"),
     ("not_armed", "stimulation is not armed"),
     ("expired", "the arming has run out"),
@@ -138,17 +139,17 @@ N_REASONS = len(REASONS)
 
 _TRAIN_FIELDS: list[tuple[Any, ...]] = [
     ("electrode", np.int64),  # its number, from 0
-    ("amplitude_ua", np.float64),  # current of the first phase, as a magnitude
+    ("amplitude_ua", np.float64),  # current of the first phase; cathodic is negative
     ("phase_us", np.float64),  # how long the first phase lasts
     ("interphase_us", np.float64),  # pause between the phases
-    ("amplitude2_ua", np.float64),  # current of the second, recovering phase, of opposite sign, as a magnitude
+    ("amplitude2_ua", np.float64),  # current of the second, recovering phase: of opposite sign, or 0
     ("phase2_us", np.float64),
     ("pulses", np.int64),
     ("period_us", np.float64),  # from the start of a pulse to that of the next; not read for a single pulse
     ("program", np.int64),  # where it comes from; the gate does not read it
 ]
 TRAIN = np.dtype(_TRAIN_FIELDS, align=True)
-"""A train of equal, rectangular, biphasic pulses, cathodic first."""
+"""A train of equal, rectangular, biphasic pulses."""
 
 DECISION = np.dtype(
     [
@@ -161,6 +162,7 @@ DECISION = np.dtype(
         ("delivered", np.int64),  # 1 where it is sent: it was allowed, and the mode sends
         ("cause", np.int64),  # CAUSE_* of stimulation
         *_TRAIN_FIELDS,
+        ("expires_ns", np.int64),  # a stimulator begins it before or never: the gate counts on it; 0 where refused
     ],
     align=True,
 )
@@ -303,8 +305,8 @@ def sum_up(a: float, b: float) -> float:
 @jit
 def charge_pc(train: Record) -> float:
     """Return the charge of the larger phase of a pulse, in pC, rounded up."""
-    first = product_up(train["amplitude_ua"], train["phase_us"])
-    return max(first, product_up(train["amplitude2_ua"], train["phase2_us"]))
+    first = product_up(abs(train["amplitude_ua"]), train["phase_us"])
+    return max(first, product_up(abs(train["amplitude2_ua"]), train["phase2_us"]))
 
 
 @jit
@@ -319,7 +321,7 @@ def duration_us(train: Record) -> float:
 @jit
 def imbalance_pc(train: Record) -> float:
     """Return the charge that the two phases leave behind, in pC: |Q1 - Q2|, rounded up."""
-    a, p, a2, p2 = train["amplitude_ua"], train["phase_us"], train["amplitude2_ua"], train["phase2_us"]
+    a, p, a2, p2 = abs(train["amplitude_ua"]), train["phase_us"], abs(train["amplitude2_ua"]), train["phase2_us"]
     if (a == a2 and p == p2) or (a == p2 and p == a2):
         return 0.0
     over = _difference_up(product_up(a, p), product_down(a2, p2))
@@ -362,7 +364,7 @@ def check_static(gate: Record, train: Record) -> int:
     .. [1] Cogan, Ludwig, Welle & Takmakov (2016), J. Neural Eng. 13, 021001.
     .. [2] Shannon (1992), IEEE Trans. Biomed. Eng. 39, 424-426.
     """
-    a, p, a2, p2 = train["amplitude_ua"], train["phase_us"], train["amplitude2_ua"], train["phase2_us"]
+    a, p, a2, p2 = abs(train["amplitude_ua"]), train["phase_us"], abs(train["amplitude2_ua"]), train["phase2_us"]
     pulses, period, gap = train["pulses"], train["period_us"], train["interphase_us"]
     # written so that a NaN, which compares false with everything, is refused
     if not (MIN_AMPLITUDE_UA <= a <= MAX_AMPLITUDE_UA and MIN_PHASE_US <= p <= MAX_PHASE_US):
@@ -370,6 +372,8 @@ def check_static(gate: Record, train: Record) -> int:
     if not (a2 == 0.0 or MIN_AMPLITUDE_UA <= a2 <= MAX_AMPLITUDE_UA):
         return NONSENSE
     if not (p2 == 0.0 or MIN_PHASE_US <= p2 <= MAX_PHASE_US):
+        return NONSENSE
+    if a2 != 0.0 and (train["amplitude_ua"] > 0.0) == (train["amplitude2_ua"] > 0.0):
         return NONSENSE
     if not (0.0 <= gap <= MAX_PHASE_US and 0.0 <= period <= MAX_PERIOD_US and 1 <= pulses <= MAX_PULSES):
         return NONSENSE
@@ -525,7 +529,7 @@ def check(gate: Record, train: Record, now_ns: int, conditions: int) -> int:
     if not float(now_ns - gate["busy_until_ns"][e]) >= product_up(gate["interval_us"][e], 1000.0):
         return INTERVAL
     # a train under way can only end: the sum of now is the greatest that is still to come
-    strongest = max(train["amplitude_ua"], train["amplitude2_ua"])
+    strongest = max(abs(train["amplitude_ua"]), abs(train["amplitude2_ua"]))
     current = strongest
     for i in range(min(gate["n_electrodes"], MAX_ELECTRODES)):
         if gate["busy_until_ns"][i] >= now_ns:
@@ -728,9 +732,9 @@ def make_gate(n_electrodes: int) -> Any:
 
 @jit
 def keep_doses(gate: Record, other: Record) -> None:
-    """Raise the doses of the session to those of another state of this gate where they are higher; none is forgotten.
+    """Raise the doses of the session to those of another state of this gate where they are higher.
 
-    What a checkpoint tells a gate is no more than this: limits, and everything that goes by the clock, stay those of the
+    A checkpoint tells a gate no more than this: limits, and everything that goes by the clock, stay those of the
     running gate, which has seen every train of its process. The minute before a restart is the ledger's to wait for.
     """
     for i in range(MAX_ELECTRODES + 1):

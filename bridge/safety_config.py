@@ -140,18 +140,19 @@ class ElectrodeConfig(_Section, frozen=True, extra="forbid"):
 
 
 class ProgramConfig(_Section, frozen=True, extra="forbid"):
-    """A train of equal biphasic pulses, cathodic first.
+    """A train of equal biphasic pulses.
 
     Attributes
     ----------
     name, electrode : str
         What it is called, and the electrode that it is for.
     amplitude_ua, phase_us : float
-        Current (a magnitude) and length of the first phase.
+        Current and length of the first phase; cathodic is negative.
     interphase_us : float
         Pause between the phases.
     amplitude2_ua, phase2_us : float, optional
-        Current (a magnitude, of opposite sign) and length of the second phase; those of the first where not given.
+        Current (of opposite sign) and length of the second phase; where not given, the opposite of the first, and as
+        long.
     pulses : int
         How many.
     period_us : float
@@ -160,10 +161,10 @@ class ProgramConfig(_Section, frozen=True, extra="forbid"):
 
     name: _Name
     electrode: _Name
-    amplitude_ua: _Positive
+    amplitude_ua: Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False)]
     phase_us: _Positive
     interphase_us: _Time = 0.0
-    amplitude2_ua: Annotated[float, Field(ge=0.0, le=1e6, allow_inf_nan=False)] | None = None
+    amplitude2_ua: Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False)] | None = None
     phase2_us: _Time | None = None
     pulses: Annotated[int, Field(ge=1, le=g.MAX_PULSES)] = 1
     period_us: Annotated[float, Field(ge=0.0, le=g.MAX_PERIOD_US, allow_inf_nan=False)] = 0.0
@@ -207,8 +208,8 @@ class StimulationConfig(_Section, frozen=True, extra="forbid"):
     lease_ms : float
         A stimulator that hears nothing of the gate for so long stops by itself.
     start_within_ms : float
-        A stimulator begins a train within this time of its issue or never. The gate counts with the latest moment, so
-        that trains on one electrode stand at least this far apart.
+        A stimulator begins a train within this time of its issue or never; at most `lease_ms`. The gate counts with the
+        latest moment, so that trains on one electrode stand at least this far apart.
     longest_arming_s : float
         Longest time that one arming may be for.
     heartbeat_ms : float
@@ -269,6 +270,8 @@ class StimulationConfig(_Section, frozen=True, extra="forbid"):
             _known("schedule.program", self.schedule.program, programs)
             if self.schedule.jitter_ms > self.schedule.period_ms / 2:
                 raise _wrong("schedule.jitter_ms", "at most half of period_ms", f"{self.schedule.jitter_ms:g}")
+        if self.start_within_ms > self.lease_ms:
+            raise _wrong("start_within_ms", f"at most lease_ms ({self.lease_ms:g})", f"{self.start_within_ms:g}")
         self._mode_has_what_it_needs()
         limits = build_gate(self)[0]
         for i, train in enumerate(build_programs(self)):
@@ -343,7 +346,7 @@ def build_programs(config: StimulationConfig) -> NDArray[Any]:
         train["electrode"] = names.index(program.electrode)
         for name in ("amplitude_ua", "phase_us", "interphase_us", "pulses", "period_us"):
             train[name] = getattr(program, name)
-        train["amplitude2_ua"] = program.amplitude_ua if program.amplitude2_ua is None else program.amplitude2_ua
+        train["amplitude2_ua"] = -program.amplitude_ua if program.amplitude2_ua is None else program.amplitude2_ua
         train["phase2_us"] = program.phase_us if program.phase2_us is None else program.phase2_us
         train["program"] = i
     return trains
@@ -362,7 +365,7 @@ def explain(gate: Any, train: Any, reason: int) -> str:
     e = int(train["electrode"])
     if not 0 <= e < int(gate["n_electrodes"]):
         return f"{g.REASON_TEXTS[reason]} (it has number {e})"
-    charge, strongest = g.charge_pc(train), max(float(train["amplitude_ua"]), float(train["amplitude2_ua"]))
+    charge, strongest = g.charge_pc(train), max(abs(float(train["amplitude_ua"])), abs(float(train["amplitude2_ua"])))
     dose, area = charge * float(train["pulses"]), float(gate["area_um2"][e])
     pulse = float(train["phase_us"] + train["interphase_us"] + train["phase2_us"])
     density = charge * 100.0 / area
@@ -379,7 +382,8 @@ def explain(gate: Any, train: Any, reason: int) -> str:
             "lower amplitude_ua or phase_us",
         ),
         g.BALANCE: (
-            min(gate["balance_pc"][e], gate["balance_fraction"][e] * train["amplitude_ua"] * train["phase_us"]) / 1e3,
+            min(gate["balance_pc"][e], gate["balance_fraction"][e] * abs(train["amplitude_ua"]) * train["phase_us"])
+            / 1e3,
             g.imbalance_pc(train) / 1e3,
             "nC of difference",
             "give both phases the same amplitude times length",

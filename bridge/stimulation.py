@@ -346,6 +346,7 @@ def stimulate(
         delivered = 1 if reason == ALLOWED and gate["sends"] else 0
         decision["reason"] = reason
         decision["delivered"] = delivered
+        decision["expires_ns"] = now_ns + gate["start_within_ns"] if reason == ALLOWED else 0
         block["refused"][reason] += reason != ALLOWED
         block["issued"] += reason == ALLOWED
         block["delivered"] += delivered
