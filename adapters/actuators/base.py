@@ -1,7 +1,9 @@
 """The one contract for what goes out: what an actuator is, and how the actuator process finds one.
 
-An actuator is a device, stream or program that acts on spikes, on commands of the decoder, or on stimulation trains that
-the safety gate issued. It runs in a process of its own (`neuromod actuate`), so that nothing in it can hold up the loop.
+An actuator is a device, stream or program that acts on spikes, on commands of the decoder, or on stimulation trains
+that the safety gate issued. It runs in a process of its own (`neuromod actuate`), so that nothing in it can hold up the
+loop.
+
 A new actuator is a class with the members of `Actuator`, named in the entry-point group `neuromod.actuators`;
 `neuromod.adapters.actuators.memory` is the example to copy and `tests/conformance/actuators.py` the suite to subclass.
 
@@ -25,6 +27,9 @@ SEND_BOUND_S = 0.02
 
 POLL_INTERVAL_S = 0.01
 """An actuator is polled at least this often: that is when it keeps its device alive and notices that it is gone."""
+
+DO_NOTHING = 1 | 128 | 512
+"""Flags FILLER, PAUSED and INHIBITED of PROTOCOL.md: whoever acts on spikes or commands does nothing then."""
 
 Topic = Literal["command", "spikes", "stimulation"]
 StimulationKind = Literal["lease", "train", "stop"]
@@ -294,6 +299,33 @@ def create_actuator(config: Any) -> Actuator:
             f'actuator kind "{config.kind}" ({point.value}) cannot be imported: {error}; install what it needs'
         ) from error
     return build(config)
+
+
+def topic_of(message: ActuatorMessage) -> Topic:
+    """Return the topic that a message belongs to."""
+    match message:
+        case Command():
+            return "command"
+        case Stimulation():
+            return "stimulation"
+        case Spikes():
+            return "spikes"
+
+
+def says_nothing(message: ActuatorMessage, now: float) -> bool:
+    """Return whether a message is not to be acted on: too old, or flagged as DO_NOTHING. A stop is never too old."""
+    match message:
+        case Command():
+            return bool(message.flags & DO_NOTHING) or not now < message.expires
+        case Stimulation():
+            return message.kind != "stop" and not now < message.expires
+        case Spikes():
+            return bool(message.flags & DO_NOTHING)
+
+
+def nanoseconds(t: float) -> int:
+    """Return an instant in seconds as whole nanoseconds."""
+    return round(t * 1e9)
 
 
 def not_open(name: str) -> AdapterError:
