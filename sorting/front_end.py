@@ -187,11 +187,11 @@ def finish_block(state: FrontEndState, features: NDArray[np.float32]) -> None:
             for c in range(n_channels):
                 smoothed[c] = total[c]
             if state.settings[_HOLD_RATE] == 1 and live:
+                _remember_counts(state, total, n_samples, touched)
                 if touched:
                     for c in range(n_channels):
-                        if state.missed[c] > 0:
+                        if state.missed[c] > 0:  # never clean so far: 0 / 0, not known
                             smoothed[c] += float(state.missed[c]) * (state.recent[0, c] / state.recent[1, c])
-                _remember_counts(state, total, n_samples, touched)
         elif touched:
             for c in range(n_channels):
                 n_clean = float(n_samples - state.missed[c])

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from neuromod.engine.compiled import JIT_ENABLED
-from neuromod.sorting.config import EncoderConfig, FrontEndConfig
+from neuromod.sorting.config import ArtefactConfig, EncoderConfig, FrontEndConfig
 from neuromod.sorting.encoder import Encoder, encode
-from neuromod.sorting.front_end import FrontEnd, finish_block, push
+from neuromod.sorting.front_end import FrontEnd, blank, finish_block, is_blanked, push
 
 
 def chain_digest(reference: str) -> str:
-    """Hash over features, stimuli and state of 0.1 s through warm-up, all kinds of feature, and encoder."""
+    """Hash over features, stimuli and state of 0.1 s through warm-up, all kinds of feature, blanking and encoder."""
     config = FrontEndConfig.model_validate(
         {
             "features": ["crossings", "spiking_band", "bands", "raw"],
@@ -25,15 +25,19 @@ def chain_digest(reference: str) -> str:
             "spiking_band": {"log": True},
         }
     )
-    front_end = FrontEnd(config, 5, 15000.0)
+    artefacts = ArtefactConfig.model_validate({"electrodes": [{"electrode": 3, "channels": [1, 2], "delay_us": 700}]})
+    front_end = FrontEnd(config, 5, 15000.0, artefacts=artefacts)
     encoder = Encoder(EncoderConfig(warmup_s=0.02), front_end.n_features, front_end.feature_names)
     samples = np.random.default_rng(1).normal(200.0, 10.0, (1500, 5)).astype(np.float32)
     features, stimuli = np.zeros(front_end.n_features, np.float32), np.zeros(16, np.float32)
     digest = hashlib.sha256()
     for start in range(0, 1500, 15):
+        if start in (150, 750, 1050):
+            blank(front_end.state, 0, 250.0, 4, 3100.0, 400.0)
+            blank(front_end.state, 3, 0.0, 7, 2700.0, 400.0)
         push(front_end.state, samples[start : start + 15])
         finish_block(front_end.state, features)
-        encode(encoder.state, features, stimuli)
+        encode(encoder.state, features, stimuli, is_blanked(front_end.state))
         digest.update(features.tobytes() + stimuli.tobytes())
     for array in (*front_end.state, *encoder.state):
         digest.update(array.tobytes())
