@@ -11,6 +11,7 @@ import math
 from typing import Any
 
 import numpy as np
+import pydantic
 from numpy.typing import NDArray
 
 from neuromod.adapters.decoder_config import (
@@ -102,7 +103,8 @@ DECODER = np.dtype(
 )
 """One decoder: parameters, running state and working memory, in one record of fixed size."""
 
-_PARAMETERS = tuple(DECODER.names or ())[: (DECODER.names or ()).index("n_ticks")]
+PARAMETERS = tuple(DECODER.names or ())[: (DECODER.names or ()).index("n_ticks")]
+"""Fields that `install` takes over; the others are running state and working memory."""
 
 
 @jit
@@ -604,7 +606,10 @@ def make_decoder(config: DecoderConfig | None, dt_ms: float, *, version: int = 0
             )
         fitted = file.decoder
         if config.events:
-            fitted = type(fitted).model_validate(fitted.model_dump() | {"events": config.events})
+            try:
+                fitted = type(fitted).model_validate(fitted.model_dump() | {"events": config.events})
+            except pydantic.ValidationError as error:
+                raise ConfigError(f"decoder.events with {config.path}: {error.errors()[0]['msg']}") from error
         return make_decoder(fitted, dt_ms, version=file.version)
     decoder = np.zeros(1, DECODER)
     record = decoder[0]

@@ -15,12 +15,48 @@ Matrix = list[Row]
 class Decoder:
     """One decoder of `neuromod.adapters.decoder`, with every field of its record as an attribute of Python's own."""
 
+    n_outputs: int
+    n_events: int
+    n_states: int
+    n_lags: int
+    bin_ticks: int
+    settle_ticks: int
+    rate_decay: float
+    rate_step: float
+    weights: Matrix
+    bias: Row
+    limit: Row
+    output_state: list[int]
+    state_mean: Row
+    count_mean: Row
+    transition: Matrix
+    transition_noise: Matrix
+    projection: Matrix
+    information: Matrix
+    root: Matrix
+    initial_covariance: Matrix
+    event_channel: list[int]
+    event_output: list[int]
+    event_above: Row
+    event_below: Row
+    event_refractory: list[int]
+    n_ticks: int
+    in_bin: int
+    newest: int
+    n_bins: int
+    runaways: int
+    rates_hz: Row
+    filling: Row
+    counts: Matrix
+    state: Row
+    covariance: Matrix
+    event_level: list[int]
+    event_wait: list[int]
+    held: Row
+
     def __init__(self, record: Any) -> None:
         for name in record.dtype.names:
             setattr(self, name, record[name].tolist())
-
-    def __getattr__(self, name: str) -> Any:
-        raise AttributeError(name)
 
     def decode(self, spikes: int) -> tuple[Row, int]:
         """Outputs and events of one tick."""
@@ -73,9 +109,7 @@ class Decoder:
             total = _sum(0.0, [self.projection[i][c] * (counts[c] - self.count_mean[c]) for c in range(16)])
             innovation.append(_sum(total, [-(s[i][k] * predicted[k]) for k in range(n)]))
         pl = product(prior, root)
-        inner = [
-            [_sum(float(i == j), [root[k][i] * pl[k][j] for k in range(n)]) for j in range(n)] for i in range(n)
-        ]
+        inner = [[_sum(float(i == j), [root[k][i] * pl[k][j] for k in range(n)]) for j in range(n)] for i in range(n)]
         y = _solved(pl, _factor(inner))
         yy = product(y, transposed(y))
         p = symmetric([[prior[i][j] - yy[i][j] for j in range(n)] for i in range(n)])
