@@ -535,7 +535,7 @@ def _population_vector(data: _Data, training: _Known, targets: Floats, strength:
 
 
 def _kalman(data: _Data, training: _Known, targets: Floats, strength: float) -> FittedConfig:
-    """Least squares for both models, residual covariances for both noises (Wu et al. 2006, eqs 2.5 and 2.6)."""
+    """Least squares for both models, residual covariances for both noises (Wu et al. 2006)."""
     rows = _rows(data, training)
     x, z = targets[rows], data.features[rows]
     used = np.flatnonzero(z.std(axis=0) > 0.0)
@@ -546,9 +546,9 @@ def _kalman(data: _Data, training: _Known, targets: Floats, strength: float) -> 
     follows = np.flatnonzero(np.diff(rows) == data.bin_ticks)
     if len(follows) <= x.shape[1]:
         raise ConfigError("hardly two known targets lie one bin apart; take shorter bins, or record longer")
-    a = np.linalg.lstsq(x[follows], x[follows + 1], rcond=None)[0].T
+    a = _least_squares(x[follows], x[follows + 1]).T
     w = _covariance(x[follows + 1] - x[follows] @ a.T)
-    c = np.linalg.lstsq(x, z, rcond=None)[0].T
+    c = _least_squares(x, z).T
     q = _covariance(z - x @ c.T)
     q = (1.0 - strength) * q + strength * np.diag(np.diag(q))
     # rounding, and channels that say exactly the same, must not make it singular
@@ -572,8 +572,13 @@ def _kalman(data: _Data, training: _Known, targets: Floats, strength: float) -> 
 def _regress(x: Floats, y: Floats) -> tuple[Floats, Floats]:
     """Slopes and intercepts of y on x by least squares."""
     centre, mean = x.mean(axis=0), y.mean(axis=0)
-    slopes = np.linalg.lstsq(x - centre, y - mean, rcond=None)[0]
+    slopes = _least_squares(x - centre, y - mean)
     return slopes, mean - centre @ slopes
+
+
+def _least_squares(x: Floats, y: Floats) -> Floats:
+    """The b of least |y - x b|, by the normal equations: rows are many and columns at most six."""
+    return np.asarray(np.linalg.lstsq(x.T @ x, x.T @ y, rcond=None)[0], dtype=np.float64)
 
 
 def _covariance(residuals: Floats) -> Floats:

@@ -318,7 +318,7 @@ def test_the_covariance_stays_symmetric_and_positive_for_a_hundred_thousand_bins
     q = (np.eye(16) / precision).tolist()
     decoder = make_decoder(kalman(n=n, m=16, observation_noise=q, bin_ms=1.0), 1.0)
     for seed in range(10):
-        decoded(decoder, random_masks(10_000, seed=seed))
+        decoded(decoder, random_masks(10_000 if JIT_ENABLED else 20, seed=seed))
         p = decoder[0]["covariance"][:n, :n]
         assert (p == p.T).all()
         values = np.linalg.eigvalsh(p)
