@@ -233,7 +233,6 @@ class Recorder:
         with contextlib.suppress(OSError):
             self._writer.sync()
         self._writer.close()
-        self._reserve.unlink(missing_ok=True)
 
     # -- the recorder's threads ---------------------------------------------------------------------------------------
 
@@ -256,7 +255,7 @@ class Recorder:
                 raise self._failed_sync
             self._write_queue()
             while self._ring is not None and self._write_samples(self._ring):
-                pass
+                self._write_queue()  # samples that come as fast as they are written hold up nothing else
             now = time.monotonic()
             if now >= self._next_check:
                 self._next_check = now + _CHECK_S
