@@ -38,6 +38,10 @@ class Heard(StrEnum):
     """The clock of the device went back."""
 
 
+ACTED = (Heard.STARTED, Heard.PROLONGED, Heard.STOPPED)
+"""What a stimulator acknowledges; the rest it refuses."""
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """What the device allows, whatever the gate says.
@@ -244,6 +248,11 @@ def stimulated(end: TrainEnd) -> Event:
     """Return what a stimulator says of a train that is over."""
     value = {"id": end.train, "electrode": end.electrode, "pulses": end.pulses, "asked": end.asked}
     return Event("stimulated", 1e-9 * end.t_ns, value)
+
+
+def refused(message: Stimulation, heard: Heard, now: float) -> Event:
+    """Return what a stimulator says of a message that it refuses."""
+    return Event("refused", now, {"id": message.id, "why": str(heard)})
 
 
 def _is_deliverable(m: Stimulation, limits: Limits) -> bool:

@@ -24,7 +24,7 @@ from neuromod.adapters.actuators.base import (
     says_nothing,
     topic_of,
 )
-from neuromod.adapters.actuators.lease import Lease, Pulse, stimulated
+from neuromod.adapters.actuators.lease import ACTED, Lease, Pulse, refused, stimulated
 from neuromod.engine.errors import AdapterError, AdapterLostError
 
 
@@ -111,8 +111,11 @@ class MemoryActuator:
             return False
         match message:
             case Stimulation():
-                self._lease.hear(message, nanoseconds(now))
+                heard = self._lease.hear(message, nanoseconds(now))
                 self.advance(now)
+                if heard not in ACTED:
+                    self._answers.append(refused(message, heard, now))
+                    return False
             case Command():
                 if says_nothing(message, now):
                     self._rest()

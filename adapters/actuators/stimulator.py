@@ -1,8 +1,8 @@
 """A virtual stimulator: the lease, the trains and a timer of its own; pulses go to a file instead of a body.
 
-It stands for the device that you will use, and shows what that must keep: whatever happens to the daemon, to the gate or
-to the program that calls `send`, the pulses stop when the lease runs out, because only a message of the gate prolongs
-it. Behind a serial line it is a process of its own: see `device`, and `serial_line` for the driver.
+It stands for the device that you will use, and shows what that must keep: whatever happens to the daemon, to the gate
+or to the program that calls `send`, the pulses stop when the lease runs out, because only a message of the gate
+prolongs it. Behind a serial line it is a process of its own: see `device`, and `serial_line` for the driver.
 """
 
 import json
@@ -18,16 +18,14 @@ from neuromod.adapters.actuators.base import (
     Acknowledgement,
     ActuatorMessage,
     Answer,
-    Event,
     Stimulation,
     Topic,
     nanoseconds,
     not_open,
 )
-from neuromod.adapters.actuators.lease import Heard, Lease, Pulse, stimulated
+from neuromod.adapters.actuators.lease import ACTED, Lease, Pulse, refused, stimulated
 from neuromod.engine.errors import AdapterError, AdapterLostError
 
-_ACTED = (Heard.STARTED, Heard.PROLONGED, Heard.STOPPED)
 _JOIN_S = 1.0
 
 
@@ -120,12 +118,12 @@ class VirtualStimulator:
         with self._changed:
             now = self._clock()
             heard = self._lease.hear(message, nanoseconds(now))
-            if heard in _ACTED:
+            if heard in ACTED:
                 self._answers.append(Acknowledgement("stimulation", message.seq, now))
             else:
-                self._answers.append(Event("refused", now, {"id": message.id, "why": str(heard)}))
+                self._answers.append(refused(message, heard, now))
             self._changed.notify()
-        return heard in _ACTED
+        return heard in ACTED
 
     def poll(self) -> Sequence[Answer]:
         """Return what was heard and delivered."""

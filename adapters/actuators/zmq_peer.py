@@ -7,7 +7,7 @@ Messages are multipart ``[topic, payload]``, the payload one msgpack map.
 | `command`, `spikes`, `stimulation` | to the peer | the fields of `Command`, `Spikes`, `Stimulation`; `values` binary, float32, little-endian |
 | `arm`, `disarm` | to the peer | `t`; before `arm` and after `disarm`, its output is in the safe state |
 | `ping` | to the peer | `n`, `lease_ms`: who hears nothing for so long goes to the safe state by itself |
-| `pong` | from the peer | `n` of the ping; without pongs it counts as lost |
+| `pong` | from the peer | `n` of the ping, `armed` (optional): whether it acts; without pongs it counts as lost |
 | `ack` | from the peer | `topic`, `seq` of a message that it took |
 | `reward` | from the peer | `amount`, `t` (optional) |
 | `event` | from the peer | `name`, `t` and `value` (optional) |
@@ -71,7 +71,7 @@ class ZmqPeer:
         self._out: Any = None
         self._in: Any = None
         self._is_armed = False
-        self._pings = 0
+        self._pings = self._ponged = self._armed_at = 0
         self._pinged = 0.0
         self._heard = -math.inf
         self._answers: list[Answer] = []
@@ -108,19 +108,16 @@ class ZmqPeer:
         AdapterTimeoutError
             If no peer answers.
         """
+        if self._context is not None and self._heard > -math.inf:
+            return
         self.reach()
         deadline = time.monotonic() + self._config.open_timeout_s
         try:
-            while self._heard == -math.inf:
-                self._say("ping", self._ping())
-                self._in.poll(max(1, int(self._config.ping_ms)))
-                self._listen()
-                if time.monotonic() > deadline:
-                    raise AdapterTimeoutError(
-                        f"{self.name} did not answer within {self._config.open_timeout_s:g} s; start it, and check "
-                        f"that its pongs come to {self._config.answers}"
-                    )
+            self._await_pong(deadline)
+            # the peer takes from an earlier connection and from this one in turn: once it answers a second time, it has
+            # also heard the last word of the earlier one, which would otherwise disarm it later
             self._say("disarm", {"t": self._clock()})
+            self._await_pong(deadline)
         except BaseException:
             self.close()
             raise
@@ -155,6 +152,7 @@ class ZmqPeer:
         if not self._is_armed:
             self._say("arm", {"t": self._clock()})
             self._is_armed = True
+            self._armed_at = self._pings
 
     def send(self, message: ActuatorMessage) -> bool:
         """Forward one message, at once or not at all."""
@@ -199,6 +197,18 @@ class ZmqPeer:
             context.term()
         self._out = self._in = None
 
+    def _await_pong(self, deadline: float) -> None:
+        first = self._pings + 1
+        while self._ponged < first:
+            self._say("ping", self._ping())
+            self._in.poll(max(1, int(self._config.ping_ms)))
+            self._listen()
+            if time.monotonic() > deadline:
+                raise AdapterTimeoutError(
+                    f"{self.name} did not answer within {self._config.open_timeout_s:g} s; start it, and check "
+                    f"that its pongs come to {self._config.answers}"
+                )
+
     def _ping(self) -> dict[str, Any]:
         self._pings += 1
         return {"n": self._pings, "lease_ms": self._config.lease_ms}
@@ -223,13 +233,19 @@ class ZmqPeer:
                 return
             try:
                 topic, body = parts[0], msgpack.unpackb(parts[1])
-                answer = None if topic == b"pong" else as_answer(topic, body, self._clock())
+                if topic == b"pong":
+                    self._pong(body)
+                else:
+                    self._answers.append(as_answer(topic, body, self._clock()))
             except (ValueError, TypeError, KeyError, IndexError):  # msgpack's errors are ValueErrors
                 self.malformed += 1
                 continue
             self._heard = self._clock()
-            if answer is not None:
-                self._answers.append(answer)
+
+    def _pong(self, body: dict[str, Any]) -> None:
+        self._ponged = int(body["n"])
+        if self._ponged > self._armed_at and not body.get("armed", True):
+            self._is_armed = False  # it heard nothing for its lease; who uses us may arm it again
 
     def _check(self) -> None:
         if self._context is None:

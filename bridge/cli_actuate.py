@@ -1,0 +1,82 @@
+"""The command that drives an actuator."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from neuromod.engine.errors import ConfigError
+
+
+def actuate(
+    kind: Annotated[
+        str | None, typer.Argument(help="What to drive; see --list.", show_default="that of --config")
+    ] = None,
+    config: Annotated[Path | None, typer.Option("--config", "-c", help="Actuator file (TOML).")] = None,
+    option: Annotated[
+        list[str] | None, typer.Option("--option", "-o", metavar="KEY=VALUE", help="Key of the actuator, as in TOML.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Name under which the daemon knows it.")] = None,
+    output: Annotated[str | None, typer.Option(help="Output address of the daemon.")] = None,
+    ingest: Annotated[str | None, typer.Option(help="Ingest address of the daemon.")] = None,
+    list_: Annotated[bool, typer.Option("--list", help="List the kinds of actuators that are installed.")] = False,
+) -> None:
+    """Drive an actuator with what a running daemon publishes, until it is stopped (Ctrl-C or SIGTERM).
+
+    [bold]neuromod actuate --list[/bold]
+
+    [bold]neuromod actuate lsl -o 'outputs=["vx", "vy"]'[/bold]    commands and spikes as LSL streams
+
+    [bold]neuromod actuate serial -o port=/dev/ttyUSB0 --name arm[/bold]
+
+    [bold]neuromod actuate --config stimulator.toml[/bold]    a file with the table actuator, and its keys
+
+    Exits with 0 after a signal, 2 where the actuator cannot be reached.
+    """
+    if list_:
+        from neuromod.adapters.actuators.base import actuator_kinds
+
+        for known, point in sorted(actuator_kinds().items()):
+            typer.echo(f"{known}\t{point.value}")
+        return
+    from neuromod.bridge import actuate as process
+
+    raw, text, where = _read(config)
+    actuator: Any = raw.setdefault("actuator", {})
+    if isinstance(actuator, dict):
+        if kind is not None:
+            actuator["kind"] = kind
+        actuator |= dict(map(_pair, option or ()))
+        if "kind" not in actuator:
+            raise ConfigError("say what to drive: 'neuromod actuate KIND', or --config FILE with the table actuator")
+    raw |= {key: value for key, value in (("name", name), ("output", output), ("ingest", ingest)) if value is not None}
+    checked = process.check(raw, text, where)
+    code = process.actuate(checked, ready=lambda sentence: typer.echo(f"neuromod: {sentence}", err=True))
+    raise typer.Exit(code)
+
+
+def _read(config: Path | None) -> tuple[dict[str, Any], str, str]:
+    import tomllib
+
+    if config is None:
+        return {}, "", "actuate"
+    try:
+        text = config.read_text(encoding="utf-8")
+        return tomllib.loads(text), text, str(config)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{config}: cannot be read ({error}); check its name and permissions") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{config}: not TOML: {error}") from None
+
+
+def _pair(text: str) -> tuple[str, Any]:
+    """Return key and value; a value that is no TOML is a word."""
+    import tomllib
+
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f"--option is KEY=VALUE, not {text!r}")
+    try:
+        return key.strip(), tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key.strip(), value.strip()
