@@ -27,7 +27,7 @@ from neuromod.adapters.base import StreamInfo
 from neuromod.bridge import wire
 from neuromod.bridge.config import SessionConfig, _paths, parse
 from neuromod.bridge.recorder import Announce, Recorder, pack
-from neuromod.bridge.session_log import Fault, LogReader, segments
+from neuromod.bridge.session_log import Chunk, Fault, LogReader, segments
 from neuromod.bridge.toml_text import to_toml
 from neuromod.engine.errors import ConfigError, SessionLogError
 from neuromod.engine.layout import LAYOUT_VERSION
@@ -87,7 +87,8 @@ def start_session(
     scale : ndarray of float32, shape (n_channels,), optional
         Factor of each raw sample to microvolts, where the source has not applied it.
     extra : mapping, optional
-        More for the header of the log: plain data.
+        More for the header of the log: plain data. The export knows ``is_timed``, whether the times of ticks are on the
+        local clock (by default they are), and ``clock_rate``, seconds of it per second of the source's (1).
     announce, **limits
         As of `Recorder`.
     now : datetime, optional
@@ -278,9 +279,9 @@ class Session:
         if not folder.is_dir():
             raise SessionLogError(f"{folder} is no session; name a folder that 'neuromod session list' shows")
         self.folder = folder
-        self._reader = LogReader(folder)
-        self.metadata = self._reader.metadata
-        self.kinds = self._reader.kinds
+        reader = LogReader(folder)
+        self.metadata = reader.metadata
+        self.kinds = reader.kinds
 
     @property
     def name(self) -> str:
@@ -312,8 +313,12 @@ class Session:
 
     def chunks(self, kind: str) -> Iterator[NDArray[Any]]:
         """Yield the records of a kind, a chunk at a time; nothing where the session has no such kind."""
-        for chunk in self._reader.chunks(kind):
+        for chunk in self.log_chunks(kind):
             yield chunk.array()
+
+    def log_chunks(self, *kinds: str) -> Iterator[Chunk]:
+        """Yield the chunks of kinds as they stand in the log, with the numbers of their records."""
+        yield from LogReader(self.folder).chunks(*kinds)  # one of its own, so that several may be read side by side
 
     def records(self, kind: str) -> NDArray[Any]:
         """Return all records of a kind: "ticks", "inputs", "decisions", "samples".
@@ -327,20 +332,21 @@ class Session:
         if dtype is None:
             has = ", ".join(name for name, layout in self.kinds.items() if layout is not None)
             raise SessionLogError(f"{self.folder} has no {kind!r}; it has {has}")
-        return np.concatenate([np.empty(0, dtype), *self.chunks(kind)]) if kind in self.kinds else np.empty(0, dtype)
+        return np.concatenate([np.empty(0, dtype), *self.chunks(kind)])
 
     def messages(self, kind: str) -> Iterator[dict[str, Any]]:
         """Yield the messages of a kind, see `MESSAGES`."""
         if kind not in self.kinds or self.kinds[kind] is not None:
             raise SessionLogError(f"{self.folder} has no messages called {kind!r}")
-        for chunk in self._reader.chunks(kind):
+        for chunk in self.log_chunks(kind):
             yield from chunk.messages()
 
     def end(self) -> dict[str, Any] | None:
         """Return the record of the session's end; None where it was killed, or goes on."""
-        for _ in self._reader.chunks("no kind"):
+        reader = LogReader(self.folder)
+        for _ in reader.chunks("no kind"):
             pass
-        return self._reader.end
+        return reader.end
 
     def files(self) -> list[dict[str, Any]]:
         """List the files that the configuration names: key, path, part of a folder, size, sha256, is_kept."""
@@ -539,7 +545,7 @@ def verify(folder: Path, on_progress: Callable[[int, int], None] = lambda done, 
         Where there is no session, or nothing says how to read it.
     """
     session = Session(folder)
-    reader = session._reader
+    reader = LogReader(folder)
     sizes = [path.stat().st_size for path in segments(folder)]
     report = Report(str(folder), n_bytes=sum(sizes), n_segments=len(sizes))
     expected: Counter[str] = Counter()
