@@ -1,8 +1,8 @@
 """The process between the daemon and one actuator: it hands on what is fresh, and disarms whatever else happens.
 
-It listens to the output socket, passes commands, spikes and stimulation to the actuator, tells ingest that the actuator
-lives (`alive`) and what it answers (`reward`, `event`, `stimuli`). One thread, and no wait longer than `POLL_INTERVAL_S`
-but while the actuator is being opened, when it is disarmed.
+It listens to the output socket, passes commands, spikes and stimulation to the actuator, tells ingest that the
+actuator lives (`alive`) and what it answers (`reward`, `event`, `stimuli`). One thread, and no wait longer than
+`POLL_INTERVAL_S`, but while the actuator is being opened: it is disarmed then.
 
 The actuator is armed by the first fresh message that it could act on, and disarmed by: no such message for
 `silence_ms`, a stop of the gate, a sequence number that does not rise (another daemon), an error, a signal, the end.
@@ -28,6 +28,7 @@ from neuromod.adapters.actuators.base import (
     Actuator,
     ActuatorMessage,
     Answer,
+    Command,
     Event,
     Reward,
     Spikes,
@@ -214,7 +215,7 @@ class Actuation:
                 channels = sum(1 << channel for channel in message.channels)
                 flags = int(message.flags)
                 return Spikes(message.seq, message.tick, message.t_sample, message.t_tick, channels, flags)
-            case wire.Command() | Stimulation():
+            case Command() | Stimulation():
                 return message
         return None
 
@@ -308,8 +309,8 @@ def actuate(config: ActuateConfig, *, ready: Callable[[str], object] = lambda te
     Returns
     -------
     int
-        Exit code: 0 after a signal. Errors are raised: of the configuration, of opening, and of a device that was lost and is
-        not looked for again.
+        Exit code: 0 after a signal. Errors are raised: of the configuration, of opening, and of a device that was
+        lost and is not looked for again.
     """
     stopped = threading.Event()
     before = {number: signal.signal(number, lambda *_: stopped.set()) for number in _SIGNALS}

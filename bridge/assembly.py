@@ -13,8 +13,11 @@ from numpy.typing import NDArray
 
 from neuromod.adapters.base import StreamInfo
 from neuromod.adapters.config import ZmqConfig
+from neuromod.adapters.decoder import make_decoder
 from neuromod.bridge.config import SessionConfig, complete
-from neuromod.bridge.pipeline import TICK, Pipeline, consume, make_pipeline
+from neuromod.bridge.pipeline import N_DECISIONS, TICK, TICK_NEXT, Pipeline, consume, make_pipeline, set_time
+from neuromod.bridge.safety_config import StimulationConfig
+from neuromod.bridge.stimulation import StimulationState, make_stimulation
 from neuromod.engine.layout import N_CHANNELS
 from neuromod.engine.network import SpikingNetwork
 from neuromod.sorting.baseline import Baseline
@@ -47,6 +50,12 @@ class Assembly:
         State of `consume`.
     front_end, encoder, network
         The parts themselves.
+    decoder : ndarray of DECODER, shape (1,)
+        From spikes to commands.
+    stimulation : StimulationState
+        Programs, triggers and the safety gate.
+    stimulation_config : StimulationConfig or None
+        What it was made from.
     built_from : str
         Hash of all that was configured: equal for loops that may take each other's checkpoints.
     """
@@ -58,6 +67,9 @@ class Assembly:
     front_end: FrontEnd
     encoder: Encoder
     network: SpikingNetwork
+    decoder: NDArray[Any]
+    stimulation: StimulationState
+    stimulation_config: StimulationConfig | None
     built_from: str
 
     @property
@@ -65,25 +77,38 @@ class Assembly:
         """Samples of a block; not necessarily a whole number."""
         return max(1.0, self.info.sampling_frequency * self.block_ms / 1000.0)
 
-    def parts(self) -> list[NDArray[Any]]:
-        """Return the arrays that together are the state of the loop: what a checkpoint holds."""
-        return [*self.pipeline, *self.front_end.state, *self.encoder.state, self.network.state]
-
-    def consume(
-        self, samples: NDArray[np.float32], stamps: NDArray[np.float64], first: int, records: NDArray[Any]
-    ) -> tuple[int, int]:
-        """Call `pipeline.consume` on the parts."""
-        return consume(
+    @property
+    def states(self) -> tuple[Any, Any, Any, Any, Any, Any]:
+        """State of each part, in the order in which compiled functions take them."""
+        return (
             self.pipeline,
             self.front_end.state,
             self.encoder.state,
             self.network.state,
-            samples,
-            stamps,
-            first,
-            stamps.shape[0],
-            records,
+            self.decoder,
+            self.stimulation,
         )
+
+    def parts(self) -> list[NDArray[Any]]:
+        """Return the arrays that together are the state of the loop: what a checkpoint holds."""
+        return [
+            *self.pipeline,
+            *self.front_end.state,
+            *self.encoder.state,
+            self.network.state,
+            self.decoder,
+            self.stimulation.gate,
+        ]
+
+    def consume(
+        self, samples: NDArray[np.float32], stamps: NDArray[np.float64], first: int, records: NDArray[Any]
+    ) -> tuple[int, int]:
+        """Call `pipeline.consume` on the parts, without a loop: the gate goes by the time of the network."""
+        words = self.pipeline.words
+        words[N_DECISIONS] = 0
+        set_time(self.pipeline, int(words[TICK_NEXT] * self.network.dt_ms * 1e6), 0)
+        done: tuple[int, int] = consume(*self.states, samples, stamps, first, stamps.shape[0], records)
+        return done
 
     def records(self, at_least: int = 1024) -> NDArray[Any]:
         """Return room for the records of at least one block."""
@@ -114,6 +139,7 @@ def assemble(
     info: StreamInfo,
     *,
     scale: NDArray[np.float32] | None = None,
+    yoked: NDArray[Any] | None = None,
 ) -> Assembly:
     """Build the parts of a loop.
 
@@ -125,6 +151,8 @@ def assemble(
         The stream, of a source that is open.
     scale : ndarray of float32, shape (n_channels,), optional
         Factor of each raw sample to microvolts, where the source has not applied it.
+    yoked : ndarray, optional
+        Trains of another session, for the mode "yoked".
 
     Raises
     ------
@@ -142,6 +170,8 @@ def assemble(
         info.sampling_frequency,
         info.channel_names,
         baseline if is_signal else None,
+        artefacts=config.artefacts if config.stimulation is not None else None,
+        electrode_names=[e.name for e in config.stimulation.electrodes] if config.stimulation is not None else (),
     )
     names = front_end.feature_names if is_signal else info.channel_names
     encoder = Encoder(
@@ -159,6 +189,8 @@ def assemble(
         encoder.config.model_dump_json(),
         complete(config.network).model_dump_json(),
         timing.model_dump_json(include={"jitter_ms", "fill", "max_fill_ms"}),
+        config.decoder.model_dump_json() if config.decoder is not None else "",
+        config.stimulation.model_dump_json() + config.artefacts.model_dump_json() if config.stimulation else "",
         baseline.model_dump_json() if baseline is not None else "",
     ):
         built_from.update(part.encode() + b"\0")
@@ -166,6 +198,7 @@ def assemble(
         built_from.update(encoder.config.matrix_path.read_bytes())
     if scale is not None:
         built_from.update(scale.tobytes())
+    network = SpikingNetwork(config.network, dt_ms=block_ms / ticks_per_block)
     return Assembly(
         info=info,
         block_ms=block_ms,
@@ -184,6 +217,9 @@ def assemble(
         ),
         front_end=front_end,
         encoder=encoder,
-        network=SpikingNetwork(config.network, dt_ms=block_ms / ticks_per_block),
+        network=network,
+        decoder=make_decoder(config.decoder, network.dt_ms),
+        stimulation=make_stimulation(config.stimulation, dt_ms=network.dt_ms, yoked=yoked),
+        stimulation_config=config.stimulation,
         built_from=built_from.hexdigest(),
     )

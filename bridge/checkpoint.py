@@ -117,6 +117,8 @@ def _description(assembly: Assembly) -> list[list[Any]]:
         "front_end": assembly.front_end.state._asdict(),
         "encoder": assembly.encoder.state._asdict(),
         "network": {"state": assembly.network.state},
+        "decoder": {"state": assembly.decoder},
+        "stimulation": {"gate": assembly.stimulation.gate},
     }
     return [
         [f"{part}.{name}", str(array.dtype), list(array.shape)]

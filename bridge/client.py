@@ -21,6 +21,7 @@ import zmq
 from numpy.typing import ArrayLike
 
 from neuromod.bridge import wire
+from neuromod.bridge.arming import prove
 from neuromod.engine.errors import NeuromodError
 
 POLL_MS = 100  # how soon a waiting subscription notices `stop`
@@ -226,7 +227,7 @@ class Client:
         Parameters
         ----------
         *topics : str
-            Any of spikes, stimuli, state, health, event; none for all.
+            Any of spikes, stimuli, command, stimulation, state, health, event; none for all.
         timeout_s : float, optional
             Raise `ClientTimeoutError` where nothing comes for so long; without it, wait until stopped.
         stop : threading.Event, optional
@@ -237,27 +238,62 @@ class Client:
         Returns
         -------
         Subscription
-            An iterator of `SpikesMessage`, `StimuliMessage`, `StateMessage`, `HealthMessage` and `EventMessage`.
+            An iterator of `SpikesMessage`, `StimuliMessage`, `Command`, `Stimulation`, `StateMessage`, `HealthMessage`
+            and `EventMessage`.
         """
         subscription = Subscription(self._context, self.output, topics, timeout_s=timeout_s, stop=stop, buffer=buffer)
         self._subscriptions.append(subscription)
         return subscription
 
-    def send_stimuli(self, values: ArrayLike) -> None:
-        """Send one vector of stimuli: added to the source's, or, with `source = "zmq"`, one tick by itself."""
-        self.send(wire.StimuliInput(wire.as_stimuli(values)))
+    def send_stimuli(self, values: ArrayLike, t: float | None = None) -> None:
+        """Send one vector of stimuli: added to the source's, or, with `source = "zmq"`, one tick by itself.
 
-    def send_modulators(self, **levels: float) -> None:
+        Here and below: with `t`, the time now on `pylsl.local_clock`, `health` tells how long it took to take effect.
+        """
+        self.send(wire.StimuliInput(wire.as_stimuli(values), t))
+
+    def send_modulators(self, *, t: float | None = None, **levels: float) -> None:
         """Set any of dopamine (-1 to 1), cortisol, acetylcholine (0 to 1) and tempo (0.1 to 4)."""
-        self.send(wire.ModulatorsInput(levels))
+        self.send(wire.ModulatorsInput(levels, t))
 
-    def send_reward(self, amount: float) -> None:
+    def send_reward(self, amount: float, t: float | None = None) -> None:
         """Add a reward; negative for a punishment."""
-        self.send(wire.RewardInput(amount))
+        self.send(wire.RewardInput(amount, t))
 
-    def send_stress(self, amount: float) -> None:
+    def send_stress(self, amount: float, t: float | None = None) -> None:
         """Add a stress, not negative."""
-        self.send(wire.StressInput(amount))
+        self.send(wire.StressInput(amount, t))
+
+    def send_alive(self, name: str) -> None:
+        """Say that a peer that stimulation depends on lives."""
+        self.send(wire.AliveInput(name))
+
+    def send_heartbeat(self, token: int) -> None:
+        """Keep what `arm` returned alive."""
+        self.send(wire.HeartbeatInput(token))
+
+    def send_stimulate(self, program: str) -> None:
+        """Ask the gate for a train of a program."""
+        self.send(wire.StimulateInput(program))
+
+    def send_stop(self) -> None:
+        """Stop stimulation at once."""
+        self.send(wire.StopInput())
+
+    def arm(self, seconds: float, key: bytes | None = None) -> dict[str, Any]:
+        """Arm stimulation; the result has the `token` that heartbeats show, and until when.
+
+        Raises
+        ------
+        RefusedError
+            The daemon says no, and why: reason "key" where the key is wrong.
+        """
+        args: dict[str, Any] = {"seconds": float(seconds)}
+        if key is not None:
+            nonce = self.request("challenge")["nonce"]
+            args |= {"nonce": nonce, "mac": prove(key, nonce, seconds)}
+        result: dict[str, Any] = self.request("arm", **args)
+        return result
 
     def send_event(self, name: str, value: Any = None, t: float | None = None) -> None:
         """Mark this moment, or the moment `t` on the daemon's `lsl_local_clock`, in the session."""

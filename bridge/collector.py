@@ -1,23 +1,28 @@
 """Takes the loop's results off its rings: counts, statistics, state, health, events, and messages Python must judge."""
 
+import dataclasses
 import itertools
 import logging
 import math
 import sys
 import threading
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from neuromod.adapters.base import Marker
+from neuromod.adapters.decoder import KINDS
+from neuromod.bridge import gate as safety
 from neuromod.bridge import loop_state as rt
 from neuromod.bridge import native, wire
+from neuromod.bridge import stimulation as stimulating
 from neuromod.bridge.assembly import Assembly
 from neuromod.bridge.events import EventAligner
 from neuromod.bridge.pipeline import COUNTERS, PAUSED, TICK
+from neuromod.bridge.recorder import Recorder
 from neuromod.bridge.ring import append, available, drain, refused
 from neuromod.bridge.wire import EventMessage
 from neuromod.engine.errors import ProtocolError
@@ -57,6 +62,8 @@ class Collector:
         Gets every drained array of TICK records.
     is_timed : bool
         Whether stamps are on our clock. Those of a recording that plays as fast as it can are not: it has no latency.
+    recorder : Recorder, optional
+        Keeps everything.
     """
 
     def __init__(
@@ -71,6 +78,7 @@ class Collector:
         describe_source: Callable[[], dict[str, Any]],
         on_ticks: Callable[[NDArray[Any]], None] | None = None,
         is_timed: bool = True,
+        recorder: Recorder | None = None,
     ) -> None:
         self.assembly, self.loop, self.rings = assembly, loop, rings
         self.state_hz, self.health_s = state_hz, health_s
@@ -82,6 +90,13 @@ class Collector:
         self.disconnects = 0
         self._clock, self._describe_source, self._on_ticks = clock, describe_source, on_ticks
         self._is_timed = is_timed
+        self.recorder = recorder
+        stimulation = assembly.stimulation_config
+        self.peers = stimulation.peers if stimulation is not None else ()
+        self.programs = tuple(p.name for p in stimulation.programs) if stimulation is not None else ()
+        self.decoder_source = "session" if int(assembly.decoder[0]["n_outputs"]) else ""
+        self._effects: deque[tuple[int, float]] = deque(maxlen=65536)  # (tick that it acts on, when it was sent)
+        self._ingest_latencies: list[NDArray[np.float64]] = []
         self._markers: deque[tuple[Marker, int]] = deque()
         self.due_events: deque[bytes] = deque(maxlen=_KEPT_EVENTS)
         self._started = clock()
@@ -90,9 +105,10 @@ class Collector:
         self._latencies: list[NDArray[np.float64]] = []
         self._next_state = self._next_health = self._last_state = self._last_health = self._started
         self._frame = np.zeros(1, rt.FRAME)
-        self._frames_lock, self._inputs_lock = threading.Lock(), threading.Lock()
+        self._frames_lock = threading.Lock()
+        self._inputs_lock = threading.RLock()  # a signal may call `halt` in the middle of it
         self._ids = itertools.count(1)
-        self._waiting: dict[int, tuple[threading.Event, list[int]]] = {}
+        self._waiting: dict[int, tuple[threading.Event, NDArray[Any]]] = {}
         self._said_refusals: tuple[float, int] = (0.0, 0)
         self._overflowing: dict[str, int] = {}
 
@@ -109,24 +125,31 @@ class Collector:
             frame["data"][: len(topic) + len(payload)] = np.frombuffer(topic + payload, np.uint8)
             return append(self.rings.frames, self._frame)
 
-    def submit(self, kind: int, *, word: int = 0, values: Any = (), number: int = 0) -> bool:
+    def submit(
+        self, kind: int, *, word: int = 0, values: Any = (), number: int = 0, t_sent: float | None = None
+    ) -> bool:
         """Leave an input for the loop; False, and counted, where too many wait already."""
         record = np.zeros(1, rt.INPUT)
         record[0]["kind"], record[0]["id"], record[0]["word"] = kind, number, word
         record[0]["values"][: len(values)] = values
+        record[0]["t_sent"] = t_sent or 0.0
         with self._inputs_lock:
             return append(self.rings.inputs, record)
 
-    def call(self, kind: int, *, word: int = 0, values: Any = ()) -> int:
-        """Leave an input, wait until it took effect, and return the first tick that it acts on.
+    def next_id(self) -> int:
+        """Return a number for the next `call`, for a message of the record to name it by."""
+        return next(self._ids)
+
+    def call(self, kind: int, *, word: int = 0, values: Any = (), number: int | None = None) -> Any:
+        """Leave an input, wait until it took effect, and return its echo: `tick` is the first that it acts on.
 
         Raises
         ------
         TimeoutError
             If the loop did not take it within a second, or the session ends.
         """
-        number = next(self._ids)
-        done, answer = threading.Event(), [0]
+        number = self.next_id() if number is None else number
+        done, answer = threading.Event(), np.zeros(1, rt.INPUT)
         self._waiting[number] = (done, answer)
         try:
             left_s = _LONGEST_WAIT_S if self.submit(kind, word=word, values=values, number=number) else 0.0
@@ -138,6 +161,16 @@ class Collector:
             del self._waiting[number]
         return answer[0]
 
+    def halt(self) -> None:
+        """Have stimulation stop at once: the loop looks before every tick, and sooner than at any input."""
+        with self._inputs_lock:
+            shared = self.loop.block[0]["shared"]
+            native.set_word(shared, rt.HALTS, native.get_word(shared, rt.HALTS) + 1)
+
+    def hold(self, is_held: bool) -> None:
+        """Forbid stimulation, and arming, for as long as it is held."""
+        native.set_word(self.loop.block[0]["shared"], rt.HOLD, int(is_held))
+
     def add_markers(self, markers: list[Marker], ordinals: list[int]) -> None:
         """Note markers of a source that the loop is fed from, each with its place among the samples."""
         self._markers.extend(zip(markers, ordinals, strict=True))
@@ -146,14 +179,14 @@ class Collector:
 
     def turn(self) -> None:
         """Take everything that waits, and publish what is due."""
-        for echo in drain(self.rings.echoes, rt.INPUT):
-            if (waiting := self._waiting.get(int(echo["id"]))) is not None:
-                waiting[1][0] = int(echo["tick"])
-                waiting[0].set()
+        self._take_echoes(drain(self.rings.echoes, rt.INPUT))
         reached = native.get_word(self.rings.samples.ends, _TAIL) - math.ceil(self.assembly.samples_per_block)
         ticks = drain(self.rings.ticks, TICK, limit=65536)
         if len(ticks):
             self._take_ticks(ticks)
+        decided = drain(self.rings.decisions, safety.DECISION)
+        if self.recorder is not None:
+            self.recorder.add("decisions", decided)
         for frame in drain(self.rings.odd, rt.INGEST_FRAME):
             middle = int(frame["topic"])
             data = frame["data"].tobytes()
@@ -170,8 +203,21 @@ class Collector:
             self._next_health = max(self._next_health + self.health_s, now)
             body = self.health()
             self._latencies.clear()
+            self._ingest_latencies.clear()
+            if self.recorder is not None:
+                self.recorder.add_message("health", body)
             self.publish(wire.TOPIC_HEALTH, wire.pack_health(wire.HealthMessage(body["t"], body["state"], body)))
             self._report_refusals(now)
+
+    def _take_echoes(self, echoes: NDArray[Any]) -> None:
+        if self.recorder is not None:
+            self.recorder.add("inputs", echoes)
+        for echo in echoes:
+            if echo["t_sent"] != 0.0:
+                self._effects.append((int(echo["tick"]), float(echo["t_sent"])))
+            if (waiting := self._waiting.get(int(echo["id"]))) is not None:
+                waiting[1][0] = echo
+                waiting[0].set()
 
     def finish(self) -> None:
         """Give the events that still wait for their tick the last one there was: nothing is lost."""
@@ -181,6 +227,8 @@ class Collector:
     def _publish_events(self, now: float) -> None:
         for event in self.events.take(now):
             self.past_events.append(event)
+            if self.recorder is not None:
+                self.recorder.add_message("events", dataclasses.asdict(event))
             self.due_events.append(self._pack_event(event))
         # as many as there is room for: a burst of markers is longer than the ring
         while self.due_events and available(self.rings.frames.ends) < _FRAMES_FOR_EVENTS:
@@ -207,18 +255,26 @@ class Collector:
             return
         match message:
             case wire.StimuliInput():
-                taken = self.submit(rt.STIMULI, values=message.values)
+                taken = self.submit(rt.STIMULI, values=message.values, t_sent=message.t)
             case wire.ModulatorsInput():
                 word, values = 0, np.zeros(len(MODULATORS))
                 for i, name in enumerate(MODULATORS):
                     if name in message.levels:
                         word |= 1 << i
                         values[i] = message.levels[name]
-                taken = self.submit(rt.LEVELS, word=word, values=values)
+                taken = self.submit(rt.LEVELS, word=word, values=values, t_sent=message.t)
             case wire.RewardInput():
-                taken = self.submit(rt.REWARD, values=[message.amount])
+                taken = self.submit(rt.REWARD, values=[message.amount], t_sent=message.t)
             case wire.StressInput():
-                taken = self.submit(rt.STRESS, values=[message.amount])
+                taken = self.submit(rt.STRESS, values=[message.amount], t_sent=message.t)
+            case wire.AliveInput():
+                taken = self._submit_named(rt.ALIVE, "peer", self.peers, message.name)
+            case wire.HeartbeatInput():
+                taken = self.submit(rt.HEARTBEAT, word=message.token)
+            case wire.StimulateInput():
+                taken = self._submit_named(rt.STIMULATE, "program", self.programs, message.program)
+            case wire.StopInput():
+                taken = self.submit(rt.DISARM, word=safety.STOPPED)
             case wire.EventInput():
                 now = self._clock()
                 t = now if message.t is None else message.t
@@ -227,12 +283,21 @@ class Collector:
         if not taken:
             self.refuse("overflow", "too many inputs wait for the loop")
 
+    def _submit_named(self, kind: int, what: str, names: Sequence[str], name: str) -> bool:
+        if name not in names:
+            known = ", ".join(names) or "none"
+            self.refuse(wire.Reason.RANGE, f"{name!r} is no {what} of this session; it has {known}")
+            return True  # it is counted already
+        return self.submit(kind, word=names.index(name))
+
     def refuse(self, reason: str, sentence: str) -> None:
         """Count a refused message; the log gets one line a second at the most."""
         self.refusals[str(reason)] += 1
         log.debug("refused a message: %s", sentence)
 
     def _take_ticks(self, ticks: NDArray[Any]) -> None:
+        if self.recorder is not None:
+            self.recorder.add("ticks", ticks)
         if self._on_ticks is not None:
             self._on_ticks(ticks)
         self._last = ticks[-1:].copy()
@@ -240,6 +305,7 @@ class Collector:
         if not len(live):
             return
         self.events.add_ticks(live["t_sample"], live["tick"])
+        self._measure_ingest(live)
         if self._is_timed:
             self._latencies.append(live["t_tick"] - live["t_sample"])
         counts = (live["spikes"][:, None] >> _CHANNELS & 1).sum(axis=0, dtype=np.int64)
@@ -247,6 +313,16 @@ class Collector:
         span_s = len(live) * self.assembly.network.dt_ms / 1000.0
         keep = math.exp(-span_s / _RATE_TAU_S)
         self._rates_hz = self._rates_hz * keep + counts / span_s * (1.0 - keep)
+
+    def _measure_ingest(self, live: NDArray[Any]) -> None:
+        """Find how long it took from the sending of inputs to the end of the first tick that they act on."""
+        timed = live[live["t_sent"] != 0.0]
+        if len(timed):
+            self._ingest_latencies.append(timed["t_tick"] - timed["t_sent"])
+        while self._effects and self._effects[0][0] <= live["tick"][-1]:
+            tick, sent = self._effects.popleft()
+            at = min(int(np.searchsorted(live["tick"], tick)), len(live) - 1)
+            self._ingest_latencies.append(np.array([live["t_tick"][at] - sent]))
 
     def _place_markers(self, reached: int, now: float) -> None:
         """Give a marker its time once the loop has had its sample: only then is the clock of a recording tied to ours.
@@ -288,7 +364,7 @@ class Collector:
         found["ingest_disconnects"] = self.disconnects
         for name in _REFUSED_BY_LOOP:
             del found[name]
-        for name in ("ticks", "echoes", "odd", "inputs", "frames", "out"):
+        for name in ("ticks", "decisions", "echoes", "odd", "inputs", "frames", "out"):
             found[f"{name}_overflow"] = int(refused(getattr(self.rings, name).ends))
         return found
 
@@ -307,11 +383,6 @@ class Collector:
         now, network = self._clock(), self.assembly.network
         rules = network.config.learning
         has_plasticity = rules.rule != "none" or rules.homeostasis is not None
-        window = np.concatenate([np.empty(0), *self._latencies]) * 1e6
-        latency = {}
-        if len(window):
-            p50, p99 = np.percentile(window, [50, 99])
-            latency = {"p50": float(p50), "p99": float(p99), "max": float(window.max())}
         return {
             "v": wire.PROTOCOL_VERSION,
             "t": now,
@@ -320,12 +391,43 @@ class Collector:
             "uptime_s": now - self._started,
             "counters": self.counters(),
             "errors": self.errors(),
-            "latency_us": latency,
+            "latency_us": _percentiles(self._latencies),
+            "ingest_latency_us": _percentiles(self._ingest_latencies),
             "source": self._describe_source(),
             "warming_up": not (self.assembly.front_end.is_ready and self.assembly.encoder.is_ready),
             "excluded_channels": self.assembly.front_end.excluded,
+            "blanked": self.assembly.front_end.blanked._asdict(),
             "learning": has_plasticity and bool(network.state[0]["learning"]),
+            "decoder": self._describe_decoder(),
+            "stimulation": self._describe_stimulation(now),
+            "recording": self.recorder.status() if self.recorder is not None else {"state": "off"},
         }
+
+    def _describe_decoder(self) -> dict[str, Any]:
+        decoder = self.assembly.decoder[0]
+        return {
+            "kind": KINDS[int(decoder["kind"])],
+            "version": int(decoder["version"]),
+            "from": self.decoder_source,
+            "runaways": int(decoder["runaways"]),
+        }
+
+    def _describe_stimulation(self, now: float) -> dict[str, Any]:
+        """Say how the gate is; read while the loop writes, each number an aligned word of its own."""
+        state = self.assembly.stimulation
+        if not state.block[0]["configured"]:
+            return {"state": "off"}
+        gate = state.gate[0]
+        is_armed = bool(gate["armed"])
+        dose = gate["dose_pc"] if gate["sends"] else gate["would_pc"]
+        told: dict[str, Any] = {
+            "state": "armed" if is_armed else "disarmed",
+            "mode": stimulating.public_mode(state),
+            "seconds_left": max(0.0, float(gate["until_ns"]) * 1e-9 - now) if is_armed else 0.0,
+            "disarmed_by": safety.REASONS[int(gate["disarm_reason"])] if gate["disarms"] and not is_armed else "",
+            "counts": stimulating.count(state),
+        }
+        return told if state.block[0]["blind"] else told | {"dose_nc": float(dose[safety.TOTAL]) / 1000.0}
 
     def _state(self, now: float) -> wire.StateMessage:
         last = self._last[0]
@@ -349,6 +451,15 @@ class Collector:
             if name.endswith("overflow") and count > self._overflowing.get(name, 0):
                 log.warning("%s: %d lost so far", name, count)
                 self._overflowing[name] = count
+
+
+def _percentiles(parts: list[NDArray[np.float64]]) -> dict[str, float]:
+    """Return p50, p99 and the maximum of times in seconds, in microseconds; nothing where there are none."""
+    window = np.concatenate([np.empty(0), *parts]) * 1e6
+    if not len(window):
+        return {}
+    p50, p99 = np.percentile(window, [50, 99])
+    return {"p50": float(p50), "p99": float(p99), "max": float(window.max())}
 
 
 def run(collector: Collector, stop: threading.Event, every_s: float = 0.01) -> None:

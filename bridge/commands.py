@@ -45,6 +45,14 @@ class LearningArgs(pydantic.BaseModel, frozen=True, extra="forbid"):
     on: pydantic.StrictBool
 
 
+class ArmArgs(pydantic.BaseModel, frozen=True, extra="forbid"):
+    """For how long, and the proof of the key; a mode that sends nothing needs none."""
+
+    seconds: Annotated[float, Field(gt=0.0, le=86_400.0, allow_inf_nan=False)]
+    nonce: Annotated[str, Field(max_length=64)] | None = None
+    mac: Annotated[str, Field(max_length=128)] | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Command:
     """One command: what it takes, and what it does, in one sentence."""
@@ -74,6 +82,16 @@ COMMANDS: dict[str, Command] = {
             LearningArgs,
             "Let plasticity change weights, or freeze them; traces and eligibility follow the spikes either way.",
         ),
+        Command("challenge", NoArgs, "Return a `nonce`, which `arm` proves the key with, once and within 30 s."),
+        Command(
+            "arm",
+            ArmArgs,
+            "Arm stimulation; `mac` is the HMAC-SHA256, in hex, of `arm NONCE SECONDS` under the session's key. The result "
+            "has the `token` for heartbeats.",
+        ),
+        Command("disarm", NoArgs, "End the arming at the next tick boundary; every train stops."),
+        Command("decoder", PathArgs, "Swap in a fitted decoder at a tick boundary; the one before is kept."),
+        Command("rollback", NoArgs, "Swap back the decoder before the last swap."),
         Command("version", NoArgs, "Versions of the package, the protocol and the state layout."),
     )
 }

@@ -14,13 +14,15 @@ from pydantic import Field
 from pydantic_core import PydanticCustomError
 
 from neuromod.adapters.config import LslConfig, MarkerConfig, SourceConfig, XdfConfig
+from neuromod.adapters.decoder_config import DecoderConfig
 from neuromod.bridge import wire
 from neuromod.bridge.config_errors import explain
+from neuromod.bridge.safety_config import StimulationConfig
 from neuromod.bridge.toml_text import to_toml
 from neuromod.engine.config import ChannelOverride, NetworkConfig
 from neuromod.engine.errors import ConfigError
 from neuromod.engine.network import MIN_DT_MS, check_step
-from neuromod.sorting.config import EncoderConfig, FrontEndConfig
+from neuromod.sorting.config import ArtefactConfig, EncoderConfig, FrontEndConfig
 
 Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 AnyModel = TypeVar("AnyModel", bound=pydantic.BaseModel)
@@ -30,6 +32,9 @@ _CURVE = (
     "sockets away from loopback need CURVE keys, which come with a later release: "
     "bind to 127.0.0.1 and reach the port from elsewhere through ssh -L"
 )
+
+
+_MADE_LATER = ("record.folder", "stimulation.stop_file", "stimulation.ledger")  # paths that need not be there
 
 
 def _check_address(address: str) -> str:
@@ -181,6 +186,25 @@ class RuntimeConfig(_Section, frozen=True, extra="forbid"):
     timer_slack_ns: Annotated[int, Field(ge=1, le=1_000_000)] = 1
 
 
+class RecordConfig(_Section, frozen=True, extra="forbid"):
+    """What is kept of the session: everything but raw samples, and these too when asked.
+
+    Attributes
+    ----------
+    folder : Path
+        Where the folder of the session is made.
+    raw : bool
+        Keep the samples as they came, too: some 12 MB/s for 96 channels at 30 kHz.
+    warn_free_mb, min_free_mb : float
+        Free space on the disk below which it is announced, and below which the recording ends; the session goes on.
+    """
+
+    folder: Path = Path("sessions")
+    raw: bool = False
+    warn_free_mb: Annotated[float, Field(ge=1.0, le=1e9)] = 5000.0
+    min_free_mb: Annotated[float, Field(ge=1.0, le=1e9)] = 500.0
+
+
 class SessionConfig(_Section, frozen=True, extra="forbid"):
     """A whole session. `load` reads it from a file, `effective_toml` writes it back with every default.
 
@@ -194,6 +218,14 @@ class SessionConfig(_Section, frozen=True, extra="forbid"):
         From features to sixteen stimuli; not used by `zmq`, whose messages are stimuli already.
     network : NetworkConfig
         In the file, `weights = {kind = "file", path = "weights.npy"}` (or .csv) stands for the matrix in that file.
+    decoder : DecoderConfig, optional
+        From spikes to commands; without it none are published.
+    stimulation : StimulationConfig, optional
+        Electrodes, their limits, and what is to be stimulated when; without it nothing ever is.
+    artefacts : ArtefactConfig
+        What of the signal is left out around each pulse of stimulation.
+    record : RecordConfig, optional
+        Keep a record of the session; without it nothing is kept.
     markers : tuple of MarkerConfig
         LSL streams of markers.
     session, sockets, publish, timing, runtime
@@ -205,6 +237,10 @@ class SessionConfig(_Section, frozen=True, extra="forbid"):
     front_end: FrontEndConfig = FrontEndConfig()
     encoder: EncoderConfig = EncoderConfig()
     network: NetworkConfig = NetworkConfig()
+    decoder: DecoderConfig | None = None
+    stimulation: StimulationConfig | None = None
+    artefacts: ArtefactConfig = ArtefactConfig()
+    record: RecordConfig | None = None
     markers: tuple[MarkerConfig, ...] = ()
     sockets: SocketsConfig = SocketsConfig()
     publish: PublishConfig = PublishConfig()
@@ -264,6 +300,11 @@ class SessionConfig(_Section, frozen=True, extra="forbid"):
     def effective(self) -> dict[str, Any]:
         """Return the complete configuration as plain data, without the sections that this source does not use."""
         body = self.model_dump(mode="json")
+        for section in ("decoder", "stimulation", "record"):
+            if body[section] is None:
+                del body[section]
+        if self.stimulation is None:
+            del body["artefacts"]
         if self.source_content in ("features", "stimuli"):
             del body["front_end"], body["timing"]["block_ms"]
         if self.source_content == "stimuli":
@@ -343,7 +384,7 @@ def parse(text: str, *, folder: Path | None = None, where: str = "session") -> S
         return config
     config = _with_paths_from(config, folder)
     for key, path in _paths(config, ""):
-        if not path.exists():
+        if not path.exists() and key not in _MADE_LATER:
             fix = (
                 "'neuromod baseline' writes one"
                 if key == "session.baseline"

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import logging
+import secrets
 import threading
 import time
 from collections.abc import Callable
@@ -9,12 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import zmq
+from numpy.typing import NDArray
 
+from neuromod.adapters.decoder import make_decoder
+from neuromod.adapters.decoder_config import DecoderFileConfig
 from neuromod.bridge import checkpoint, wire
+from neuromod.bridge import gate as safety
 from neuromod.bridge import loop_state as rt
+from neuromod.bridge.arming import Arming
 from neuromod.bridge.collector import Collector
 from neuromod.bridge.commands import (
     NETWORK_PARAMETERS,
+    ArmArgs,
     CommandError,
     LearningArgs,
     OptionalPathArgs,
@@ -46,6 +53,10 @@ class Control:
         Called for the command `stop`, after the reply went out.
     monitor : zmq.Socket, optional
         Tells each end of a connection to ingest, which is all there is to see of a message too large for libzmq.
+    arming : Arming, optional
+        Who may arm; without it nobody is asked for a key.
+    ledger_fault : callable
+        Says in a sentence what is wrong with the ledger of the dose; empty where nothing is.
     """
 
     def __init__(
@@ -54,8 +65,12 @@ class Control:
         collector: Collector,
         on_stop: Callable[[], None],
         monitor: "zmq.Socket[bytes] | None" = None,
+        arming: Arming | None = None,
+        ledger_fault: Callable[[], str] = lambda: "",
     ) -> None:
         self._socket, self._collector, self._on_stop, self._monitor = socket, collector, on_stop, monitor
+        self._arming, self._ledger_fault = arming or Arming(None), ledger_fault
+        self._decoders: list[tuple[NDArray[Any], str]] = []  # those that were swapped out, and where they came from
 
     def run(self, stop: threading.Event) -> None:
         """Answer until `stop` is set."""
@@ -104,19 +119,30 @@ class Control:
             case "status", _:
                 return {"health": collector.health(), "parameters": self._parameters()}
             case "pause", _:
-                return {"tick": collector.call(rt.PAUSE)}
+                return _tick(collector.call(rt.PAUSE))
             case "resume", _:
-                return {"tick": collector.call(rt.RESUME)}
+                return _tick(collector.call(rt.RESUME))
             case "stop", _:
                 return {"tick": collector.last_tick}
             case "learning", LearningArgs():
-                return {"tick": collector.call(rt.LEARNING, word=int(args.on))}
+                return _tick(collector.call(rt.LEARNING, word=int(args.on)))
             case "set", SetArgs():
                 return self._set(args.parameters)
             case "checkpoint", OptionalPathArgs():
                 return self._checkpoint(args.path)
             case "restore", PathArgs():
                 return self._restore(Path(args.path))
+            case "challenge", _:
+                self._check_stimulation("challenge")
+                return {"nonce": self._arming.challenge()}
+            case "arm", ArmArgs():
+                return self._arm(args)
+            case "disarm", _:
+                return self._disarm()
+            case "decoder", PathArgs():
+                return self._swap_decoder(Path(args.path))
+            case "rollback", _:
+                return self._roll_back()
             case "version", _:
                 return {
                     "package": importlib.metadata.version("neuromod-bridge"),
@@ -155,18 +181,83 @@ class Control:
                 word |= 1 << at
                 values[at] = float(value)
         if word:  # one input, so that all of them change at the same boundary
-            tick = self._collector.call(rt.SET, word=word, values=values)
+            tick = int(self._collector.call(rt.SET, word=word, values=values)["tick"])
         for name in parameters.keys() - NETWORK_PARAMETERS.keys():
             setattr(self._collector, name.removeprefix("publish."), float(parameters[name]))
         return {"tick": tick, "parameters": self._parameters()}
 
     def _checkpoint(self, name: str | None) -> dict[str, Any]:
         path = Path(name) if name else Path(time.strftime("neuromod-%Y%m%d-%H%M%S.checkpoint"))
-        tick = self._collector.call(rt.SNAPSHOT)
+        tick = int(self._collector.call(rt.SNAPSHOT)["tick"])
         checkpoint.save(path, self._collector.assembly, self._collector.loop.snapshot, tick)
         return {"path": str(path.absolute()), "tick": tick}
 
     def _restore(self, path: Path) -> dict[str, Any]:
         # only this thread writes the copy, and the loop reads it only when told to
-        self._collector.loop.snapshot[:] = checkpoint.load(path, self._collector.assembly)
-        return {"tick": self._collector.call(rt.RESTORE)}
+        data = checkpoint.load(path, self._collector.assembly)
+        self._collector.loop.snapshot[:] = data
+        return _tick(self._keep_and_call(rt.RESTORE, "checkpoints", {"path": str(path), "data": data.tobytes()}))
+
+    def _keep_and_call(self, kind: int, record_as: str, body: dict[str, Any], word: int = 0) -> Any:
+        """Put what an input brings with it into the record, then call the loop with the number that names it."""
+        number = self._collector.next_id()
+        if self._collector.recorder is not None:
+            self._collector.recorder.add_message(record_as, {"id": number, **body})
+        return self._collector.call(kind, word=word, number=number)
+
+    def _arm(self, args: ArmArgs) -> dict[str, Any]:
+        self._check_stimulation("arm")
+        self._arming.check(args.seconds, args.nonce, args.mac)
+        if self._ledger_fault():
+            raise CommandError("refused", f"arm: {self._ledger_fault()}")
+        token = secrets.randbelow(2**53 - 1) + 1  # every language can hold it
+        echo = self._collector.call(rt.ARM, word=token, values=[args.seconds])
+        reason = int(echo["values"][1])
+        if reason != safety.ALLOWED:
+            raise CommandError("refused", f"arm: refused by the gate: {safety.REASON_TEXTS[reason]}")
+        return _tick(echo) | {"token": token, "until": float(echo["now_ns"]) * 1e-9 + args.seconds}
+
+    def _disarm(self) -> dict[str, Any]:
+        self._check_stimulation("disarm")
+        return _tick(self._collector.call(rt.DISARM, word=safety.DISARMED))
+
+    def _check_stimulation(self, cmd: str) -> None:
+        if self._collector.assembly.stimulation_config is None:
+            raise CommandError("refused", f"{cmd}: this session has no [stimulation]")
+
+    def _swap_decoder(self, path: Path) -> dict[str, Any]:
+        assembly = self._collector.assembly
+        now = assembly.decoder[0]
+        if not now["n_outputs"]:
+            raise CommandError("refused", "decoder: this session has no [decoder], so nobody listens to its outputs")
+        found = make_decoder(DecoderFileConfig(path=path), assembly.network.dt_ms)
+        if found[0]["n_outputs"] != now["n_outputs"]:
+            raise CommandError(
+                "refused",
+                f"decoder: {path} has {found[0]['n_outputs']} outputs, the session has {now['n_outputs']}; "
+                "fit one with as many",
+            )
+        before = (assembly.decoder.copy(), self._collector.decoder_source)
+        result = self._install(found, str(path))
+        self._decoders.append(before)
+        return result
+
+    def _roll_back(self) -> dict[str, Any]:
+        if not self._decoders:
+            raise CommandError("refused", "rollback: no decoder was swapped in")
+        decoder, source = self._decoders[-1]
+        result = self._install(decoder, source)
+        self._decoders.pop()
+        return result
+
+    def _install(self, decoder: NDArray[Any], source: str) -> dict[str, Any]:
+        self._collector.loop.next_decoder[:] = decoder
+        version = int(decoder[0]["version"])
+        body = {"version": version, "from": source, "data": decoder.tobytes()}
+        echo = self._keep_and_call(rt.DECODER_SWAP, "decoders", body, word=version)
+        self._collector.decoder_source = source
+        return _tick(echo) | {"version": version, "from": source}
+
+
+def _tick(echo: Any) -> dict[str, Any]:
+    return {"tick": int(echo["tick"])}

@@ -156,7 +156,7 @@ class _Ticks:
         self._has_clock = bool(header.get("is_timed", True))
         self.zero_s = float(header["session"]["local_clock_s"]) if self._has_clock else 0.0
         self._per_block = int(header["ticks_per_block"])
-        self._dt_s = header["block_ms"] / 1000.0 / self._per_block
+        self.dt_s = header["block_ms"] / 1000.0 / self._per_block
         dtype = session.kinds.get("ticks")
         self.fields = () if dtype is None else dtype.names or ()
         self.spike_times: list[NDArray[np.float64]] = []
@@ -181,15 +181,15 @@ class _Ticks:
             began = np.maximum.accumulate(np.where(is_first, index, -1))
             places = np.where(began >= 0, index - began, index + place)
             last_sample, place = int(samples[-1]), int(places[-1]) + 1
-            before = np.clip(self._per_block - 1 - places, 0, None) * self._dt_s
+            before = np.clip(self._per_block - 1 - places, 0, None) * self.dt_s
             is_step = (ticks["flags"] & _NO_STEP) == 0
             yield ticks, ticks["t_sample"] - before - self.zero_s, is_step
 
     def _look(self) -> _Axis:
         """Find spikes and invalid intervals, and whether the times lie on a grid."""
         spikes: list[list[NDArray[np.float64]]] = [[] for _ in range(N_CHANNELS)]
-        axis = _AxisFinder(1.0 / self._dt_s)
-        kind, since, until = "", 0.0, 0.0
+        axis = _AxisFinder(1.0 / self.dt_s)
+        kind, since, until = "", 0.0, 0.0  # an interval reaches from the last step before it to the first one after
         for ticks, times, is_step in self._all():
             steps = ticks[is_step]
             if len(steps):
@@ -205,8 +205,8 @@ class _Ticks:
                 name = ("", "filler", "paused")[kinds[at]]
                 if name != kind:
                     if kind:
-                        self.invalid.append((since, max(float(times[at]), until), kind))
-                    kind, since = name, until if self.first is not None else float(times[at])
+                        self.invalid.append((since, float(times[at]), kind))
+                    kind, since = name, float(times[at - 1]) if at else until
             until = float(times[-1])
         if kind:
             self.invalid.append((since, until, kind))
@@ -312,16 +312,20 @@ class _Writer:
             yield steps[name]
 
     def _add_units(self) -> None:
-        nwb = self._nwb
-        nwb.add_unit_column("channel", "Channel of the network, from 0")
-        nwb.add_unit_column("role", "What the channel is in the network")
+        from pynwb.misc import Units
+
+        units = Units(
+            name="units",
+            description="Spikes of the sixteen channels of the spiking neural network: computed, not sorted, and of no "
+            "electrode. A spike stands at the end of its network step",
+            resolution=self._ticks.dt_s,
+        )
+        units.add_column("channel", "Channel of the network, from 0")
+        units.add_column("role", "What the channel is in the network")
         for channel, times in enumerate(self._ticks.spike_times):
             role = {14: "coincidence detector", 15: "inhibitory interneuron"}.get(channel, "sensory")
-            nwb.add_unit(id=channel, spike_times=times, channel=channel, role=role)
-        nwb.units.description = (
-            "Spikes of the sixteen channels of the spiking neural network: computed, not sorted, and of no electrode. "
-            "A spike stands at the end of its network step"
-        )
+            units.add_unit(id=channel, spike_times=times, channel=channel, role=role)
+        self._nwb.units = units
 
     def _add_samples(self) -> int:
         dtype = self._session.kinds.get("samples")

@@ -4,6 +4,8 @@ The layout of these frames is part of PROTOCOL.md: every number has a fixed-widt
 from a template of `neuromod.bridge.wire` (the same protocol, Python side) and afterwards only its numbers are stored.
 """
 
+from typing import Any
+
 import msgpack
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +20,9 @@ TOPIC_STIMULI = np.frombuffer(wire.TOPIC_STIMULI, np.uint8)
 TOPIC_MODULATORS = np.frombuffer(wire.TOPIC_MODULATORS, np.uint8)
 TOPIC_REWARD = np.frombuffer(wire.TOPIC_REWARD, np.uint8)
 TOPIC_STRESS = np.frombuffer(wire.TOPIC_STRESS, np.uint8)
+TOPIC_COMMAND = np.frombuffer(wire.TOPIC_COMMAND, np.uint8)
+TOPIC_STIMULATION = np.frombuffer(wire.TOPIC_STIMULATION, np.uint8)
+TOPIC_STOP = np.frombuffer(wire.TOPIC_STOP, np.uint8)
 
 _F64, _FIXMAP = 0xCB, 0x80
 _VALUES_BYTES = 4 * N_CHANNELS
@@ -31,8 +36,32 @@ _MASK_BYTES = (N_CHANNELS + 7) // 8
 _STIMULI = wire.stimuli_frame(N_CHANNELS)
 _S_SEQ, _S_TICK, _S_VALUES = (_STIMULI.offsets[key] for key in ("seq", "tick", "values"))
 
+# all that comes after the values of a command stands at a fixed distance from the end of its frame
+_COMMAND = wire.command_frame(1)
+_C_SEQ, _C_TICK, _C_T_SAMPLE, _C_T_TICK, _C_VALUES = (
+    _COMMAND.offsets[key] for key in ("seq", "tick", "t_sample", "t_tick", "values")
+)
+_C_EVENTS, _C_DECODER, _C_FLAGS, _C_EXPIRES = (
+    len(_COMMAND.template) - _COMMAND.offsets[key] for key in ("events", "decoder", "flags", "expires")
+)
+
+_STIMULATION = wire.stimulation_frame()
+_M_SEQ, _M_TICK, _M_T, _M_KIND, _M_ID, _M_ELECTRODE, _M_PULSES, _M_EXPIRES, _M_REASON = (
+    _STIMULATION.offsets[key] for key in ("seq", "tick", "t", "kind", "id", "electrode", "pulses", "expires", "reason")
+)
+_M_AMPLITUDE, _M_PHASE, _M_INTERPHASE, _M_AMPLITUDE2, _M_PHASE2, _M_PERIOD = (
+    _STIMULATION.offsets[key]
+    for key in ("amplitude_ua", "phase_us", "interphase_us", "amplitude2_ua", "phase2_us", "period_us")
+)
+
+_INGEST_STIMULI_T = np.frombuffer(
+    msgpack.packb({"values": bytes(_VALUES_BYTES), "t": 0.0})[-11:-8], np.uint8
+)  # key and type of the time after the values
 _INGEST_STIMULI = np.frombuffer(msgpack.packb({"values": bytes(_VALUES_BYTES)})[:-_VALUES_BYTES], np.uint8)
 INGEST_STIMULI_BYTES = _INGEST_STIMULI.size + _VALUES_BYTES
+_INGEST_STIMULI_T_BYTES = INGEST_STIMULI_BYTES + _INGEST_STIMULI_T.size + 8
+_INHIBITED = int(wire.Flag.INHIBITED)
+_COMMAND_BYTES_1 = len(_COMMAND.template)
 
 
 def keys_table(names: tuple[str, ...]) -> NDArray[np.uint8]:
@@ -86,19 +115,83 @@ def fill_stimuli(frame: NDArray[np.uint8], seq: int, tick: int, values: NDArray[
         frame[_S_VALUES + i] = raw[i]
 
 
+def command_frame(n_outputs: int) -> NDArray[np.uint8]:
+    """Return a command frame of so many outputs, at least 1, to be filled again and again."""
+    return np.frombuffer(wire.command_frame(max(1, n_outputs)).template, np.uint8).copy()
+
+
+def stimulation_frame() -> NDArray[np.uint8]:
+    """Return a stimulation frame to be filled again and again."""
+    return np.frombuffer(_STIMULATION.template, np.uint8).copy()
+
+
 @jit
-def read_stimuli(payload: NDArray[np.uint8], size: int, values: NDArray[np.float32]) -> bool:
-    """Read the fixed layout of an ingest ``stimuli`` message.
+def fill_command(frame: NDArray[np.uint8], seq: int, record: Any, decoder: int, flags: int, expires: float) -> None:
+    """Store the numbers of one command message: those of a TICK record, all values zero where INHIBITED is set."""
+    n = frame.shape[0]
+    store_big_endian(frame, _C_SEQ, np.uint64(seq))
+    store_big_endian(frame, _C_TICK, np.uint64(record["tick"]))
+    store_big_endian(frame, _C_T_SAMPLE, bits_of(record["t_sample"]))
+    store_big_endian(frame, _C_T_TICK, bits_of(record["t_tick"]))
+    inhibited = flags & _INHIBITED
+    raw = record["outputs"].view(np.uint8)
+    for i in range(n - _COMMAND_BYTES_1 + 4):
+        frame[_C_VALUES + i] = 0 if inhibited else raw[i]
+    store_big_endian(frame, n - _C_EVENTS, np.uint32(0 if inhibited else record["events"]))
+    store_big_endian(frame, n - _C_DECODER, np.uint64(decoder))
+    store_big_endian(frame, n - _C_FLAGS, np.uint32(flags))
+    store_big_endian(frame, n - _C_EXPIRES, bits_of(expires))
+
+
+@jit
+def fill_stimulation(
+    frame: NDArray[np.uint8], seq: int, tick: int, t: float, kind: int, expires: float, reason: int, decision: Any
+) -> None:
+    """Store the numbers of one stimulation message; the train's are those of a DECISION record, or of zeros."""
+    store_big_endian(frame, _M_SEQ, np.uint64(seq))
+    store_big_endian(frame, _M_TICK, np.uint64(tick))
+    store_big_endian(frame, _M_T, bits_of(t))
+    frame[_M_KIND] = kind
+    store_big_endian(frame, _M_ID, np.uint64(decision["id"]))
+    store_big_endian(frame, _M_ELECTRODE, np.uint16(decision["electrode"]))
+    store_big_endian(frame, _M_AMPLITUDE, bits_of(decision["amplitude_ua"]))
+    store_big_endian(frame, _M_PHASE, bits_of(decision["phase_us"]))
+    store_big_endian(frame, _M_INTERPHASE, bits_of(decision["interphase_us"]))
+    store_big_endian(frame, _M_AMPLITUDE2, bits_of(decision["amplitude2_ua"]))
+    store_big_endian(frame, _M_PHASE2, bits_of(decision["phase2_us"]))
+    store_big_endian(frame, _M_PULSES, np.uint32(decision["pulses"]))
+    store_big_endian(frame, _M_PERIOD, bits_of(decision["period_us"]))
+    store_big_endian(frame, _M_EXPIRES, bits_of(expires))
+    store_big_endian(frame, _M_REASON, np.uint16(reason))
+
+
+@jit
+def read_stimuli(payload: NDArray[np.uint8], size: int, values: NDArray[np.float32], sent: NDArray[np.float64]) -> bool:
+    """Read the fixed layout of an ingest ``stimuli`` message: values alone, or values and then the time of sending.
 
     Returns
     -------
     bool
         False where the payload is not of the fixed layout or a value is not finite; `values` is then not to be used.
+        ``sent[0]`` is the time of sending, 0 where there is none.
     """
-    if size != INGEST_STIMULI_BYTES:
+    sent[0] = 0.0
+    with_time = size == _INGEST_STIMULI_T_BYTES
+    if size != INGEST_STIMULI_BYTES and not with_time:
         return False
-    for i in range(_INGEST_STIMULI.size):
+    if payload[0] != _FIXMAP + 1 + with_time:
+        return False
+    for i in range(1, _INGEST_STIMULI.size):
         if payload[i] != _INGEST_STIMULI[i]:
+            return False
+    if with_time:
+        for i in range(_INGEST_STIMULI_T.size):
+            if payload[INGEST_STIMULI_BYTES + i] != _INGEST_STIMULI_T[i]:
+                return False
+        time = sent.view(np.uint8)
+        for i in range(8):
+            time[i] = payload[size - 1 - i]
+        if not np.isfinite(sent[0]):
             return False
     raw = values.view(np.uint8)
     for i in range(_VALUES_BYTES):

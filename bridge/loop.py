@@ -1,10 +1,13 @@
 """The real-time loop: from liblsl (or a ring, or a socket) to libzmq in compiled code, never in the interpreter.
 
-One thread runs `run`. It pulls exactly the samples that the open block still needs, hands them to `consume`, fills one
-message per tick in place and sends it, and keeps a record of the tick in a ring for the rest of the daemon. Commands
-and inputs come by a ring or from the ingest socket and take effect between two ticks; each is echoed, with the tick at
-which it did. When the source falls silent, flagged fillers keep subscribers informed; they do not advance the network,
-so that a session replays bit for bit whatever stalls there were.
+One thread runs `run`. It pulls exactly the samples that the open block still needs, hands them to `consume`, fills the
+messages of each tick in place and sends them, commands and stimulation first, and keeps a record of the tick in a ring
+for the rest of the daemon. Commands and inputs come by a ring or from the ingest socket and take effect between two
+ticks; each is echoed, with the tick at which it did. When the source falls silent, flagged fillers keep subscribers
+informed; they do not advance the network, so that a session replays bit for bit whatever stalls there were.
+
+The gate is told of time and faults with every tick, and between ticks whenever the loop turns: a silent source disarms
+it like any other fault, and that is echoed like any other input.
 
 Only this thread touches the output and the ingest socket while it runs, and only it pulls from the inlet.
 """
@@ -17,12 +20,24 @@ import numpy as np
 from neuromod.adapters.memory import CLOCK_RESET_S, LONGEST_PAUSE_S
 from neuromod.bridge import wire
 from neuromod.bridge.frames import (
+    TOPIC_COMMAND,
     TOPIC_SPIKES,
+    TOPIC_STIMULATION,
     TOPIC_STIMULI,
+    fill_command,
     fill_spikes,
+    fill_stimulation,
     fill_stimuli,
 )
-from neuromod.bridge.loop_inputs import STIMULI_READ, read_ingest, receive, take_inputs
+from neuromod.bridge.gate import (
+    CONDITION_IDLE,
+    CONDITION_LATE,
+    CONDITION_SILENT,
+    CONDITION_STOPPED,
+    STOPPED,
+    watch,
+)
+from neuromod.bridge.loop_inputs import STIMULI_READ, read_ingest, receive, report_fault, take_inputs
 from neuromod.bridge.loop_state import (
     C_FILLERS,
     C_LATE,
@@ -33,11 +48,15 @@ from neuromod.bridge.loop_state import (
     ENDED,
     FILLER_S,
     FRAME_HEAD,
+    HALTS,
+    HOLD,
     LAST_DATA,
     LAST_STAMP,
     LATE_S,
+    LEASE_S,
     LOST,
     NEXT_FILLER,
+    NEXT_LEASE,
     OFFSET,
     PULLED,
     RATE,
@@ -50,8 +69,13 @@ from neuromod.bridge.loop_state import (
     STATE,
     STOP,
     STREAMING,
+    W_ARMED,
+    W_COMMAND_SEQ,
+    W_COMMANDS,
+    W_HALTS,
     W_HELD,
     W_INLET,
+    W_KEEP_SAMPLES,
     W_MORE,
     W_N_CHANNELS,
     W_OUT_RING,
@@ -63,6 +87,7 @@ from neuromod.bridge.loop_state import (
     W_SEQ,
     W_SOURCE,
     W_STARTED,
+    W_STIMULATION_SEQ,
     W_TIED,
     Loop,
     Rings,
@@ -83,14 +108,21 @@ from neuromod.bridge.native import (
     store_release,
 )
 from neuromod.bridge.pipeline import (
+    FLAG_DISCONTINUITY,
+    FLAG_PAUSED,
+    N_DECISIONS,
+    RECORDS,
+    TICK_NEXT,
     Pipeline,
     consume,
     dequeue_stimuli,
     samples_wanted,
+    set_time,
 )
 from neuromod.bridge.ring import (
     Ring,
     SampleRing,
+    add_samples,
     available,
     commit,
     peek,
@@ -100,48 +132,108 @@ from neuromod.bridge.ring import (
 )
 from neuromod.engine.compiled import jit
 
-FLAG_FILLER, FLAG_LATE = int(wire.Flag.FILLER), int(wire.Flag.LATE)
+FLAG_FILLER, FLAG_LATE, FLAG_INHIBITED = int(wire.Flag.FILLER), int(wire.Flag.LATE), int(wire.Flag.INHIBITED)
+_LEASE, _TRAIN, _STOP = (wire.STIMULATION_KINDS.index(kind) for kind in ("lease", "train", "stop"))
 
+# what forbids to act on a command: nothing new was decoded, or not from the signal as it is now
+_NO_COMMAND = FLAG_FILLER | FLAG_PAUSED | FLAG_DISCONTINUITY | FLAG_LATE
 _WAIT_S = 0.02  # longest wait for samples, so that commands and the stop flag are seen
 _FRAMES_PER_TURN = 8
 _LSL_TIMEOUT = -1
 
 
 @jit
-def run(loop: Loop, rings: Rings, pipeline: Pipeline, front_end: Any, encoder: Any, network: Any) -> None:
+def run(
+    loop: Loop,
+    rings: Rings,
+    pipeline: Pipeline,
+    front_end: Any,
+    encoder: Any,
+    network: Any,
+    decoder: Any,
+    stimulation: Any,
+) -> None:
     """Run until ``shared[STOP]`` is set. Called in a thread of its own, once."""
     state = loop.block[0]
     words, numbers, shared = state["words"], state["numbers"], state["shared"]
     while load_acquire(shared, STOP) == 0:
-        take_inputs(loop, rings, pipeline, network)
+        take_inputs(loop, rings, pipeline, network, decoder, stimulation)
         _send_frames(loop, rings)
         if words[W_SOURCE] == SOURCE_ZMQ:
-            n = _wait_for_stimuli(loop, rings, pipeline, network)
+            n = _wait_for_stimuli(loop, rings, pipeline, network, decoder, stimulation)
         else:
-            read_ingest(loop, rings, pipeline, network)
+            read_ingest(loop, rings, pipeline, network, decoder, stimulation)
             wanted = min(samples_wanted(pipeline), loop.stamps.shape[0])
             if words[W_SOURCE] == SOURCE_RING:
                 n = _pull_ring(loop, rings.samples, wanted)
             else:
                 n = _pull_lsl(loop, wanted)
         now = clock(state)
+        if load_acquire(shared, HALTS) != words[W_HALTS]:
+            words[W_HALTS] = load_acquire(shared, HALTS)
+            report_fault(loop, rings, pipeline, network, decoder, stimulation, STOPPED)
         if n > 0:
             numbers[LAST_DATA] = now
             words[W_STARTED] = 1
             _set_state(state, STREAMING)
+            if words[W_KEEP_SAMPLES]:
+                add_samples(rings.raw, loop.samples, loop.stamps, n)
+            set_time(pipeline, _ns(now), _conditions(state, loop.stamps[n - 1], now))
             done: Any = np.int64(0)  # a literal would have consume compiled twice
             while done < n:
                 done, n_records = consume(
-                    pipeline, front_end, encoder, network, loop.samples, loop.stamps, done, n, loop.records
+                    pipeline,
+                    front_end,
+                    encoder,
+                    network,
+                    decoder,
+                    stimulation,
+                    loop.samples,
+                    loop.stamps,
+                    done,
+                    n,
+                    loop.records,
                 )
                 for k in range(n_records):
                     _complete(state, loop.records[k], now)
+                    _send_command(loop, rings, k, decoder)
+                _send_decisions(loop, rings, pipeline)
+                for k in range(n_records):
                     _send_tick(loop, rings, k)
                     put(rings.ticks, loop.record_rows, k)
                 if n_records > 0:
                     copy(loop.record_rows[-1], loop.record_rows[n_records - 1])
         else:
-            _watch(loop, rings, now)
+            is_silent = now - numbers[LAST_DATA] >= numbers[STALL_S]
+            conditions = CONDITION_IDLE | _held(state) | (CONDITION_SILENT if is_silent else 0)
+            reason = watch(stimulation.gate[0], _ns(now), conditions)
+            if reason != 0:
+                report_fault(loop, rings, pipeline, network, decoder, stimulation, reason)
+            _keep_informed(loop, rings, pipeline, decoder, now)
+        _keep_lease(loop, rings, pipeline, stimulation)
+    if stimulation.gate[0]["armed"] != 0:
+        report_fault(loop, rings, pipeline, network, decoder, stimulation, STOPPED)
+        _keep_lease(loop, rings, pipeline, stimulation)
+
+
+@jit
+def _ns(seconds: float) -> int:
+    return int(seconds * 1e9)
+
+
+@jit
+def _held(state: Any) -> int:
+    """Return the condition that somebody outside the loop wants no stimulation."""
+    return CONDITION_STOPPED if load_acquire(state["shared"], HOLD) != 0 else 0
+
+
+@jit
+def _conditions(state: Any, stamp: float, now: float) -> int:
+    """Return what the loop knows against stimulation in the ticks of samples up to `stamp`."""
+    numbers = state["numbers"]
+    age = now - (numbers[OFFSET] + numbers[RATE] * stamp)
+    # a stamp that is no number says nothing of its age: so it is late
+    return _held(state) | (0 if age <= numbers[LATE_S] else CONDITION_LATE)
 
 
 @jit
@@ -260,13 +352,16 @@ def _keep_pace(state: Any, stamp: float) -> None:
 
 
 @jit
-def _wait_for_stimuli(loop: Loop, rings: Rings, pipeline: Pipeline, network: Any) -> int:
+def _wait_for_stimuli(
+    loop: Loop, rings: Rings, pipeline: Pipeline, network: Any, decoder: Any, stimulation: Any
+) -> int:
     """Wait a bounded time for a message; stimuli are the samples of this source."""
     state = loop.block[0]
-    if not dequeue_stimuli(pipeline, state["values"]):  # those that Python read come as inputs, and are queued
+    # those that Python read come as inputs, and are queued
+    if not dequeue_stimuli(pipeline, state["values"], state["sent"]):
         if state["words"][W_PULL] == 0:
             sleep(state, RING_POLL_S)
-        if receive(loop, rings, pipeline, network) != STIMULI_READ:
+        if receive(loop, rings, pipeline, network, decoder, stimulation) != STIMULI_READ:
             return 0
     copy(loop.samples[0], state["values"])
     loop.stamps[0] = clock(state)
@@ -324,12 +419,69 @@ def _complete(state: Any, record: Any, arrival: float) -> None:
 
 
 @jit
-def _send_tick(loop: Loop, rings: Rings, k: int) -> None:
-    """Number, stamp and send the messages of record `k`."""
+def _send_command(loop: Loop, rings: Rings, k: int, decoder: Any) -> None:
+    """Stamp record `k`, and send what the decoder made of it where there is one."""
     state, record = loop.block[0], loop.records[k]
     words = state["words"]
+    record["t_tick"] = clock(state)
+    if state["words"][W_COMMANDS] == 0:
+        return
+    flags = record["flags"]
+    if flags & _NO_COMMAND:
+        flags |= FLAG_INHIBITED
+    frame = loop.command_frame
+    expires = record["t_tick"] + state["numbers"][LEASE_S]
+    fill_command(frame, words[W_COMMAND_SEQ], record, decoder[0]["version"], flags, expires)
+    words[W_COMMAND_SEQ] += 1
+    _send(loop, rings.out, TOPIC_COMMAND.ctypes.data, TOPIC_COMMAND.shape[0], frame.ctypes.data, frame.shape[0])
+
+
+@jit
+def _send_decisions(loop: Loop, rings: Rings, pipeline: Pipeline) -> None:
+    """Send the trains that the gate let pass, and hand all that it decided to the rest of the daemon."""
+    for k in range(pipeline.words[N_DECISIONS]):
+        if pipeline.decisions[k]["delivered"] != 0:
+            _send_stimulation(loop, rings, _TRAIN, pipeline.decisions[k]["tick"], 0, pipeline.decisions, k)
+        put(rings.decisions, loop.decision_rows, k)
+    pipeline.words[N_DECISIONS] = 0
+
+
+@jit
+def _keep_lease(loop: Loop, rings: Rings, pipeline: Pipeline, stimulation: Any) -> None:
+    """Prolong the lease of stimulators while the gate is armed, and end it at once where it is no longer."""
+    state, gate = loop.block[0], stimulation.gate[0]
+    words = state["words"]
+    if gate["armed"] != 0:
+        if words[W_ARMED] == 0 or clock(state) >= state["numbers"][NEXT_LEASE]:
+            words[W_ARMED] = 1
+            _send_stimulation(loop, rings, _LEASE, pipeline.words[TICK_NEXT], 0, loop.no_decision, 0)
+    elif words[W_ARMED] != 0:
+        words[W_ARMED] = 0
+        _send_stimulation(loop, rings, _STOP, pipeline.words[TICK_NEXT], gate["disarm_reason"], loop.no_decision, 0)
+
+
+@jit
+def _send_stimulation(loop: Loop, rings: Rings, kind: int, tick: int, reason: int, decisions: Any, k: int) -> None:
+    state = loop.block[0]
+    words, numbers, frame = state["words"], state["numbers"], state["stimulation_frame"]
     now = clock(state)
-    record["t_tick"] = now
+    lease = numbers[LEASE_S]
+    expires = now + lease
+    numbers[NEXT_LEASE] = now + 0.25 * lease
+    if kind == _TRAIN:
+        expires = decisions[k]["expires_ns"] * 1e-9
+        numbers[NEXT_LEASE] = 0.0  # a train must begin sooner than the lease ends: the next message prolongs it
+    fill_stimulation(frame, words[W_STIMULATION_SEQ], tick, now, kind, expires, reason, decisions[k])
+    words[W_STIMULATION_SEQ] += 1
+    topic = TOPIC_STIMULATION
+    _send(loop, rings.out, topic.ctypes.data, topic.shape[0], frame.ctypes.data, frame.shape[0])
+
+
+@jit
+def _send_tick(loop: Loop, rings: Rings, k: int) -> None:
+    """Number and send the messages of record `k`."""
+    state, record = loop.block[0], loop.records[k]
+    words = state["words"]
     record["seq"] = words[W_SEQ]
     if words[W_PUBLISH_ALL] == 0 and record["spikes"] == 0 and record["flags"] == 0:
         return
@@ -341,7 +493,7 @@ def _send_tick(loop: Loop, rings: Rings, k: int) -> None:
         record["tick"],
         record["sample"],
         record["t_sample"],
-        now,
+        record["t_tick"],
         record["spikes"],
         record["flags"],
     )
@@ -353,7 +505,7 @@ def _send_tick(loop: Loop, rings: Rings, k: int) -> None:
 
 
 @jit
-def _watch(loop: Loop, rings: Rings, now: float) -> None:
+def _keep_informed(loop: Loop, rings: Rings, pipeline: Pipeline, decoder: Any, now: float) -> None:
     """Notice that the source is silent, and keep subscribers informed by fillers at the pace of the blocks."""
     state = loop.block[0]
     words, numbers, counters = state["words"], state["numbers"], state["counters"]
@@ -373,7 +525,16 @@ def _watch(loop: Loop, rings: Rings, now: float) -> None:
         k = loop.records.shape[0] - 1
         record = loop.records[k]
         record["flags"] = FLAG_FILLER
+        record["conditions"] = CONDITION_SILENT
         record["spikes"] = 0
+        record["events"] = 0
+        record["t_sent"] = 0.0
+        for i in range(record["outputs"].shape[0]):
+            record["outputs"][i] = 0.0
+        record["now_ns"] = _ns(now)
+        record["record"] = pipeline.words[RECORDS]
+        pipeline.words[RECORDS] += 1
         counters[C_FILLERS] += 1
+        _send_command(loop, rings, k, decoder)
         _send_tick(loop, rings, k)
         put(rings.ticks, loop.record_rows, k)

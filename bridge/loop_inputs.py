@@ -10,21 +10,31 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from neuromod.adapters.decoder import install
 from neuromod.bridge.frames import (
     TOPIC_MODULATORS,
     TOPIC_REWARD,
     TOPIC_STIMULI,
+    TOPIC_STOP,
     TOPIC_STRESS,
     read_numbers,
     read_stimuli,
 )
+from neuromod.bridge.gate import RESTORED, STOPPED, alive, arm, disarm, grant, heartbeat, keep_doses
 from neuromod.bridge.loop_state import (
+    ALIVE,
+    ARM,
     C_INGEST,
     C_INPUTS,
     C_OVERSIZED,
     C_PARTS,
     CLOCK,
+    DECODER_SWAP,
+    DISARM,
+    FAULT,
     FRAME_HEAD,
+    GRANT,
+    HEARTBEAT,
     INLET,
     LEARNING,
     LEVELS,
@@ -37,6 +47,7 @@ from neuromod.bridge.loop_state import (
     SET,
     SNAPSHOT,
     SOURCE_ZMQ,
+    STIMULATE,
     STIMULI,
     STRESS,
     W_INLET,
@@ -46,6 +57,7 @@ from neuromod.bridge.loop_state import (
     W_SOURCE,
     Loop,
     Rings,
+    clock,
     sleep,
 )
 from neuromod.bridge.native import (
@@ -62,6 +74,8 @@ from neuromod.bridge.pipeline import (
     FLAG_MODULATED,
     FLAGS_NEXT,
     PAUSED,
+    RECORDS,
+    TAKEN,
     TICK_NEXT,
     Pipeline,
     enqueue_stimuli,
@@ -73,6 +87,7 @@ from neuromod.bridge.ring import (
     reserve,
     take,
 )
+from neuromod.bridge.stimulation import request_program
 from neuromod.engine.compiled import jit
 from neuromod.engine.layout import LIVE, N_CHANNELS
 from neuromod.engine.tick import add_reward, add_stress, set_learning, set_modulator, set_parameter
@@ -86,21 +101,21 @@ _LARGEST_AMOUNT = float(np.finfo(np.float32).max)
 
 
 @jit
-def read_ingest(loop: Loop, rings: Rings, pipeline: Pipeline, network: Any) -> None:
+def read_ingest(loop: Loop, rings: Rings, pipeline: Pipeline, network: Any, decoder: Any, stimulation: Any) -> None:
     """Read the messages that wait on the ingest socket, a bounded number of them."""
     words = loop.block[0]["words"]
     words[W_MORE] = 1
     for _ in range(_INGEST_PER_TURN):
-        got = receive(loop, rings, pipeline, network)
+        got = receive(loop, rings, pipeline, network, decoder, stimulation)
         if got == NOTHING:
             words[W_MORE] = 0
             break
         if got == STIMULI_READ:
-            enqueue_stimuli(pipeline, loop.block[0]["values"])
+            enqueue_stimuli(pipeline, loop.block[0]["values"], loop.block[0]["sent"][0])
 
 
 @jit
-def receive(loop: Loop, rings: Rings, pipeline: Pipeline, network: Any) -> int:
+def receive(loop: Loop, rings: Rings, pipeline: Pipeline, network: Any, decoder: Any, stimulation: Any) -> int:
     """Read one ingest message, always to its end.
 
     What is in the usual form and in range takes effect here; anything else goes to Python, which judges and counts it.
@@ -128,11 +143,14 @@ def receive(loop: Loop, rings: Rings, pipeline: Pipeline, network: Any) -> int:
     if n_topic > topic.shape[0] or n_payload > payload.shape[0]:
         counters[C_OVERSIZED] += 1
         return HANDLED
-    if _starts(topic, n_topic, TOPIC_STIMULI) and read_stimuli(payload, n_payload, state["values"]):
+    if _starts(topic, n_topic, TOPIC_STIMULI) and read_stimuli(payload, n_payload, state["values"], state["sent"]):
         return STIMULI_READ
+    if _starts(topic, n_topic, TOPIC_STOP):
+        set_echo(loop, DISARM, STOPPED)
+        _apply(loop, rings, pipeline, network, decoder, stimulation)
+        return HANDLED
     if _read_modulation(loop, n_topic, n_payload):
-        loop.echo[0]["id"] = 0
-        _apply(loop, rings, pipeline, network)
+        _apply(loop, rings, pipeline, network, decoder, stimulation)
         return HANDLED
     at = reserve(rings.odd)
     if at >= 0:
@@ -148,6 +166,25 @@ def receive(loop: Loop, rings: Rings, pipeline: Pipeline, network: Any) -> int:
 
 
 @jit
+def set_echo(loop: Loop, kind: int, word: int) -> None:
+    """Begin an input that the loop itself brings in; its values are to be set."""
+    echo = loop.echo[0]
+    echo["kind"] = kind
+    echo["id"] = 0
+    echo["word"] = word
+    echo["t_sent"] = 0.0
+
+
+@jit
+def report_fault(
+    loop: Loop, rings: Rings, pipeline: Pipeline, network: Any, decoder: Any, stimulation: Any, reason: int
+) -> None:
+    """Disarm for a reason that the loop found between two ticks, and echo it: in a replay it is one of the inputs."""
+    set_echo(loop, FAULT, reason)
+    _apply(loop, rings, pipeline, network, decoder, stimulation)
+
+
+@jit
 def _read_modulation(loop: Loop, n_topic: int, n_payload: int) -> bool:
     """Read levels, a reward or a stress into `loop.echo`; False where the message is not one in the usual form."""
     state, echo = loop.block[0], loop.echo[0]
@@ -157,22 +194,23 @@ def _read_modulation(loop: Loop, n_topic: int, n_payload: int) -> bool:
             return False
         limits = state["level_limits"]
         word = 0
-        for m in range(is_given.shape[0]):
+        for m in range(limits.shape[0]):
             if is_given[m]:
                 if not limits[m, 0] <= given[m] <= limits[m, 1]:
                     return False
                 echo["values"][m] = given[m]
                 word |= 1 << m
-        echo["kind"] = LEVELS
-        echo["word"] = word
+        set_echo(loop, LEVELS, word)
+        echo["t_sent"] = given[4] if is_given[4] else 0.0
         return word != 0
     is_reward = _starts(topic, n_topic, TOPIC_REWARD)
     if not is_reward and not _starts(topic, n_topic, TOPIC_STRESS):
         return False
     if not read_numbers(payload, n_payload, state["amount_keys"], given, is_given) or not is_given[0]:
         return False
-    echo["kind"] = REWARD if is_reward else STRESS
+    set_echo(loop, REWARD if is_reward else STRESS, 0)
     echo["values"][0] = given[0]
+    echo["t_sent"] = given[1] if is_given[1] else 0.0
     return (is_reward or given[0] >= 0.0) and abs(given[0]) <= _LARGEST_AMOUNT  # the network takes float32
 
 
@@ -211,22 +249,65 @@ def _has_more(state: Any) -> bool:
 
 
 @jit
-def take_inputs(loop: Loop, rings: Rings, pipeline: Pipeline, network: Any) -> None:
+def take_inputs(loop: Loop, rings: Rings, pipeline: Pipeline, network: Any, decoder: Any, stimulation: Any) -> None:
     """Apply the commands and inputs that wait in their ring."""
     one_by_one = loop.block[0]["words"][W_SOURCE] == SOURCE_ZMQ
     for _ in range(available(rings.inputs.ends)):
         take(rings.inputs, loop.echo_rows)
-        _apply(loop, rings, pipeline, network)
+        _apply(loop, rings, pipeline, network, decoder, stimulation)
         # where stimuli are the source, a second one in the queue would be added to the tick of the first
         if one_by_one and loop.echo[0]["kind"] == STIMULI:
             break
 
 
 @jit
-def _apply(loop: Loop, rings: Rings, pipeline: Pipeline, network: Any) -> None:
+def _apply(loop: Loop, rings: Rings, pipeline: Pipeline, network: Any, decoder: Any, stimulation: Any) -> None:
     """Let the input in `loop.echo` take effect, and echo it with the number of the first tick that it acts on."""
     state, echo = loop.block[0], loop.echo[0]
-    kind, word, values = echo["kind"], echo["word"], echo["values"]
+    echo["now_ns"] = np.int64(clock(state) * 1e9)
+    echo["tick"] = pipeline.words[TICK_NEXT]
+    echo["record"] = pipeline.words[RECORDS]
+    echo["samples"] = pipeline.words[TAKEN]
+    kind = echo["kind"]
+    apply_input(echo, pipeline, network, decoder, stimulation, loop.next_decoder, state["values"])
+    if kind == CLOCK:
+        state["numbers"][OFFSET] = echo["values"][0]
+    elif kind == INLET:
+        state["words"][W_INLET] = echo["word"]
+    elif kind in (SNAPSHOT, RESTORE):
+        was_paused, records, taken = pipeline.words[PAUSED], pipeline.words[RECORDS], pipeline.words[TAKEN]
+        loop.gate_before[0] = stimulation.gate[0]
+        _copy_parts(loop, kind == RESTORE)
+        pipeline.words[PAUSED] = was_paused  # whether the session runs is the operator's word, not the checkpoint's
+        pipeline.words[RECORDS], pipeline.words[TAKEN] = records, taken
+        if kind == RESTORE:
+            # the gate stays as it is, but for doses that the checkpoint knows of; and a restart is always disarmed
+            loop.gate_restored[0] = stimulation.gate[0]
+            stimulation.gate[0] = loop.gate_before[0]
+            keep_doses(stimulation.gate[0], loop.gate_restored[0])
+            disarm(stimulation.gate[0], RESTORED, echo["now_ns"])
+            pipeline.words[ANCHORED] = 0  # the time between checkpoint and now is no gap of the source
+            echo["tick"] = pipeline.words[TICK_NEXT]
+    state["counters"][C_INPUTS] += 1
+    put(rings.echoes, loop.echo_rows, 0)
+
+
+@jit
+def apply_input(
+    echo: Any,
+    pipeline: Pipeline,
+    network: Any,
+    decoder: Any,
+    stimulation: Any,
+    next_decoder: NDArray[Any],
+    stimuli: NDArray[np.float32],
+) -> None:
+    """Let an INPUT take effect on the parts of the loop, at its own `now_ns`: live, and again in a replay.
+
+    What concerns the loop alone (its clock, its inlet) or needs a checkpoint is for the caller.
+    """
+    kind, word, values, now_ns = echo["kind"], echo["word"], echo["values"], echo["now_ns"]
+    gate = stimulation.gate[0]
     if kind == LEVELS:
         for m in range(4):
             if word >> m & 1:
@@ -237,8 +318,8 @@ def _apply(loop: Loop, rings: Rings, pipeline: Pipeline, network: Any) -> None:
         add_stress(network, np.float32(values[0]))
     elif kind == STIMULI:
         for c in range(N_CHANNELS):
-            state["values"][c] = np.float32(values[c])
-        enqueue_stimuli(pipeline, state["values"])
+            stimuli[c] = np.float32(values[c])
+        enqueue_stimuli(pipeline, stimuli, echo["t_sent"])
     elif kind == PAUSE:
         pipeline.words[PAUSED] = 1
     elif kind == RESUME:
@@ -249,21 +330,22 @@ def _apply(loop: Loop, rings: Rings, pipeline: Pipeline, network: Any) -> None:
         for p in range(_N_LIVE):
             if word >> p & 1:
                 set_parameter(network, p, values[p])
-    elif kind == CLOCK:
-        state["numbers"][OFFSET] = values[0]
-    elif kind == INLET:
-        state["words"][W_INLET] = word
-    elif kind in (SNAPSHOT, RESTORE):
-        was_paused = pipeline.words[PAUSED]
-        _copy_parts(loop, kind == RESTORE)
-        pipeline.words[PAUSED] = was_paused  # whether the session runs is the operator's word, not the checkpoint's
-        if kind == RESTORE:
-            pipeline.words[ANCHORED] = 0  # the time between checkpoint and now is no gap of the source
+    elif kind == ARM:
+        values[1] = arm(gate, now_ns, now_ns + np.int64(values[0] * 1e9), word)
+    elif kind in (DISARM, FAULT):
+        disarm(gate, word, now_ns)
+    elif kind == HEARTBEAT:
+        heartbeat(gate, word, now_ns)
+    elif kind == ALIVE:
+        alive(gate, word, now_ns)
+    elif kind == STIMULATE:
+        request_program(stimulation, word)
+    elif kind == GRANT:
+        grant(gate, word, values[0])
+    elif kind == DECODER_SWAP:
+        install(decoder[0], next_decoder[0])
     if kind in (LEVELS, REWARD, STRESS):
         pipeline.words[FLAGS_NEXT] |= FLAG_MODULATED
-    echo["tick"] = pipeline.words[TICK_NEXT]
-    state["counters"][C_INPUTS] += 1
-    put(rings.echoes, loop.echo_rows, 0)
 
 
 @jit

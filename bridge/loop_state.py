@@ -5,12 +5,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from neuromod.adapters.decoder import DECODER
 from neuromod.bridge import wire
 from neuromod.bridge.frames import (
+    command_frame,
     keys_table,
     spikes_frame,
+    stimulation_frame,
     stimuli_frame,
 )
+from neuromod.bridge.gate import DECISION, GATE
 from neuromod.bridge.native import (
     LSL_LOCAL_CLOCK,
     N_FUNCTIONS,
@@ -21,9 +25,7 @@ from neuromod.bridge.native import (
     call_clock,
     call_sleep,
 )
-from neuromod.bridge.pipeline import (
-    TICK,
-)
+from neuromod.bridge.pipeline import TICK
 from neuromod.bridge.ring import (
     Ring,
     SampleRing,
@@ -44,14 +46,25 @@ STATE_NAMES = ("waiting", "streaming", "stalled", "lost", "ended")
 
 # what an input asks for
 LEVELS, REWARD, STRESS, STIMULI, PAUSE, RESUME, LEARNING, SET, CLOCK, INLET, SNAPSHOT, RESTORE = range(12)
+ARM, DISARM, HEARTBEAT, ALIVE, STIMULATE, GRANT, DECODER_SWAP, FAULT = range(12, 20)
+INPUT_NAMES = (
+    "levels", "reward", "stress", "stimuli", "pause", "resume", "learning", "set", "clock", "inlet", "snapshot",
+    "restore", "arm", "disarm", "heartbeat", "alive", "stimulate", "grant", "decoder", "fault",
+)  # fmt: skip
 
 INPUT = np.dtype(
     [
         ("kind", np.int64),
         ("id", np.int64),  # echoed; 0 for what the loop read from the socket itself
         ("tick", np.int64),  # in the echo: the first tick that it acts on
-        ("word", np.int64),  # LEVELS, SET: bit i = modulator or parameter i is given; LEARNING: on; INLET: handle
+        ("record", np.int64),  # in the echo: TICK records written before it took effect
+        ("samples", np.int64),  # in the echo: samples taken from the source before it took effect
+        ("now_ns", np.int64),  # in the echo: when it took effect, local clock
+        # LEVELS, SET: bit i = modulator or parameter i is given; LEARNING: on; INLET: handle; ARM, HEARTBEAT: token;
+        # DISARM, FAULT: reason; ALIVE: peer; STIMULATE: program; GRANT: electrode, or -1 for the total
+        ("word", np.int64),
         ("values", np.float64, (N_CHANNELS,)),
+        ("t_sent", np.float64),  # when it was sent, s, local clock; 0 where unknown
     ],
     align=True,
 )
@@ -68,7 +81,8 @@ INGEST_FRAME = np.dtype([("topic", np.int64), ("payload", np.int64), ("data", np
 FRAME_HEAD = 16  # bytes of a frame before its data
 
 # items of `shared` that cross threads, a cache line each
-STOP, STATE, SOURCE_ENDED = 0, 8, 16
+STOP, STATE, SOURCE_ENDED, HALTS, HOLD = 0, 8, 16, 24, 32
+# HALTS: how often stimulation was to stop at once, whoever said so; HOLD: 1 as long as it must not be armed
 PULLED = 9  # beside STATE, also the loop's to write: whether the inlet has been pulled from
 
 # items of `words`
@@ -88,10 +102,27 @@ PULLED = 9  # beside STATE, also the loop's to write: whether the inlet has been
     W_TIED,  # whether the clock of a paced recording has been tied to ours
     W_HELD,  # samples of a paced recording that were taken and are not due yet
     W_MORE,  # whether more messages may wait on the ingest socket than were read in one turn
-) = range(15)
+    W_COMMANDS,  # publish commands
+    W_COMMAND_SEQ,
+    W_STIMULATION_SEQ,
+    W_HALTS,  # of HALTS, those that were obeyed
+    W_ARMED,  # whether the last message on stimulation said that it may go on
+    W_KEEP_SAMPLES,  # hand raw samples to the recorder
+) = range(21)
 
 # items of `numbers`; local clock = OFFSET + RATE x stamp
-OFFSET, RATE, STALL_S, LATE_S, FILLER_S, LAST_DATA, NEXT_FILLER, LAST_STAMP = range(8)
+(
+    OFFSET,
+    RATE,
+    STALL_S,
+    LATE_S,
+    FILLER_S,
+    LAST_DATA,
+    NEXT_FILLER,
+    LAST_STAMP,
+    LEASE_S,  # how long a message on stimulation, or a command, holds
+    NEXT_LEASE,
+) = range(10)
 
 LOOP_COUNTERS = (
     "messages",
@@ -122,26 +153,28 @@ LOOP_COUNTERS = (
 RING_POLL_S = 100e-6  # how often a ring or a queue is looked at while there is nothing in it
 
 
-_SPIKES_BYTES, _STIMULI_BYTES = spikes_frame().size, stimuli_frame().size
+_SPIKES_BYTES, _STIMULI_BYTES, _STIMULATION_BYTES = spikes_frame().size, stimuli_frame().size, stimulation_frame().size
 
 LOOP = np.dtype(
     [
         ("functions", np.int64, (N_FUNCTIONS,)),
-        ("shared", np.int64, (24,)),
-        ("words", np.int64, (16,)),
-        ("numbers", np.float64, (8,)),
+        ("shared", np.int64, (40,)),
+        ("words", np.int64, (24,)),
+        ("numbers", np.float64, (12,)),
         ("counters", np.int64, (len(LOOP_COUNTERS),)),
         ("spikes_frame", np.uint8, (_SPIKES_BYTES,)),
         ("stimuli_frame", np.uint8, (_STIMULI_BYTES,)),
+        ("stimulation_frame", np.uint8, (_STIMULATION_BYTES,)),
         ("topic", np.uint8, (64,)),
         ("payload", np.uint8, (wire.MAX_INBOUND_BYTES,)),
         ("scratch", np.int64, (4,)),  # where C functions leave an int, a size or an error code
         ("values", np.float32, (N_CHANNELS,)),
-        ("given", np.float64, (4,)),
-        ("is_given", np.uint8, (4,)),
-        ("level_keys", np.uint8, (4, 32)),
+        ("sent", np.float64, (1,)),
+        ("given", np.float64, (5,)),
+        ("is_given", np.uint8, (5,)),
+        ("level_keys", np.uint8, (5, 32)),
         ("level_limits", np.float64, (4, 2)),
-        ("amount_keys", np.uint8, (1, 32)),
+        ("amount_keys", np.uint8, (2, 32)),
     ],
     align=True,
 )
@@ -158,6 +191,12 @@ class Loop(NamedTuple):
     record_rows: NDArray[np.uint8]  # the same memory
     echo: NDArray[Any]  # INPUT, shape (1,): the input that is being applied
     echo_rows: NDArray[np.uint8]
+    command_frame: NDArray[np.uint8]
+    decision_rows: NDArray[np.uint8]  # the memory of the pipeline's decisions
+    no_decision: NDArray[Any]  # DECISION, shape (1,), all zero: the train of a message that has none
+    next_decoder: NDArray[Any]  # DECODER, shape (1,): what DECODER_SWAP installs
+    gate_before: NDArray[Any]  # GATE, shape (1,): the gate before a checkpoint was copied over it
+    gate_restored: NDArray[Any]  # GATE, shape (1,): what the checkpoint held
     snapshot_parts: NDArray[np.int64]  # (address, bytes) of all that a checkpoint holds
     snapshot: NDArray[np.uint8]
 
@@ -169,13 +208,20 @@ class Rings(NamedTuple):
     inputs: Ring  # to the loop: INPUT
     echoes: Ring  # from the loop: INPUT, with the tick of its effect
     ticks: Ring  # from the loop: TICK
+    decisions: Ring  # from the loop: DECISION
+    raw: SampleRing  # from the loop: samples as they came, for the recorder
     frames: Ring  # to the loop: FRAME, to be published
     odd: Ring  # from the loop: INGEST_FRAME, for Python to read
     out: Ring  # from the loop: FRAME, where libzmq cannot be called from compiled code
 
 
 def make_rings(
-    n_channels: int, *, samples_capacity: int = 2, ticks_capacity: int = 16384, out_capacity: int = 2
+    n_channels: int,
+    *,
+    samples_capacity: int = 2,
+    ticks_capacity: int = 16384,
+    out_capacity: int = 2,
+    raw_capacity: int = 2,
 ) -> Rings:
     """Allocate the rings for one stream."""
     return Rings(
@@ -183,6 +229,8 @@ def make_rings(
         inputs=make_ring(INPUT, 1024),
         echoes=make_ring(INPUT, 4096),
         ticks=make_ring(TICK, ticks_capacity),
+        decisions=make_ring(DECISION, 4096),
+        raw=make_sample_ring(n_channels, raw_capacity),
         frames=make_ring(FRAME, 64),
         odd=make_ring(INGEST_FRAME, 256),
         out=make_ring(FRAME, out_capacity),
@@ -203,6 +251,10 @@ def make_loop(
     publish_stimuli: bool,
     paced_rate: float,
     parts: list[NDArray[Any]],
+    decisions: NDArray[Any],
+    n_outputs: int = 0,
+    lease_s: float = 0.1,
+    keep_samples: bool = False,
 ) -> Loop:
     """Allocate the state of `run`.
 
@@ -224,6 +276,14 @@ def make_loop(
         SOURCE_RING: seconds of recording per second, 0 to take samples as they come.
     parts : list of ndarray
         Contiguous arrays that a checkpoint holds.
+    decisions : ndarray of DECISION
+        The pipeline's.
+    n_outputs : int
+        Of the decoder; 0 publishes no commands.
+    lease_s : float
+        How long commands and messages on stimulation hold, in seconds.
+    keep_samples : bool
+        Hand raw samples to the recorder.
     """
     block = np.zeros(1, LOOP)
     state = block[0]
@@ -233,17 +293,20 @@ def make_loop(
     words[W_PUBLISH_ALL] = publish_all
     words[W_PUBLISH_STIMULI] = publish_stimuli
     words[W_PACED] = paced_rate > 0
+    words[W_COMMANDS] = n_outputs > 0
+    words[W_KEEP_SAMPLES] = keep_samples
     words[W_OUT_RING] = not functions[ZMQ_SEND]
     words[W_N_CHANNELS] = n_channels
     words[W_RECV_FLAGS] = 0 if source == SOURCE_ZMQ else ZMQ_DONTWAIT
     numbers = state["numbers"]
     numbers[RATE] = 1.0 / paced_rate if paced_rate > 0 else 1.0
-    numbers[STALL_S], numbers[LATE_S], numbers[FILLER_S] = stall_s, late_s, block_s
+    numbers[STALL_S], numbers[LATE_S], numbers[FILLER_S], numbers[LEASE_S] = stall_s, late_s, block_s, lease_s
     state["spikes_frame"][:] = spikes_frame()
     state["stimuli_frame"][:] = stimuli_frame()
-    state["level_keys"][:] = keys_table(MODULATORS)
+    state["stimulation_frame"][:] = stimulation_frame()
+    state["level_keys"][:] = keys_table((*MODULATORS, "t"))
     state["level_limits"][:] = [wire.MODULATOR_LIMITS[name] for name in MODULATORS]
-    state["amount_keys"][:] = keys_table(("amount",))
+    state["amount_keys"][:] = keys_table(("amount", "t"))
     records, echo = np.zeros(max(ticks_per_block, 64) + 1, TICK), np.zeros(1, INPUT)
     return Loop(
         block=block,
@@ -253,6 +316,12 @@ def make_loop(
         record_rows=rows_of(records),
         echo=echo,
         echo_rows=rows_of(echo),
+        command_frame=command_frame(n_outputs),
+        decision_rows=rows_of(decisions),
+        no_decision=np.zeros(1, DECISION),
+        next_decoder=np.zeros(1, DECODER),
+        gate_before=np.zeros(1, GATE),
+        gate_restored=np.zeros(1, GATE),
         snapshot_parts=np.array([(part.ctypes.data, part.nbytes) for part in parts], np.int64).reshape(-1, 2),
         snapshot=np.zeros(sum(part.nbytes for part in parts), np.uint8),
     )

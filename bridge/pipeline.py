@@ -1,9 +1,10 @@
-"""From samples to spikes: the one compiled function that live service, replay, benchmarks and tests all call.
+"""From samples to commands: the one compiled function that live service, replay, benchmarks and tests all call.
 
 `consume` lays samples on the grid of their stream, fills gaps by the stated policy, runs the front end, closes blocks,
-encodes stimuli and steps the network, and appends one record per tick. It does no I/O and reads no clock: who paces it,
-and what becomes of the records, is its caller's business. How the samples are split over calls makes no difference to
-any bit of the result.
+encodes stimuli, steps the network, decodes its spikes and asks the safety gate, and appends one record per tick, and
+one per decision of the gate. It does no I/O and reads no clock: the time that the gate goes by is given to it
+(`set_time`), who paces it, and what becomes of the records, is its caller's business. How the samples are split over
+calls makes no difference to any bit of the result.
 """
 
 import math
@@ -12,27 +13,46 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from neuromod.adapters.decoder import decode
+from neuromod.adapters.decoder_config import N_OUTPUTS
+from neuromod.bridge.gate import (
+    ALLOWED,
+    CONDITION_DISCONTINUITY,
+    CONDITION_FILLED,
+    CONDITION_NONFINITE_INPUT,
+    CONDITION_NONFINITE_STATE,
+    CONDITION_PAUSED,
+    CONDITION_WARMING,
+    DECISION,
+)
 from neuromod.bridge.native import copy
+from neuromod.bridge.stimulation import DRY_RUN, MAX_DECISIONS_PER_TICK, stimulate
 from neuromod.bridge.wire import Flag
 from neuromod.engine.compiled import jit
 from neuromod.engine.layout import N_CHANNELS
 from neuromod.engine.tick import levels, membrane, tick
-from neuromod.sorting.encoder import encode
-from neuromod.sorting.front_end import finish_block, push
+from neuromod.sorting.encoder import encode, is_encoding
+from neuromod.sorting.front_end import blank, finish_block, is_blanked, is_ready, push
 
 TICK = np.dtype(
     [
+        ("record", np.uint64),  # counts records, fillers and pauses included, from 0
         ("seq", np.uint64),  # number of its message, or of the next one where it is not published
         ("tick", np.uint64),  # counts network steps, from 0
         ("sample", np.uint64),  # samples laid on the grid so far, up to the newest of this tick
         ("t_sample", np.float64),  # its stamp, s; the loop maps it to the local clock
         ("t_arrival", np.float64),  # when the loop had it, s, local clock; 0 in a replay
         ("t_tick", np.float64),  # when the tick ended, s, local clock; 0 in a replay
+        ("t_sent", np.float64),  # when the stimuli from ingest that it took were sent, s, local clock; 0 where unknown
+        ("now_ns", np.int64),  # the time that the gate went by, local clock
         ("flags", np.uint32),  # FLAG_* of neuromod.bridge.wire
+        ("conditions", np.uint32),  # CONDITION_* of neuromod.bridge.gate
         ("spikes", np.uint32),  # bit i = channel i
+        ("events", np.uint32),  # bit j = event j of the decoder
         ("stimuli", np.float32, (N_CHANNELS,)),
         ("membrane", np.float32, (N_CHANNELS,)),
         ("modulators", np.float32, (4,)),
+        ("outputs", np.float32, (N_OUTPUTS,)),  # of the decoder
     ],
     align=True,
 )
@@ -41,6 +61,7 @@ TICK = np.dtype(
 # plain integers, which is what compiled code takes
 FLAG_FILLED, FLAG_EXTERNAL, FLAG_NONFINITE = int(Flag.FILLED), int(Flag.EXTERNAL), int(Flag.NONFINITE)
 FLAG_DISCONTINUITY, FLAG_MODULATED, FLAG_PAUSED = int(Flag.DISCONTINUITY), int(Flag.MODULATED), int(Flag.PAUSED)
+FLAG_BLANKED = int(Flag.BLANKED)
 
 # what `Pipeline.numbers` (float64) holds
 _SLOT, _PERIOD, _FOLLOW, _TOLERANCE, _LONGEST_FILL, _BLOCK_SAMPLES, _LAST_STAMP = range(7)
@@ -60,7 +81,12 @@ _SLOT, _PERIOD, _FOLLOW, _TOLERANCE, _LONGEST_FILL, _BLOCK_SAMPLES, _LAST_STAMP 
     _QUEUE_HEAD,
     _QUEUE_TAIL,
     _LAST_GAP,  # samples of the newest gap, as far as they have not come late after all
-) = range(14)
+    RECORDS,  # records written so far, fillers included: what orders ticks and inputs
+    TAKEN,  # samples taken from the source so far, duplicates included
+    NOW_NS,  # the time that the gate goes by
+    CONDITIONS,  # what the caller knows against stimulation at this time: CONDITION_* of neuromod.bridge.gate
+    N_DECISIONS,  # rows of `decisions` in use; the caller sets it to 0 once it has read them
+) = range(19)
 
 COUNTERS = (
     "samples",
@@ -111,7 +137,10 @@ class Pipeline(NamedTuple):
     features: NDArray[np.float32]
     encoded: NDArray[np.float32]  # the source's stimuli of the block
     queue: NDArray[np.float32]  # stimuli from ingest, one row a tick
+    queue_sent: NDArray[np.float64]  # when each of them was sent, 0 where unknown
     added: NDArray[np.float32]  # the row that is being added
+    added_sent: NDArray[np.float64]  # when it was sent
+    decisions: NDArray[Any]  # DECISION: what the gate decided on since the caller last looked
 
 
 def make_pipeline(
@@ -160,7 +189,7 @@ def make_pipeline(
     numbers[_TOLERANCE] = jitter if jitter > period else 0.5 * period
     numbers[_LONGEST_FILL] = max_fill_ms * 1e-3
     numbers[_BLOCK_SAMPLES] = max(1.0, sampling_frequency * block_ms / 1000.0)
-    words = np.zeros(16, np.int64)
+    words = np.zeros(24, np.int64)
     words[_REGULAR] = regular
     words[_TICKS_PER_BLOCK] = ticks_per_block
     words[_FILL_ZERO] = fill == "zero"
@@ -173,7 +202,10 @@ def make_pipeline(
         features=np.zeros(n_features, np.float32),
         encoded=np.zeros(N_CHANNELS, np.float32),
         queue=np.zeros((_QUEUE_LENGTH, N_CHANNELS), np.float32),
+        queue_sent=np.zeros(_QUEUE_LENGTH, np.float64),
         added=np.zeros(N_CHANNELS, np.float32),
+        added_sent=np.zeros(1, np.float64),
+        decisions=np.zeros(ticks_per_block * MAX_DECISIONS_PER_TICK, DECISION),
     )
 
 
@@ -191,24 +223,33 @@ def samples_wanted(pipeline: Pipeline) -> int:
 
 
 @jit
-def enqueue_stimuli(pipeline: Pipeline, values: NDArray[np.float32]) -> bool:
+def set_time(pipeline: Pipeline, now_ns: int, conditions: int) -> None:
+    """Set what the gate goes by in the ticks of the next `consume`: the local clock, and what speaks against pulses."""
+    pipeline.words[NOW_NS] = now_ns
+    pipeline.words[CONDITIONS] = conditions
+
+
+@jit
+def enqueue_stimuli(pipeline: Pipeline, values: NDArray[np.float32], sent: float) -> bool:
     """Queue stimuli to be added to those of one tick. False, and counted, where the queue is full."""
     words = pipeline.words
     if words[_QUEUE_HEAD] - words[_QUEUE_TAIL] >= _QUEUE_LENGTH:
         pipeline.counters[_STIMULI_OVERFLOW] += 1
         return False
     copy(pipeline.queue[words[_QUEUE_HEAD] % _QUEUE_LENGTH], values)
+    pipeline.queue_sent[words[_QUEUE_HEAD] % _QUEUE_LENGTH] = sent
     words[_QUEUE_HEAD] += 1
     return True
 
 
 @jit
-def dequeue_stimuli(pipeline: Pipeline, values: NDArray[np.float32]) -> bool:
+def dequeue_stimuli(pipeline: Pipeline, values: NDArray[np.float32], sent: NDArray[np.float64]) -> bool:
     """Take the oldest queued stimuli. False where there are none."""
     words = pipeline.words
     if words[_QUEUE_TAIL] == words[_QUEUE_HEAD]:
         return False
     copy(values, pipeline.queue[words[_QUEUE_TAIL] % _QUEUE_LENGTH])
+    sent[0] = pipeline.queue_sent[words[_QUEUE_TAIL] % _QUEUE_LENGTH]
     words[_QUEUE_TAIL] += 1
     return True
 
@@ -296,14 +337,26 @@ def clean(pipeline: Pipeline, samples: NDArray[np.float32]) -> None:
 
 @jit
 def _close_block(
-    pipeline: Pipeline, front_end: Any, encoder: Any, network: Any, records: NDArray[Any], n_records: int, stamp: float
+    pipeline: Pipeline,
+    front_end: Any,
+    encoder: Any,
+    network: Any,
+    decoder: Any,
+    stimulation: Any,
+    records: NDArray[Any],
+    n_records: int,
+    stamp: float,
 ) -> int:
-    """Turn the block into stimuli, step the network, append the records; return how many there are now."""
+    """Turn the block into stimuli, go through its ticks, append the records; return how many there are now."""
     words, counters = pipeline.words, pipeline.counters
     finish_block(front_end, pipeline.features)
-    encode(encoder, pipeline.features, pipeline.encoded)
+    blanked = is_blanked(front_end)
+    if blanked:
+        words[FLAGS_NEXT] |= FLAG_BLANKED
+    encode(encoder, pipeline.features, pipeline.encoded, blanked)
     words[_BLOCK] += 1
     counters[_BLOCKS] += 1
+    warming = 0 if is_ready(front_end) and is_encoding(encoder) else CONDITION_WARMING
     for _ in range(words[_TICKS_PER_BLOCK]):
         record = records[n_records]
         flags = words[FLAGS_NEXT]
@@ -314,29 +367,112 @@ def _close_block(
         record["t_sample"] = stamp
         record["t_arrival"] = 0.0
         record["t_tick"] = 0.0
+        record["t_sent"] = 0.0
         if words[PAUSED]:
-            record["tick"] = max(0, words[TICK_NEXT] - 1)
-            record["spikes"] = 0
             flags = (flags & ~FLAG_MODULATED) | FLAG_PAUSED
         else:
-            if dequeue_stimuli(pipeline, pipeline.added):
+            if dequeue_stimuli(pipeline, pipeline.added, pipeline.added_sent):
                 for c in range(N_CHANNELS):
                     # two finite numbers may add up to an infinite one
                     stimuli[c] = min(max(stimuli[c] + pipeline.added[c], -_LARGEST), _LARGEST)
                 counters[_STIMULI_APPLIED] += 1
+                record["t_sent"] = pipeline.added_sent[0]
                 flags |= FLAG_EXTERNAL
-            record["spikes"] = tick(network, stimuli)
-            record["tick"] = words[TICK_NEXT]
-            words[TICK_NEXT] += 1
-            counters[_TICKS] += 1
             # a modulator set at this boundary has taken effect with the first tick after it
             words[FLAGS_NEXT] &= ~FLAG_MODULATED
         record["flags"] = flags
-        membrane(network, record["membrane"])
-        levels(network, record["modulators"])
+        record["now_ns"] = words[NOW_NS]
+        record["conditions"] = words[CONDITIONS] | warming | _conditions_of(flags)
+        n_before = words[N_DECISIONS]
+        advance(pipeline, network, decoder, stimulation, record)
+        for k in range(n_before, words[N_DECISIONS]):
+            _blank(front_end, pipeline.decisions[k])
         n_records += 1
     words[FLAGS_NEXT] &= FLAG_MODULATED
     return n_records
+
+
+@jit
+def _conditions_of(flags: int) -> int:
+    """Return what the flags of a tick mean to the gate."""
+    conditions = 0
+    if flags & FLAG_FILLED:
+        conditions |= CONDITION_FILLED
+    if flags & FLAG_NONFINITE:
+        conditions |= CONDITION_NONFINITE_INPUT
+    if flags & FLAG_DISCONTINUITY:
+        conditions |= CONDITION_DISCONTINUITY
+    if flags & FLAG_PAUSED:
+        conditions |= CONDITION_PAUSED
+    return conditions
+
+
+@jit
+def advance(pipeline: Pipeline, network: Any, decoder: Any, stimulation: Any, record: Any) -> None:
+    """Step network, decoder and gate by the stimuli, flags, time and conditions of a TICK record; fill in the rest.
+
+    All that a tick changes beyond front end and encoder: a session is replayed from recorded stimuli by this alone.
+    """
+    words = pipeline.words
+    block = network[0]
+    conditions = record["conditions"] & ~np.uint32(CONDITION_NONFINITE_STATE)
+    outputs = record["outputs"]
+    if record["flags"] & FLAG_PAUSED:
+        record["tick"] = max(0, words[TICK_NEXT] - 1)
+        record["spikes"] = 0
+        record["events"] = 0
+        for k in range(outputs.shape[0]):
+            outputs[k] = 0.0
+        membrane(network, record["membrane"])
+    else:
+        was_learning = block["learning"]
+        if record["flags"] & FLAG_BLANKED:
+            block["learning"] = 0
+        record["spikes"] = tick(network, record["stimuli"])
+        block["learning"] = was_learning
+        record["tick"] = words[TICK_NEXT]
+        words[TICK_NEXT] += 1
+        pipeline.counters[_TICKS] += 1
+        record["events"] = decode(decoder[0], record["spikes"], outputs)
+        membrane(network, record["membrane"])
+        if not _is_finite(record["membrane"]) or not _is_finite(outputs):
+            conditions |= np.uint32(CONDITION_NONFINITE_STATE)
+    levels(network, record["modulators"])
+    record["conditions"] = conditions
+    record["record"] = words[RECORDS]
+    words[RECORDS] += 1
+    n_before = words[N_DECISIONS]
+    words[N_DECISIONS] = stimulate(
+        stimulation,
+        record["events"],
+        record["tick"],
+        record["now_ns"],
+        conditions,
+        pipeline.decisions,
+        n_before,
+    )
+    for k in range(n_before, words[N_DECISIONS]):
+        pipeline.decisions[k]["record"] = record["record"]
+
+
+@jit
+def _is_finite(values: NDArray[np.float32]) -> bool:
+    """Say whether all values are finite."""
+    total = np.float32(0.0)
+    for i in range(values.shape[0]):
+        total += values[i] * np.float32(0.0)
+    return total == np.float32(0.0)
+
+
+@jit
+def _blank(front_end: Any, decision: Any) -> None:
+    """Have the front end leave out what a train will do to the signal.
+
+    After a sham train too, so that a sham session differs from a live one in nothing but the current.
+    """
+    if decision["reason"] == ALLOWED and decision["mode"] != DRY_RUN:
+        pulse_us = decision["phase_us"] + decision["interphase_us"] + decision["phase2_us"]
+        blank(front_end, decision["electrode"], 0.0, decision["pulses"], decision["period_us"], pulse_us)
 
 
 @jit
@@ -345,6 +481,8 @@ def consume(
     front_end: Any,
     encoder: Any,
     network: Any,
+    decoder: Any,
+    stimulation: Any,
     samples: NDArray[np.float32],
     stamps: NDArray[np.float64],
     first: int,
@@ -355,7 +493,7 @@ def consume(
 
     Parameters
     ----------
-    pipeline, front_end, encoder, network
+    pipeline, front_end, encoder, network, decoder, stimulation
         State of each part; changed in place.
     samples : ndarray of float32, shape (>= n, n_channels)
         Samples as the source gave them. Changed in place (scaled, made finite).
@@ -374,12 +512,17 @@ def consume(
     numbers, words, counters = pipeline.numbers, pipeline.words, pipeline.counters
     i = first
     n_records: Any = np.int64(0)  # a literal would have _close_block compiled twice
-    while i < n and n_records + words[_TICKS_PER_BLOCK] <= records.shape[0]:
+    while (
+        i < n
+        and n_records + words[_TICKS_PER_BLOCK] <= records.shape[0]
+        and words[N_DECISIONS] + words[_TICKS_PER_BLOCK] * MAX_DECISIONS_PER_TICK <= pipeline.decisions.shape[0]
+    ):
         room = block_end(pipeline) - words[_INDEX]
         stamp = 0.0
         if not words[_PLACED]:
             if _is_duplicate(pipeline, samples[i], stamps[i]):
                 counters[_DUPLICATES] += 1
+                words[TAKEN] += 1
                 i += 1
                 continue
             words[_MISSING] = _place(pipeline, stamps[i])
@@ -412,11 +555,14 @@ def consume(
             push(front_end, run)
             counters[_SAMPLES] += take
             words[_PLACED] = 0
+            words[TAKEN] += take
             i += take
             stamp = numbers[_LAST_STAMP]
         words[_INDEX] += take
         if words[_INDEX] >= block_end(pipeline):
-            n_records = _close_block(pipeline, front_end, encoder, network, records, n_records, stamp)
+            n_records = _close_block(
+                pipeline, front_end, encoder, network, decoder, stimulation, records, n_records, stamp
+            )
     return i, n_records
 
 

@@ -126,7 +126,7 @@ class Recorder:
         self._rate = 0.0
         self._seen: tuple[float, int] = (time.monotonic(), 0)
         self._free: int = self._free_bytes()
-        self._next_check = 0.0
+        self._next_check = self._seen[0] + _CHECK_S
         self._warn_below = 1.0
         self._reserve = folder / RESERVE
         # random, so that no file system makes less of it than it is
@@ -210,6 +210,7 @@ class Recorder:
     def start(self) -> None:
         """Start the recorder's threads."""
         self._seen = (time.monotonic(), self._writer.n_bytes)
+        self._next_check = self._seen[0] + _CHECK_S
         self._threads = [
             threading.Thread(target=self._run, name="neuromod-recorder", daemon=True),
             # apart: while a slow disk takes its time, records still go to the operating system

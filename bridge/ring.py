@@ -64,6 +64,21 @@ def put_samples(ring: SampleRing, samples: NDArray[np.float32], stamps: NDArray[
     return n
 
 
+@jit
+def add_samples(ring: SampleRing, samples: NDArray[np.float32], stamps: NDArray[np.float64], n: int) -> None:
+    """Append the first `n` samples; those for which there is no room are lost, and counted. Producer's thread only."""
+    head = load_relaxed(ring.ends, _HEAD)
+    room = ring.stamps.shape[0] - (head - load_acquire(ring.ends, _TAIL))
+    taken = min(room, n)
+    for i in range(taken):
+        at = (head + i) & (ring.stamps.shape[0] - 1)
+        ring.stamps[at] = stamps[i]
+        copy(ring.samples[at], samples[i])
+    store_release(ring.ends, _HEAD, head + taken)
+    if taken < n:
+        store_relaxed(ring.ends, _REFUSED, load_relaxed(ring.ends, _REFUSED) + n - taken)
+
+
 def rows_of(records: NDArray[Any]) -> NDArray[np.uint8]:
     """View an array of records as rows of bytes, shape (n, itemsize)."""
     return records.view(np.uint8).reshape(records.shape[0], records.dtype.itemsize)

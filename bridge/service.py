@@ -28,14 +28,23 @@ from neuromod.adapters.lsl import LslMarkers, LslSource
 from neuromod.bridge import collector as collecting
 from neuromod.bridge import loop_state as rt
 from neuromod.bridge import native, realtime, wire
+from neuromod.bridge.arming import Arming, read_key
 from neuromod.bridge.assembly import Assembly, assemble, stimuli_stream
 from neuromod.bridge.collector import Collector
 from neuromod.bridge.config import SessionConfig
 from neuromod.bridge.control import Control
+from neuromod.bridge.gate import DECISION
+from neuromod.bridge.guard import Guard
 from neuromod.bridge.intake import Feeder, Keeper, ring_capacity
+from neuromod.bridge.ledger import Ledger, LedgerError
 from neuromod.bridge.loop import run
+from neuromod.bridge.pipeline import TICK
+from neuromod.bridge.recorder import SAMPLES, Recorder, sample_dtype
 from neuromod.bridge.ring import Ring, available, drain
+from neuromod.bridge.safety_config import is_sent
+from neuromod.bridge.session import start_session
 from neuromod.bridge.warm import warm_loop
+from neuromod.bridge.yoked import yoked_trains
 from neuromod.engine.compiled import JIT_ENABLED
 from neuromod.engine.errors import AdapterError, ConfigError, NeuromodError
 
@@ -48,6 +57,7 @@ _MAX_MESSAGE_BYTES = 1 << 20
 _INGEST_HWM = 10_000
 _STOP_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 _LARGEST_CHUNK = 8192
+_LEASE_MS = 100.0  # how long a command holds where no stimulation says so
 _OUT_FRAMES = 2048  # two seconds of ticks of 1 ms: a thread that sends in Python may wait for the interpreter
 
 
@@ -87,6 +97,8 @@ class Daemon:
         self._stop_threads = threading.Event()
         self._loop_done: threading.Event | None = None  # once there is a loop
         self.is_looking = False  # for its source, which may take long: the moment at which a signal may interrupt
+        self.recorder: Recorder | None = None
+        self._ledger: Ledger | None = None
         self.is_stuck = False  # a thread could not be ended, and what it uses was left as it is
         self._uncertainty_s = float("nan")
         self.addresses: dict[str, str] = {}
@@ -123,6 +135,7 @@ class Daemon:
         self.is_looking = False
         if self._loop_done is not None:
             self.collector.is_stopping = True
+            self.collector.halt()
             native.set_word(self.loop.block[0]["shared"], rt.STOP, 1)
             if not self._loop_done.wait(_LONGEST_STOP_S):
                 # freeing sockets and inlets under native code would be worse than leaving without good-byes
@@ -142,6 +155,9 @@ class Daemon:
                 self._say_goodbye()
             return
         self._threads.clear()
+        self._close_ledger()
+        if self.recorder is not None:
+            self.recorder.close("stopped" if self.failure is None else f"failed: {self.failure}")
         if self._source is not None:
             self._source.close()
         for markers in self._markers:
@@ -231,10 +247,66 @@ class Daemon:
             self._pulls = rt.SOURCE_LSL if is_native else rt.SOURCE_RING
             if isinstance(self._source, LslSource):
                 scale = self._source.scale if is_native else None
-        self.assembly: Assembly = assemble(config, info, scale=scale)
+        self._scale = scale
+        stimulation = config.stimulation
+        yoked = None
+        if stimulation is not None and stimulation.yoked_session is not None:
+            yoked = yoked_trains(stimulation.yoked_session)
+        self.assembly: Assembly = assemble(config, info, scale=scale, yoked=yoked)
+
+    def _open_stimulation(self) -> Arming:
+        """Read the key and open the ledger, before anything runs: what is wrong with them is said at the start."""
+        stimulation = self.config.stimulation
+        if stimulation is None:
+            return Arming(None)
+        if stimulation.ledger is not None and is_sent(stimulation.mode):
+            gate = self.assembly.stimulation.gate[0]
+            self._ledger = Ledger(
+                stimulation.ledger,
+                self.config.session.name,
+                [electrode.name for electrode in stimulation.electrodes],
+                session_pc=gate["session_pc"],
+                minute_pc=gate["minute_pc"],
+            )
+            self._ledger.start(gate, int(pylsl.local_clock() * 1e9))
+        return Arming(read_key(stimulation.key_file) if stimulation.key_file is not None else None)
+
+    def _close_ledger(self) -> None:
+        if self._ledger is not None:
+            try:
+                self._ledger.close(self.assembly.stimulation.gate[0]["dose_pc"].copy())
+            except LedgerError as error:
+                log.error("%s", error)
+            self._ledger = None
+
+    def _start_recorder(self) -> None:
+        record, assembly = self.config.record, self.assembly
+        if record is None:
+            return
+        kinds = {"ticks": TICK, "inputs": rt.INPUT, "decisions": DECISION}
+        if record.raw:
+            kinds[SAMPLES] = sample_dtype(assembly.info.n_channels)
+        self.recorder = start_session(
+            record.folder,
+            self.config,
+            records=kinds,
+            info=assembly.info,
+            block_ms=assembly.block_ms,
+            ticks_per_block=assembly.ticks_per_block,
+            built_from=assembly.built_from,
+            local_clock=pylsl.local_clock(),
+            scale=self._scale,
+            extra={"source": {"pulls": int(self._pulls)}},
+            announce=lambda what, sentence, numbers: log.warning("recording: %s", sentence),
+            min_free_bytes=int(record.min_free_mb * 1e6),
+            warn_free_bytes=int(record.warn_free_mb * 1e6),
+        )
 
     def _start(self) -> None:
         config, assembly = self.config, self.assembly
+        arming = self._open_stimulation()
+        self._start_recorder()
+        keeps_samples = self.recorder is not None and config.record is not None and config.record.raw
         n_channels = assembly.info.n_channels
         # only what has an end was recorded, and is played at a pace; a plug-in may be as live as LSL
         is_live = self._pulls != rt.SOURCE_RING or assembly.info.n_samples is None
@@ -246,6 +318,7 @@ class Daemon:
             n_channels,
             samples_capacity=ring_capacity(n_channels, assembly.info.sampling_frequency),
             out_capacity=_OUT_FRAMES if in_python else 2,
+            raw_capacity=ring_capacity(n_channels, assembly.info.sampling_frequency) if keeps_samples else 2,
         )
         self.loop = rt.make_loop(
             self._functions,
@@ -260,7 +333,13 @@ class Daemon:
             publish_stimuli=config.publish.stimuli,
             paced_rate=paced_rate,
             parts=assembly.parts(),
+            decisions=assembly.pipeline.decisions,
+            n_outputs=int(assembly.decoder[0]["n_outputs"]),
+            lease_s=(config.stimulation.lease_ms if config.stimulation is not None else _LEASE_MS) / 1000.0,
+            keep_samples=keeps_samples,
         )
+        if self.recorder is not None and keeps_samples:
+            self.recorder.record_samples(self.rings.raw)
         rt.set_handles(
             self.loop,
             inlet=self._source.handle if self._pulls == rt.SOURCE_LSL else 0,  # type: ignore[union-attr]
@@ -277,11 +356,23 @@ class Daemon:
             describe_source=self.describe_source,
             on_ticks=self._on_ticks,
             is_timed=is_timed,
+            recorder=self.recorder,
         )
         if isinstance(self._source, LslSource):
             self._follow_clock(*self._source.correction(), submit=False)
         self._spawn("neuromod-collector", lambda: collecting.run(self.collector, self._stop_threads))
-        control = Control(self._sockets["control"], self.collector, self.stopped.set, self._monitor)
+        guard = Guard(self.collector, config.stimulation.stop_file if config.stimulation else None, self._ledger)
+        if config.stimulation is not None:
+            guard.turn()  # before anybody can arm
+            self._spawn("neuromod-guard", lambda: guard.run(self._stop_threads))
+        control = Control(
+            self._sockets["control"],
+            self.collector,
+            self.stopped.set,
+            self._monitor,
+            arming=arming,
+            ledger_fault=lambda: guard.fault,
+        )
         self._spawn("neuromod-control", lambda: control.run(self._stop_threads))
         if in_python:
             self._spawn("neuromod-exchange", self._exchange)
@@ -373,14 +464,7 @@ class Daemon:
             for refused in realtime.prepare_loop_thread(self.config.runtime):
                 log.warning("%s", refused)
             parts = self.assembly
-            run(
-                self.loop,
-                self.rings,
-                parts.pipeline,
-                parts.front_end.state,
-                parts.encoder.state,
-                parts.network.state,
-            )
+            run(self.loop, self.rings, *parts.states)
         finally:
             assert self._loop_done is not None
             self._loop_done.set()  # the only proof that no native code runs any more
@@ -495,6 +579,7 @@ def serve(config: SessionConfig) -> int:
     try:
         daemon.open()
         is_open = True
+        halt_on_signal(daemon.collector.halt)
         for name, address in daemon.addresses.items():
             log.info("%s: %s", name, address)
         print(f"neuromod: {daemon.assembly.info.name} -> {daemon.addresses['output']}; Ctrl-C stops", file=sys.stderr)
@@ -523,6 +608,12 @@ def serve(config: SessionConfig) -> int:
     if isinstance(daemon.failure, NeuromodError):
         raise daemon.failure
     return 1 if daemon.failure else 0
+
+
+def halt_on_signal(halt: Callable[[], None]) -> None:
+    """Have SIGUSR1 stop stimulation, and nothing else; called in the main thread."""
+    if hasattr(signal, "SIGUSR1"):
+        signal.signal(signal.SIGUSR1, lambda number, frame: halt())
 
 
 class Interrupted(BaseException):

@@ -104,7 +104,7 @@ def start_session(
     ConfigError
         Where the folder cannot be written to, or a file that the configuration names cannot be read.
     """
-    now = (now or datetime.now()).astimezone()
+    now = now if now is not None and now.tzinfo is not None else (now or datetime.now()).astimezone()
     effective = config.effective()
     try:
         place = _make_folder(folder, config.session.name, now)

@@ -9,6 +9,7 @@ from neuromod.bridge import loop_state as rt
 from neuromod.bridge import native
 from neuromod.bridge.assembly import assemble
 from neuromod.bridge.config import parse
+from neuromod.bridge.gate import DECISION
 from neuromod.bridge.loop import run
 from neuromod.bridge.pipeline import TICK
 from neuromod.bridge.ring import append, drain, put_samples, refused
@@ -45,15 +46,17 @@ def warm_loop() -> None:
         publish_stimuli=False,
         paced_rate=0.0,
         parts=parts.parts(),
+        decisions=parts.pipeline.decisions,
     )
     rings = rt.make_rings(1)
     shared = loop.block[0]["shared"]
     native.set_word(shared, rt.STOP, native.get_word(shared, rt.STATE) + 1)  # so that it returns at once
-    run(loop, rings, parts.pipeline, parts.front_end.state, parts.encoder.state, parts.network.state)
+    run(loop, rings, *parts.states)
     # what other threads call while the loop runs
     append(rings.inputs, np.zeros(1, rt.INPUT))
     drain(rings.inputs, rt.INPUT)
     drain(rings.ticks, TICK)
+    drain(rings.decisions, DECISION)
     refused(rings.ticks.ends)
     put_samples(rings.samples, np.zeros((1, 1), np.float32), np.zeros(1), 0)
     parts.consume(np.zeros((1, 1), np.float32), np.zeros(1), 0, parts.records())

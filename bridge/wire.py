@@ -16,6 +16,7 @@ import msgpack
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from neuromod.adapters.actuators.base import Command, Stimulation
 from neuromod.engine.errors import ProtocolError
 
 PROTOCOL_VERSION: Final = 1
@@ -32,9 +33,33 @@ TOPIC_EVENT: Final = b"event"
 TOPIC_MODULATORS: Final = b"modulators"
 TOPIC_REWARD: Final = b"reward"
 TOPIC_STRESS: Final = b"stress"
+TOPIC_COMMAND: Final = b"command"
+TOPIC_STIMULATION: Final = b"stimulation"
+TOPIC_ALIVE: Final = b"alive"
+TOPIC_HEARTBEAT: Final = b"heartbeat"
+TOPIC_STIMULATE: Final = b"stimulate"
+TOPIC_STOP: Final = b"stop"
 
-OUTPUT_TOPICS: Final = (TOPIC_SPIKES, TOPIC_STIMULI, TOPIC_STATE, TOPIC_HEALTH, TOPIC_EVENT)
-INGEST_TOPICS: Final = (TOPIC_STIMULI, TOPIC_MODULATORS, TOPIC_REWARD, TOPIC_STRESS, TOPIC_EVENT)
+OUTPUT_TOPICS: Final = (
+    TOPIC_SPIKES,
+    TOPIC_STIMULI,
+    TOPIC_COMMAND,
+    TOPIC_STIMULATION,
+    TOPIC_STATE,
+    TOPIC_HEALTH,
+    TOPIC_EVENT,
+)
+INGEST_TOPICS: Final = (
+    TOPIC_STIMULI,
+    TOPIC_MODULATORS,
+    TOPIC_REWARD,
+    TOPIC_STRESS,
+    TOPIC_EVENT,
+    TOPIC_ALIVE,
+    TOPIC_HEARTBEAT,
+    TOPIC_STIMULATE,
+    TOPIC_STOP,
+)
 
 N_CHANNELS: Final = 16
 MAX_CHANNELS: Final = 2040  # bin8 carries at most 255 bytes of spike bits
@@ -75,6 +100,10 @@ class Flag(enum.IntFlag):
     """A modulator level, a reward or a stress took effect at the start of this tick."""
     PAUSED = 128
     """The session is paused by the control socket."""
+    BLANKED = 256
+    """Samples of the block were blanked around a stimulation pulse; plasticity stood still."""
+    INHIBITED = 512
+    """In `command`: nothing may be done now, and all values are zero."""
 
 
 class Reason(enum.StrEnum):
@@ -124,8 +153,8 @@ class Frame:
 
 
 def _frame(values: Sequence[tuple[str, bytes, bytes]]) -> Frame:
-    """Lay (key, type bytes, value bytes) one after the other into a fixmap."""
-    data = bytearray([0x80 | len(values)])
+    """Lay (key, type bytes, value bytes) one after the other into a map."""
+    data = bytearray([0x80 | len(values)] if len(values) < 16 else struct.pack(">BH", 0xDE, len(values)))
     offsets: dict[str, int] = {}
     for key, header, value in values:
         name = key.encode()
@@ -177,6 +206,41 @@ def stimuli_frame(n: int = N_CHANNELS) -> Frame:
             ("values", _bin_header(4 * n), bytes(4 * n)),
         ]
     )
+
+
+def command_frame(n: int) -> Frame:
+    """Frame of a `command` message of `n` outputs."""
+    _check_n(n)
+    return _frame(
+        [
+            ("v", b"", bytes([PROTOCOL_VERSION])),
+            ("seq", b"\xcf", bytes(8)),
+            ("tick", b"\xcf", bytes(8)),
+            ("t_sample", b"\xcb", bytes(8)),
+            ("t_tick", b"\xcb", bytes(8)),
+            ("n", b"\xcd", struct.pack(">H", n)),
+            ("values", _bin_header(4 * n), bytes(4 * n)),
+            ("events", b"\xce", bytes(4)),
+            ("decoder", b"\xcf", bytes(8)),
+            ("flags", b"\xce", bytes(4)),
+            ("expires", b"\xcb", bytes(8)),
+        ]
+    )
+
+
+STIMULATION_KINDS: Final = ("lease", "train", "stop")
+_STIMULATION: Final = (
+    ("seq", "Q"), ("tick", "Q"), ("t", "d"), ("kind", "B"), ("id", "Q"), ("electrode", "H"), ("amplitude_ua", "d"),
+    ("phase_us", "d"), ("interphase_us", "d"), ("amplitude2_ua", "d"), ("phase2_us", "d"), ("pulses", "I"),
+    ("period_us", "d"), ("expires", "d"), ("reason", "H"),
+)  # fmt: skip
+_TYPE_BYTES: Final = {"Q": b"\xcf", "d": b"\xcb", "B": b"\xcc", "H": b"\xcd", "I": b"\xce"}
+
+
+def stimulation_frame() -> Frame:
+    """Frame of a `stimulation` message; `kind` is an index of `STIMULATION_KINDS`."""
+    fields = [(key, _TYPE_BYTES[code], bytes(struct.calcsize(code))) for key, code in _STIMULATION]
+    return _frame([("v", b"", bytes([PROTOCOL_VERSION])), *fields])
 
 
 def _check_n(n: int) -> None:
@@ -290,7 +354,7 @@ class EventMessage:
     value: Any = None
 
 
-OutputMessage = SpikesMessage | StimuliMessage | StateMessage | HealthMessage | EventMessage
+OutputMessage = SpikesMessage | StimuliMessage | Command | Stimulation | StateMessage | HealthMessage | EventMessage
 
 
 def pack_spikes(message: SpikesMessage) -> bytes:
@@ -317,6 +381,31 @@ def pack_stimuli(message: StimuliMessage) -> bytes:
     _put_u64(data, at["tick"], "tick", message.tick)
     values = np.asarray(message.values, dtype="<f4").tobytes()
     data[at["values"] : at["values"] + len(values)] = values
+    return bytes(data)
+
+
+def pack_command(message: Command) -> bytes:
+    """Pack a `command` message exactly as the compiled loop does."""
+    frame = command_frame(len(message.values))
+    data, at = bytearray(frame.template), frame.offsets
+    for key in ("seq", "tick", "decoder"):
+        _put_u64(data, at[key], key, getattr(message, key))
+    for key in ("t_sample", "t_tick", "expires"):
+        struct.pack_into(">d", data, at[key], getattr(message, key))
+    values = np.asarray(message.values, dtype="<f4").tobytes()
+    data[at["values"] : at["values"] + len(values)] = values
+    struct.pack_into(">I", data, at["events"], message.events)
+    struct.pack_into(">I", data, at["flags"], int(message.flags))
+    return bytes(data)
+
+
+def pack_stimulation(message: Stimulation) -> bytes:
+    """Pack a `stimulation` message exactly as the compiled loop does."""
+    frame = stimulation_frame()
+    data = bytearray(frame.template)
+    for key, code in _STIMULATION:
+        value = getattr(message, key)
+        struct.pack_into(">" + code, data, frame.offsets[key], STIMULATION_KINDS.index(value) if code == "B" else value)
     return bytes(data)
 
 
@@ -393,6 +482,25 @@ def unpack_output(topic: bytes, payload: bytes) -> OutputMessage:
     if topic == TOPIC_STIMULI:
         n = _integer(body, "n", 1, MAX_CHANNELS)
         return StimuliMessage(_integer(body, "seq"), _integer(body, "tick"), _floats(body, "values", n))
+    if topic == TOPIC_COMMAND:
+        n = _integer(body, "n", 1, MAX_CHANNELS)
+        return Command(
+            seq=_integer(body, "seq"),
+            tick=_integer(body, "tick"),
+            t_sample=_number(body, "t_sample"),
+            t_tick=_number(body, "t_tick"),
+            values=_floats(body, "values", n),
+            events=_integer(body, "events", 0, 0xFFFF_FFFF),
+            decoder=_integer(body, "decoder"),
+            flags=_integer(body, "flags", 0, 0xFFFF_FFFF),
+            expires=_number(body, "expires"),
+        )
+    if topic == TOPIC_STIMULATION:
+        numbers: dict[str, Any] = {
+            key: _number(body, key) if code == "d" else _integer(body, key) for key, code in _STIMULATION
+        }
+        numbers["kind"] = STIMULATION_KINDS[_integer(body, "kind", 0, len(STIMULATION_KINDS) - 1)]
+        return Stimulation(**numbers)
     if topic == TOPIC_STATE:
         modulators = _get(body, "modulators")
         if not isinstance(modulators, dict):
@@ -447,9 +555,14 @@ _HEADERS_16: Final = _headers_16()
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StimuliInput:
-    """Stimuli to add to the source's, or to drive one tick with `source.kind = "zmq"`: finite float32, shape (n,)."""
+    """Stimuli to add to the source's, or to drive one tick with `source.kind = "zmq"`: finite float32, shape (n,).
+
+    Here and below, `t` is when it was sent, in seconds on the daemon's `lsl_local_clock`; with it, the daemon reports
+    how long it took to take effect.
+    """
 
     values: NDArray[np.float32]
+    t: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -457,6 +570,7 @@ class ModulatorsInput:
     """Levels to set, each within `MODULATOR_LIMITS`; those not named keep their level."""
 
     levels: dict[str, float]
+    t: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -464,6 +578,7 @@ class RewardInput:
     """A reward to add: any finite amount, negative for a punishment."""
 
     amount: float
+    t: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -471,6 +586,7 @@ class StressInput:
     """A stress to add: finite, not negative."""
 
     amount: float
+    t: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -482,7 +598,43 @@ class EventInput:
     value: Any = None
 
 
-IngestMessage = StimuliInput | ModulatorsInput | RewardInput | StressInput | EventInput
+@dataclass(frozen=True, slots=True)
+class AliveInput:
+    """A peer that stimulation depends on lives: `name` is one of `stimulation.peers`."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class HeartbeatInput:
+    """The operator's hand is on the handle: `token` is what `arm` returned."""
+
+    token: int
+
+
+@dataclass(frozen=True, slots=True)
+class StimulateInput:
+    """Ask the gate for a train of the program of this name."""
+
+    program: str
+
+
+@dataclass(frozen=True, slots=True)
+class StopInput:
+    """Stop stimulation at once."""
+
+
+IngestMessage = (
+    StimuliInput
+    | ModulatorsInput
+    | RewardInput
+    | StressInput
+    | EventInput
+    | AliveInput
+    | HeartbeatInput
+    | StimulateInput
+    | StopInput
+)
 
 
 def pack_ingest(message: IngestMessage) -> tuple[bytes, bytes]:
@@ -498,25 +650,33 @@ def pack_ingest(message: IngestMessage) -> tuple[bytes, bytes]:
     MessageError
         The daemon would refuse it.
     """
+    topic: bytes
+    body: dict[str, Any]
     match message:
         case StimuliInput(values):
             if np.size(values) != N_CHANNELS:
                 raise MessageError(Reason.LENGTH, f"stimuli are {N_CHANNELS} numbers, not {np.size(values)}")
-            topic, payload = TOPIC_STIMULI, _pack({"values": as_stimuli(values).tobytes()})
-            unpack_ingest(topic, payload)
+            topic, body = TOPIC_STIMULI, {"values": as_stimuli(values).tobytes()}
         case ModulatorsInput(levels):
-            topic, payload = TOPIC_MODULATORS, _pack(dict(levels))
-            unpack_ingest(topic, payload)
+            topic, body = TOPIC_MODULATORS, dict(levels)
         case RewardInput(amount):
-            topic, payload = TOPIC_REWARD, _pack({"amount": amount})
-            unpack_ingest(topic, payload)
+            topic, body = TOPIC_REWARD, {"amount": amount}
         case StressInput(amount):
-            topic, payload = TOPIC_STRESS, _pack({"amount": amount})
-            unpack_ingest(topic, payload)
-        case EventInput(name, t, value):
-            body = {"name": name, "t": t, "value": value}
-            topic, payload = TOPIC_EVENT, _pack({key: item for key, item in body.items() if item is not None})
-            unpack_ingest(topic, payload)
+            topic, body = TOPIC_STRESS, {"amount": amount}
+        case EventInput(name, _, value):
+            topic, body = TOPIC_EVENT, {"name": name} | ({} if value is None else {"value": value})
+        case AliveInput(name):
+            topic, body = TOPIC_ALIVE, {"name": name}
+        case HeartbeatInput(token):
+            topic, body = TOPIC_HEARTBEAT, {"token": token}
+        case StimulateInput(program):
+            topic, body = TOPIC_STIMULATE, {"program": program}
+        case StopInput():
+            topic, body = TOPIC_STOP, {}
+    if (t := getattr(message, "t", None)) is not None:
+        body["t"] = t
+    payload = _pack(body)
+    unpack_ingest(topic, payload)
     return topic, payload
 
 
@@ -539,29 +699,37 @@ def unpack_ingest(topic: bytes, payload: bytes, n: int = N_CHANNELS) -> IngestMe
         raise _unknown_topic(topic, INGEST_TOPICS)
     body = _unpack_map(payload, MAX_INBOUND_BYTES)
     if topic == TOPIC_STIMULI:
-        _only(body, ("values",))
+        _only(body, ("values", "t"))
         values = _stimuli(_get(body, "values"), n)
         if not np.isfinite(values).all():
             raise MessageError(Reason.NONFINITE, "values must be finite in float32: no NaN, no Inf")
-        return StimuliInput(values)
+        return StimuliInput(values, _time(body))
     if topic == TOPIC_MODULATORS:
-        _only(body, tuple(MODULATOR_LIMITS))
-        if not body:
+        _only(body, (*MODULATOR_LIMITS, "t"))
+        levels = {name: _within(body, name, *MODULATOR_LIMITS[name]) for name in body if name != "t"}
+        if not levels:
             raise MessageError(Reason.MISSING_KEY, f"name at least one of {', '.join(MODULATOR_LIMITS)}")
-        return ModulatorsInput({name: _within(body, name, *MODULATOR_LIMITS[name]) for name in body})
+        return ModulatorsInput(levels, _time(body))
     if topic == TOPIC_REWARD:
-        _only(body, ("amount",))
-        return RewardInput(_within(body, "amount", -_FLOAT32_MAX, _FLOAT32_MAX))
+        _only(body, ("amount", "t"))
+        return RewardInput(_within(body, "amount", -_FLOAT32_MAX, _FLOAT32_MAX), _time(body))
     if topic == TOPIC_STRESS:
-        _only(body, ("amount",))
-        return StressInput(_within(body, "amount", 0.0, _FLOAT32_MAX))
-    _only(body, ("name", "t", "value"))
-    name = _text(body, "name")
-    if not 1 <= len(name) <= MAX_NAME_CHARACTERS:
-        raise MessageError(Reason.LENGTH, f"name must have 1 to {MAX_NAME_CHARACTERS} characters, not {len(name)}")
-    t = _finite(body, "t") if body.get("t") is not None else None
-    _check_finite(body.get("value"))
-    return EventInput(name, t, body.get("value"))
+        _only(body, ("amount", "t"))
+        return StressInput(_within(body, "amount", 0.0, _FLOAT32_MAX), _time(body))
+    if topic == TOPIC_EVENT:
+        _only(body, ("name", "t", "value"))
+        _check_finite(body.get("value"))
+        return EventInput(_name(body, "name"), _time(body), body.get("value"))
+    if topic == TOPIC_ALIVE:
+        _only(body, ("name",))
+        return AliveInput(_name(body, "name"))
+    if topic == TOPIC_HEARTBEAT:
+        _only(body, ("token",))
+        return HeartbeatInput(_integer(body, "token", 0, (1 << 62) - 1))
+    if topic == TOPIC_STIMULATE:
+        _only(body, ("program",))
+        return StimulateInput(_name(body, "program"))
+    return StopInput()  # whatever else it holds: a stop is obeyed
 
 
 def as_stimuli(values: ArrayLike) -> NDArray[np.float32]:
@@ -790,6 +958,17 @@ def _text(body: dict[str, Any], key: str) -> str:
     if not isinstance(value, str):
         raise MessageError(Reason.TYPE, f"{key} must be a string, not {_kind(value)}")
     return value
+
+
+def _name(body: dict[str, Any], key: str) -> str:
+    name = _text(body, key)
+    if not 1 <= len(name) <= MAX_NAME_CHARACTERS:
+        raise MessageError(Reason.LENGTH, f"{key} must have 1 to {MAX_NAME_CHARACTERS} characters, not {len(name)}")
+    return name
+
+
+def _time(body: dict[str, Any]) -> float | None:
+    return _finite(body, "t") if body.get("t") is not None else None
 
 
 def _binary(body: dict[str, Any], key: str, n_bytes: int) -> bytes:

@@ -107,7 +107,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(cut: int, tmp_pa
 
     def stimulate(parts: Assembly) -> None:
         for k in range(3):
-            enqueue_stimuli(parts.pipeline, np.full(16, k, np.float32))
+            enqueue_stimuli(parts.pipeline, np.full(16, k, np.float32), 0.0)
         add_reward(parts.network.state, np.float32(0.5))
 
     play(whole, samples[:cut], stamps[:cut])

@@ -153,7 +153,7 @@ def test_finite_stimuli_of_the_fixed_layout_are_read_bit_for_bit(values: list[fl
 
     assert len(payload) == INGEST_STIMULI_BYTES == 74
     assert payload == wire.pack_ingest(wire.StimuliInput(np.array(values, np.float32)))[1]
-    assert read_stimuli(guarded(payload, 0), len(payload), read)
+    assert read_stimuli(guarded(payload, 0), len(payload), read, np.zeros(1))
     assert read.tobytes() == np.array(values, np.float32).tobytes()
 
 
@@ -167,7 +167,7 @@ def test_stimuli_that_are_not_finite_are_refused(bad: float, at: int) -> None:
     values[at] = bad
     payload = stimuli_payload(values)
 
-    assert not read_stimuli(guarded(payload, 0), len(payload), np.zeros(N_CHANNELS, np.float32))
+    assert not read_stimuli(guarded(payload, 0), len(payload), np.zeros(N_CHANNELS, np.float32), np.zeros(1))
 
 
 @fast
@@ -177,14 +177,14 @@ def test_stimuli_with_any_other_byte_before_the_values_are_left(at: int, byte: i
     is_same = payload[at] == byte
     payload[at] = byte
 
-    assert bool(read_stimuli(guarded(payload, 0), 74, np.zeros(N_CHANNELS, np.float32))) == is_same
+    assert bool(read_stimuli(guarded(payload, 0), 74, np.zeros(N_CHANNELS, np.float32), np.zeros(1))) == is_same
 
 
 def test_stimuli_of_any_other_length_are_left() -> None:
     payload = stimuli_payload(np.ones(N_CHANNELS))  # whole in the buffer, so that only the size can tell
     values = np.zeros(N_CHANNELS, np.float32)
 
-    assert [size for size in range(120) if read_stimuli(guarded(payload, 0), size, values)] == [74]
+    assert [size for size in range(120) if read_stimuli(guarded(payload, 0), size, values, np.zeros(1))] == [74]
 
 
 @pytest.mark.parametrize(
@@ -202,7 +202,7 @@ def test_stimuli_of_any_other_length_are_left() -> None:
 def test_stimuli_in_other_forms_are_left(body: Any) -> None:
     payload = msgpack.packb(body)
 
-    assert not read_stimuli(guarded(payload, 0), len(payload), np.zeros(N_CHANNELS, np.float32))
+    assert not read_stimuli(guarded(payload, 0), len(payload), np.zeros(N_CHANNELS, np.float32), np.zeros(1))
 
 
 # -- numbers in

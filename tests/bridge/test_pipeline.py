@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from naive.pipeline import NaivePipeline, Row
 from neuromod.adapters.base import StreamInfo
+from neuromod.adapters.decoder import make_decoder
 from neuromod.bridge.assembly import assemble
 from neuromod.bridge.config import parse
 from neuromod.bridge.pipeline import (
@@ -31,6 +32,7 @@ from neuromod.bridge.pipeline import (
     make_pipeline,
     samples_wanted,
 )
+from neuromod.bridge.stimulation import make_stimulation
 from neuromod.bridge.wire import Flag
 from neuromod.engine.compiled import JIT_ENABLED
 from neuromod.engine.network import SpikingNetwork
@@ -80,6 +82,8 @@ class Chain:
         self.front_end = FrontEnd(front_end, setup.n_channels, setup.sampling_frequency)
         self.encoder = Encoder(encoder, self.front_end.n_features, self.front_end.feature_names)
         self.network = setup.network()
+        self.decoder = make_decoder(None, self.network.dt_ms)
+        self.stimulation = make_stimulation(None, dt_ms=self.network.dt_ms)
         self.pipeline = make_pipeline(n_features=self.front_end.n_features, **setup.options())
 
     def consume(
@@ -105,6 +109,8 @@ class Chain:
                     self.front_end.state,
                     self.encoder.state,
                     self.network.state,
+                    self.decoder,
+                    self.stimulation,
                     samples,
                     stamps,
                     first,
@@ -236,7 +242,7 @@ def test_consume_equals_its_naive_twin(data: st.DataObject, setup: Setup) -> Non
         # between two calls comes what may come between two ticks
         for _ in range(data.draw(st.sampled_from([0, 0, 1, 3]))):
             stimuli = np.full(16, data.draw(st.floats(-3, 3, width=32)), np.float32)
-            assert enqueue_stimuli(chain.pipeline, stimuli) == twin.queue_stimuli(stimuli)
+            assert enqueue_stimuli(chain.pipeline, stimuli, 0.0) == twin.queue_stimuli(stimuli)
         if data.draw(st.booleans()):
             level = data.draw(st.sampled_from([0.25, 1.0]))
             chain.modulate(2, level)
@@ -277,7 +283,7 @@ def test_no_split_of_the_samples_nor_any_room_for_records_changes_a_bit(
     whole, split = Chain(setup), Chain(setup)
     for chain in (whole, split):
         for k in range(5):
-            enqueue_stimuli(chain.pipeline, np.full(16, k, np.float32))
+            enqueue_stimuli(chain.pipeline, np.full(16, k, np.float32), 0.0)
 
     at_once = whole.consume(samples, stamps)
     in_parts = split.consume(samples, stamps, chunks=chunks, capacities=[setup.ticks_per_block + e for e in extra])
@@ -349,7 +355,7 @@ def test_a_raw_signal_in_the_chunks_of_a_network_gives_the_bits_of_a_replay(seed
 def digest() -> str:
     """Hash of all that a short spoilt stream becomes, for comparison with the JIT off."""
     chain = Chain(REAL_SETUP, REAL, REAL_STIMULI)
-    enqueue_stimuli(chain.pipeline, np.full(16, 1.25, np.float32))
+    enqueue_stimuli(chain.pipeline, np.full(16, 1.25, np.float32), 0.0)
     add_reward(chain.network.state, np.float32(0.3))
     add_stress(chain.network.state, np.float32(0.1))
     samples, stamps = spoilt_signal(3, 2000)
@@ -650,7 +656,7 @@ def test_each_queued_message_is_added_to_one_tick_in_order(block_ms: float, tick
     setup = Setup(block_ms=block_ms, ticks_per_block=ticks_per_block)
     chain = Chain(setup)
     for k in range(3):
-        assert enqueue_stimuli(chain.pipeline, np.arange(16, dtype=np.float32) + 100.0 * (k + 1))
+        assert enqueue_stimuli(chain.pipeline, np.arange(16, dtype=np.float32) + 100.0 * (k + 1), 0.0)
 
     records = chain.consume(np.full((10, 2), 0.5, np.float32), steady(setup, 10))
 
@@ -666,15 +672,15 @@ def test_each_queued_message_is_added_to_one_tick_in_order(block_ms: float, tick
 def test_a_full_queue_refuses_and_counts_and_keeps_the_order() -> None:
     chain = Chain(Setup())
 
-    taken = [enqueue_stimuli(chain.pipeline, np.full(16, k, np.float32)) for k in range(QUEUE_LENGTH + 3)]
+    taken = [enqueue_stimuli(chain.pipeline, np.full(16, k, np.float32), 0.0) for k in range(QUEUE_LENGTH + 3)]
 
     assert taken == [True] * QUEUE_LENGTH + [False] * 3
     assert chain.counters()["stimuli_overflow"] == 3
     values = np.zeros(16, np.float32)
     for k in range(QUEUE_LENGTH):
-        assert dequeue_stimuli(chain.pipeline, values)
+        assert dequeue_stimuli(chain.pipeline, values, np.zeros(1))
         assert values.tolist() == [k] * 16
-    assert not dequeue_stimuli(chain.pipeline, values)
+    assert not dequeue_stimuli(chain.pipeline, values, np.zeros(1))
 
 
 def test_a_paused_session_reads_on_but_does_not_step_the_network() -> None:
@@ -685,7 +691,7 @@ def test_a_paused_session_reads_on_but_does_not_step_the_network() -> None:
     before = chain.consume(samples[:20], stamps[:20])
     state = chain.network.state.tobytes()
     chain.pipeline.words[PAUSED] = 1
-    enqueue_stimuli(chain.pipeline, np.ones(16, np.float32))
+    enqueue_stimuli(chain.pipeline, np.ones(16, np.float32), 0.0)
     paused = chain.consume(samples[20:40], stamps[20:40])
     assert chain.network.state.tobytes() == state
     chain.pipeline.words[PAUSED] = 0
@@ -781,7 +787,9 @@ def test_every_part_that_changes_is_a_part_of_the_assembly() -> None:
     parts = assembled('source = {kind = "lsl", name = "s", content = "features"}', "features", 1000.0)
     ids = {array.ctypes.data for array in parts.parts()}
 
-    owned = [*parts.pipeline, *parts.front_end.state, *parts.encoder.state, parts.network.state]
+    # programs and mode are not: a checkpoint must not change what may be stimulated
+    loop = [*parts.pipeline, *parts.front_end.state, *parts.encoder.state]
+    owned = [*loop, parts.network.state, parts.decoder, parts.stimulation.gate]
 
     assert {array.ctypes.data for array in owned} == ids
     assert all(array.flags.c_contiguous for array in parts.parts())

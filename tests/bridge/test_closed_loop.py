@@ -1,0 +1,180 @@
+"""Commands and stimulation through the running daemon: from stimuli to the trains that leave, and all that stops them."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from harness import FREE_PORTS, WAIT_S, Listener, Running, wait_until
+
+from neuromod.adapters.actuators.base import Command, Stimulation
+from neuromod.bridge.arming import write_key
+from neuromod.bridge.client import RefusedError
+from neuromod.bridge.config import SessionConfig, parse
+from neuromod.bridge.gate import REASONS
+
+pytestmark = pytest.mark.compiled_loop
+
+STRONG = [5.0] * 14 + [0.0, 0.0]  # every sensory channel fires
+
+
+def closed_loop(folder: Path, *, mode: str = "live", more: str = "", stimulation: str = "") -> SessionConfig:
+    """A session whose first channel's spikes ask for a pulse."""
+    key = folder / "key"
+    if not key.exists():
+        write_key(key)
+    return parse(
+        f"""
+        source = {{kind = "zmq", block_ms = 1.0}}
+        {more}
+        [timing]
+        stall_ms = 5000.0
+        [decoder]
+        kind = "rates"
+        channels = [0, 1]
+        tau_ms = 50.0
+        events = [{{channel = 0, refractory_ms = 20.0}}]
+        [stimulation]
+        mode = "{mode}"
+        key_file = "{key}"
+        ledger = "{folder / "dose.json"}"
+        heartbeat_ms = 0.0
+        {stimulation}
+        [[stimulation.electrodes]]
+        name = "e1"
+        area_um2 = 2000.0
+        material = "sirof"
+        impedance_kohm = 50.0
+        [[stimulation.programs]]
+        name = "pulse"
+        electrode = "e1"
+        amplitude_ua = -10.0
+        phase_us = 200.0
+        [[stimulation.triggers]]
+        event = 0
+        program = "pulse"
+        """
+        + FREE_PORTS,
+        folder=folder,
+    )
+
+
+def key_of(folder: Path) -> bytes:
+    return (folder / "key").read_bytes().strip()
+
+
+def drive(running: Running, until: Any, what: str) -> Any:
+    """Send stimuli, a tick each, until something is true."""
+
+    def turn() -> Any:
+        running.client.send_stimuli(STRONG)
+        return until()
+
+    return wait_until(turn, what, WAIT_S)
+
+
+def hear(running: Running, heard: Listener, condition: Any, what: str) -> Any:
+    """Send stimuli, a tick for each message heard, until one fulfils a condition; return it."""
+    seen = len(heard.messages)
+
+    def turn() -> Any:
+        running.client.send_stimuli(STRONG)
+        return next((m for m in heard.messages[seen:] if condition(m)), None)
+
+    return heard.until(turn, what)
+
+
+def is_stimulation(kind: str) -> Any:
+    return lambda message: isinstance(message, Stimulation) and message.kind == kind
+
+
+def told(running: Running) -> dict[str, Any]:
+    stimulation: dict[str, Any] = running.health["stimulation"]
+    return stimulation
+
+
+def test_a_train_leaves_only_while_armed_and_a_stop_ends_it_at_once(tmp_path: Path) -> None:
+    with Running(closed_loop(tmp_path)) as running:
+        heard = running.listen("stimulation", "spikes")
+        drive(running, lambda: told(running)["counts"].get("refused_not_armed"), "a refusal")
+        assert told(running)["state"] == "disarmed"
+        assert told(running)["counts"]["delivered"] == 0
+        running.client.arm(60.0, key_of(tmp_path))
+
+        train = hear(running, heard, is_stimulation("train"), "a train")
+
+        assert (train.amplitude_ua, train.amplitude2_ua, train.phase_us, train.pulses) == (-10.0, 10.0, 200.0, 1)
+        assert 0.0 < train.expires - train.t <= 0.0101
+        running.client.send_stop()
+        stop = hear(running, heard, is_stimulation("stop"), "the stop")
+        assert REASONS[stop.reason] == "stopped"
+        delivered = told(running)["counts"]["delivered"]
+        before = told(running)["counts"]["refused_not_armed"]
+        drive(running, lambda: told(running)["counts"]["refused_not_armed"] > before + 2, "more refusals")
+        assert told(running)["counts"]["delivered"] == delivered
+
+
+def test_commands_carry_the_decoders_outputs(tmp_path: Path) -> None:
+    with Running(closed_loop(tmp_path)) as running:
+        heard = running.listen("command")
+        command = hear(running, heard, lambda m: isinstance(m, Command) and m.values[0] > 0.0, "a rate above zero")
+        assert command.values.shape == (2,)
+        assert command.expires > command.t_tick >= command.t_sample
+
+
+def test_arming_needs_the_key_once_for_each_nonce(tmp_path: Path) -> None:
+    with Running(closed_loop(tmp_path)) as running:
+        drive(running, lambda: running.health["tick"] > 3, "ticks")
+        with pytest.raises(RefusedError, match="needs the key"):
+            running.client.arm(10.0)
+        with pytest.raises(RefusedError, match="key is not that of this session"):
+            running.client.arm(10.0, b"another key of some length")
+        assert told(running)["state"] == "disarmed"
+        running.client.arm(10.0, key_of(tmp_path))
+        assert told(running)["state"] == "armed"
+        assert running.client.request("disarm")["tick"] > 0
+        assert told(running)["disarmed_by"] == "disarmed"
+
+
+def test_a_stop_file_holds_stimulation_until_it_is_gone(tmp_path: Path) -> None:
+    stop_file = tmp_path / "STOP"
+    with Running(closed_loop(tmp_path, stimulation=f'stop_file = "{stop_file}"')) as running:
+        drive(running, lambda: running.health["tick"] > 3, "ticks")
+        running.client.arm(10.0, key_of(tmp_path))
+        stop_file.touch()
+        wait_until(lambda: told(running)["state"] == "disarmed", "the end of the arming")
+        assert told(running)["disarmed_by"] == "stopped"
+        with pytest.raises(RefusedError, match="a stop was asked for"):
+            running.client.arm(10.0, key_of(tmp_path))
+        stop_file.unlink()
+
+        def armed() -> bool:
+            try:
+                running.client.arm(10.0, key_of(tmp_path))
+            except RefusedError:
+                return False
+            return True
+
+        wait_until(armed, "an arming after the stop file is gone")
+
+
+def test_a_dry_run_sends_no_train_and_counts_what_it_would_have(tmp_path: Path) -> None:
+    with Running(closed_loop(tmp_path, mode="dry_run")) as running:
+        heard = running.listen("stimulation", "spikes")
+        drive(running, lambda: running.health["tick"] > 3, "ticks")
+        running.client.arm(60.0, key_of(tmp_path))
+        hear(running, heard, lambda _: told(running)["counts"]["issued"] > 2, "trains that would have been sent")
+        assert told(running)["counts"]["delivered"] == 0
+        assert told(running)["dose_nc"] > 0.0
+        assert {m.kind for m in heard.of(Stimulation)} == {"lease"}
+
+
+def test_latency_of_inputs_is_told_from_their_sending_to_the_tick_they_act_on(tmp_path: Path) -> None:
+    import pylsl
+
+    with Running(closed_loop(tmp_path)) as running:
+        drive(running, lambda: running.health["tick"] > 3, "ticks")
+        begun = time.monotonic()
+        running.client.send_reward(0.5, t=pylsl.local_clock())
+        found = drive(running, lambda: running.health["ingest_latency_us"], "a latency")
+        assert 0.0 < found["p50"] <= (time.monotonic() - begun) * 1e6
