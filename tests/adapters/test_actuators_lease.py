@@ -1,0 +1,221 @@
+"""The last word at the device: whatever comes, in whatever order, no pulse outlives its lease."""
+
+import itertools
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from conformance.actuators import train
+from neuromod.adapters.actuators.base import Stimulation, StimulationKind
+from neuromod.adapters.actuators.lease import Heard, Lease, Limits, Pulse
+
+MS = 1_000_000
+T0 = 10**12
+
+
+def at(ms: float) -> int:
+    return T0 + round(ms * MS)
+
+
+def message(
+    seq: int, ms: float, kind: StimulationKind = "train", lease_ms: float = 100.0, **changes: Any
+) -> Stimulation:
+    t = 1e-9 * at(ms)
+    return replace(train(seq, t, t + 1e-3 * lease_ms), kind=kind, **changes)
+
+
+def run(lease: Lease, until_ms: float) -> list[float]:
+    """Return when pulses start, in ms, if the device looks exactly when it should."""
+    found: list[float] = []
+    while (due := lease.next_ns) is not None and due <= at(until_ms):
+        found += [(pulse.start_ns - T0) / MS for pulse in lease.pulses(due)]
+    lease.pulses(at(until_ms))
+    return found
+
+
+def test_a_train_has_its_pulses_at_its_period() -> None:
+    lease = Lease()
+    assert lease.hear(message(1, 0, pulses=4), at(0)) is Heard.STARTED
+    assert run(lease, 50) == [0, 10, 20, 30]
+    (end,) = lease.ended()
+    assert (end.pulses, end.asked, end.t_ns) == (4, 4, at(30.45))
+    assert not lease.is_running
+
+
+def test_a_train_stops_in_its_middle_when_the_lease_is_not_prolonged() -> None:
+    lease = Lease()
+    lease.hear(message(1, 0, lease_ms=25), at(0))
+    assert run(lease, 1000) == [0, 10, 20]
+    assert lease.ended()[0].pulses == 3
+
+
+def test_leases_prolong_a_train_and_the_last_one_ends_it() -> None:
+    lease = Lease()
+    lease.hear(message(1, 0, lease_ms=25), at(0))
+    assert run(lease, 20) == [0, 10, 20]
+    assert lease.hear(message(2, 20, "lease", 25), at(20)) is Heard.PROLONGED
+    assert run(lease, 1000) == [30, 40]
+
+
+def test_after_the_lease_only_a_new_train_starts_pulses_again() -> None:
+    lease = Lease()
+    lease.hear(message(1, 0, lease_ms=15), at(0))
+    run(lease, 20)
+    lease.hear(message(2, 20, "lease"), at(20))
+    assert run(lease, 60) == []
+    lease.hear(message(3, 60), at(60))
+    assert run(lease, 75) == [60, 70]
+
+
+def test_a_train_that_comes_too_late_does_not_start_and_ends_what_runs() -> None:
+    lease = Lease()
+    lease.hear(message(1, 0), at(0))
+    assert lease.hear(message(2, 0, electrode=4, lease_ms=20), at(20)) is Heard.STALE
+    assert run(lease, 100) == []
+
+
+def test_a_stop_ends_everything_whatever_its_number_and_age() -> None:
+    lease = Lease()
+    lease.hear(message(7, 0), at(0))
+    assert lease.hear(message(2, -500, "stop", lease_ms=0), at(1)) is Heard.STOPPED
+    assert run(lease, 100) == []
+
+
+@pytest.mark.parametrize("seq", [5, 4, 0])
+def test_a_number_that_does_not_rise_stops_everything_and_does_not_act(seq: int) -> None:
+    lease = Lease()
+    lease.hear(message(5, 0), at(0))
+    assert lease.hear(message(seq, 1, electrode=4), at(1)) is Heard.REPEATED
+    assert run(lease, 100) == []
+    assert lease.hear(message(seq + 1, 100), at(100)) is Heard.STARTED  # the other daemon is heard from then on
+
+
+def test_a_lost_message_may_have_been_a_stop_and_is_taken_as_one() -> None:
+    lease = Lease()
+    lease.hear(message(1, 0), at(0))
+    assert lease.hear(message(3, 1, "lease"), at(1)) is Heard.PROLONGED
+    assert run(lease, 100) == []
+
+
+def test_a_clock_that_goes_back_stops_everything() -> None:
+    lease = Lease()
+    lease.hear(message(1, 0), at(0))
+    assert lease.pulses(at(0))
+    assert lease.pulses(at(-1)) == []
+    assert not lease.is_running
+    assert lease.hear(message(2, -2), at(-2)) is Heard.BACKWARD
+
+
+@pytest.mark.parametrize(
+    ("changes", "heard"),
+    [
+        ({"t": 1e-9 * at(5)}, Heard.FUTURE),
+        ({"lease_ms": 1001}, Heard.LONG),
+        ({"expires": math.nan}, Heard.OUT_OF_RANGE),
+        ({"expires": math.inf}, Heard.OUT_OF_RANGE),
+        ({"electrode": 16}, Heard.OUT_OF_RANGE),
+        ({"electrode": -1}, Heard.OUT_OF_RANGE),
+        ({"amplitude_ua": -201.0, "amplitude2_ua": 201.0}, Heard.OUT_OF_RANGE),
+        ({"amplitude_ua": math.nan}, Heard.OUT_OF_RANGE),
+        ({"amplitude2_ua": -50.0}, Heard.OUT_OF_RANGE),
+        ({"phase2_us": 100.0}, Heard.OUT_OF_RANGE),
+        ({"phase_us": 0.0, "phase2_us": 0.0}, Heard.OUT_OF_RANGE),
+        ({"phase_us": 2001.0, "phase2_us": 2001.0}, Heard.OUT_OF_RANGE),
+        ({"interphase_us": -1.0}, Heard.OUT_OF_RANGE),
+        ({"pulses": 0}, Heard.OUT_OF_RANGE),
+        ({"pulses": 10_001}, Heard.OUT_OF_RANGE),
+        ({"period_us": 449.0}, Heard.OUT_OF_RANGE),
+    ],
+)
+def test_what_the_device_does_not_allow_stops_everything(changes: dict[str, Any], heard: Heard) -> None:
+    lease = Lease(Limits())
+    lease.hear(message(1, 0, electrode=7), at(0))
+    assert lease.hear(message(2, 1, **changes), at(1)) is heard
+    assert run(lease, 100) == []
+
+
+def test_a_second_train_on_a_busy_electrode_is_refused_and_the_first_goes_on() -> None:
+    lease = Lease()
+    lease.hear(message(1, 0, pulses=2), at(0))
+    assert run(lease, 5) == [0]
+    assert lease.hear(message(2, 5), at(5)) is Heard.BUSY
+    assert lease.hear(message(3, 5, electrode=4, pulses=1), at(5)) is Heard.STARTED
+    assert run(lease, 80) == [5, 10]
+
+
+def test_a_pulse_that_began_before_a_stop_is_over_before_its_electrode_is_used_again() -> None:
+    lease = Lease()
+    lease.hear(message(1, 0), at(0))
+    lease.pulses(at(0))
+    lease.stop(at(0.1))
+    assert lease.hear(message(2, 0.2), at(0.2)) is Heard.BUSY  # 0.45 ms long
+    assert lease.hear(message(3, 0.45), at(0.45)) is Heard.STARTED
+
+
+def test_a_device_that_looks_late_gives_no_burst() -> None:
+    lease = Lease()
+    lease.hear(message(1, 0), at(0))
+    assert len(lease.pulses(at(35))) == 1
+    assert run(lease, 60) == [45, 55]
+
+
+STEPS = st.lists(
+    st.tuples(
+        st.sampled_from(["train", "train", "lease", "lease", "stop", "look", "look", "look"]),
+        st.integers(-3_000_000, 40_000_000),  # ns from the step before: mostly forward
+        st.sampled_from([0, 1, 1, 1, 1, 1, 2, -5]),  # of the number, from the message before
+        st.floats(-30.0, 200.0),  # lease, ms
+        st.floats(-5.0, 20.0),  # age of the message, ms
+        st.integers(0, 3),
+        st.integers(1, 8),
+        st.floats(300.0, 30_000.0),
+    ),
+    max_size=40,
+)
+
+
+@given(STEPS)
+@settings(max_examples=400, deadline=None)
+def test_no_sequence_of_messages_and_times_gets_a_pulse_past_its_lease(steps: list[tuple[Any, ...]]) -> None:
+    lease = Lease(Limits(n_electrodes=4))
+    now, seq = T0, 0
+    granted: dict[int, tuple[int, int, float]] = {}  # by train: when it was heard, pulses asked, period
+    words: list[tuple[int, int, int]] = []  # number, arrival, end of lease of every message; a stop grants nothing
+    pulses: list[Pulse] = []
+    for kind, step_ns, seq_step, lease_ms, age_ms, electrode, n, period_us in steps:
+        now += step_ns
+        if kind != "look":
+            seq += seq_step
+            t = 1e-9 * now - 1e-3 * age_ms
+            said = replace(
+                train(seq, t, t + 1e-3 * lease_ms),
+                kind=kind, id=len(words), electrode=electrode, pulses=n, period_us=period_us,
+            )  # fmt: skip
+            heard = lease.hear(said, now)
+            words.append((seq, now, 0 if kind == "stop" else round(said.expires * 1e9)))
+            if heard is Heard.STARTED:
+                assert now < words[-1][2]
+                granted[said.id] = (len(words) - 1, n, period_us)
+        pulses += lease.pulses(now)
+        for pulse in pulses[-4:]:
+            if pulse.start_ns != now:
+                continue
+            first, asked, _ = granted[pulse.train]
+            assert pulse.index < asked
+            # without a gap, from the train to now, every word came in its time and the newest one still holds
+            since = words[first:]
+            assert now < since[-1][2]
+            for (seq_a, t_a, end_a), (seq_b, t_b, _) in itertools.pairwise(since):
+                assert seq_b == seq_a + 1
+                assert t_a <= t_b < end_a
+    by_train: dict[int, list[Pulse]] = {}
+    for pulse in pulses:
+        by_train.setdefault(pulse.train, []).append(pulse)
+    for number, own in by_train.items():
+        assert [pulse.index for pulse in own] == list(range(len(own)))
+        for a, b in itertools.pairwise(own):
+            assert b.start_ns - a.start_ns >= round(granted[number][2] * 1e3)
