@@ -5,6 +5,9 @@ only spike times, events, inputs and decisions are ever held whole.
 
 Only network steps have a place in the series: what a filler or a pause repeats was not computed, and is an invalid
 interval instead. Trials are not made up. A blind session stays blind unless it is asked for.
+
+neo 0.14 opens no file with an ElectricalSeries under acquisition, so that of the raw samples is in processing/ecephys,
+and acquisition/raw shows the same data as a plain series.
 """
 
 import json
@@ -163,6 +166,7 @@ class _Ticks:
         self.invalid: list[tuple[float, float, str]] = []
         self.first: NDArray[Any] | None = None
         self.has_outputs = False
+        self.last_s = 0.0
         self.axis = self._look()
 
     def steps(self) -> Iterator[tuple[NDArray[Any], NDArray[np.float64]]]:
@@ -184,6 +188,15 @@ class _Ticks:
             before = np.clip(self._per_block - 1 - places, 0, None) * self.dt_s
             is_step = (ticks["flags"] & _NO_STEP) == 0
             yield ticks, ticks["t_sample"] - before - self.zero_s, is_step
+
+    def observed(self) -> list[tuple[float, float]]:
+        """Return the intervals in which there were network steps."""
+        start, intervals = self.axis.start_s - self.dt_s, []
+        for since, until, _ in self.invalid:
+            if since > start:
+                intervals.append((start, since))
+            start = max(start, until)
+        return [*intervals, (start, self.last_s)] if self.last_s > start else intervals
 
     def _look(self) -> _Axis:
         """Find spikes and invalid intervals, and whether the times lie on a grid."""
@@ -207,7 +220,7 @@ class _Ticks:
                     if kind:
                         self.invalid.append((since, float(times[at]), kind))
                     kind, since = name, float(times[at - 1]) if at else until
-            until = float(times[-1])
+            self.last_s = until = float(times[-1])
         if kind:
             self.invalid.append((since, until, kind))
         # a backward step of the source's clock is kept in the series; a unit's spikes are in order
@@ -322,14 +335,17 @@ class _Writer:
         )
         units.add_column("channel", "Channel of the network, from 0")
         units.add_column("role", "What the channel is in the network")
+        observed = self._ticks.observed()
         for channel, times in enumerate(self._ticks.spike_times):
             role = {14: "coincidence detector", 15: "inhibitory interneuron"}.get(channel, "sensory")
-            units.add_unit(id=channel, spike_times=times, channel=channel, role=role)
+            units.add_unit(id=channel, spike_times=times, channel=channel, role=role, obs_intervals=observed)
         self._nwb.units = units
 
     def _add_samples(self) -> int:
-        dtype = self._session.kinds.get("samples")
-        if dtype is None:
+        from pynwb import TimeSeries
+        from pynwb.ecephys import ElectricalSeries
+
+        if self._session.kinds.get("samples") is None:
             return 0
         stream = self._session.metadata["stream"]
         axis = _AxisFinder(stream["sampling_frequency"])
@@ -348,25 +364,26 @@ class _Writer:
         is_signal = stream["kind"] == "signal" and all(unit == "uV" for unit in stream["units"])
         text = f"Samples of {stream['name']!r} as they came, before any filter"
         if not is_signal:
-            from pynwb import TimeSeries
-
             unit = ", ".join(sorted(set(stream["units"]) - {""})) or "unknown"
             self._nwb.add_acquisition(TimeSeries(name="raw", data=data, unit=unit, description=text, **timing))
             return found.n
-        from pynwb.ecephys import ElectricalSeries
-
         is_one = bool((scale == scale[0]).all())
-        self._nwb.add_acquisition(
-            ElectricalSeries(
-                name="raw",
-                data=data,
-                electrodes=self._electrodes(stream),
-                conversion=1e-6 * float(scale[0]) if is_one else 1e-6,
-                channel_conversion=None if is_one else scale,
-                description=text,
-                **timing,
-            )
+        conversion = 1e-6 * float(scale[0]) if is_one else 1e-6
+        series = ElectricalSeries(
+            name="raw",
+            data=data,
+            electrodes=self._electrodes(stream),
+            conversion=conversion,
+            channel_conversion=None if is_one else scale,
+            description=text,
+            **timing,
         )
+        self._nwb.create_processing_module("ecephys", "Raw samples, with the channels that they are of").add(series)
+        if is_one:
+            timing = {"timestamps": series} if found.rate_hz is None else timing
+            text += "; the data of processing/ecephys/raw"
+            view = TimeSeries(name="raw", data=series, unit="volts", conversion=conversion, description=text, **timing)
+            self._nwb.add_acquisition(view)
         return found.n
 
     def _electrodes(self, stream: dict[str, Any]) -> Any:
