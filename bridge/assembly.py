@@ -170,7 +170,8 @@ def assemble(
         info.sampling_frequency,
         info.channel_names,
         baseline if is_signal else None,
-        artefacts=config.artefacts if config.stimulation is not None else None,
+        # stimuli messages come from a program, which no pulse disturbs
+        artefacts=config.artefacts if config.stimulation is not None and not is_stimuli else None,
         electrode_names=[e.name for e in config.stimulation.electrodes] if config.stimulation is not None else (),
     )
     names = front_end.feature_names if is_signal else info.channel_names

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 import typer.core
 
-from neuromod.bridge import cli_client
+from neuromod.bridge import cli_actuate, cli_client, cli_session
 from neuromod.engine.errors import NeuromodError
 
 if TYPE_CHECKING:
@@ -409,6 +409,8 @@ def bench(
     raise typer.Exit(measure(json=json))
 
 
+app.command(rich_help_panel=RUN)(cli_actuate.actuate)
+app.add_typer(cli_session.app, name="session", rich_help_panel=RUN)
 cli_client.add_commands(app, TALK)
 
 

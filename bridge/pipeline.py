@@ -32,7 +32,7 @@ from neuromod.engine.compiled import jit
 from neuromod.engine.layout import N_CHANNELS
 from neuromod.engine.tick import levels, membrane, tick
 from neuromod.sorting.encoder import encode, is_encoding
-from neuromod.sorting.front_end import blank, finish_block, is_blanked, is_ready, push
+from neuromod.sorting.front_end import blank, finish_block, is_blanked, is_ready, push, skip
 
 TICK = np.dtype(
     [
@@ -525,8 +525,11 @@ def consume(
                 words[TAKEN] += 1
                 i += 1
                 continue
+            gaps = counters[_GAPS]
             words[_MISSING] = _place(pipeline, stamps[i])
             words[_PLACED] = 1
+            if counters[_GAPS] > gaps and words[_MISSING] == 0:  # too long to be filled in
+                skip(front_end, words[_LAST_GAP])
         if words[_MISSING] > 0:
             take = min(room, words[_MISSING])
             if words[_FILL_ZERO]:

@@ -106,6 +106,33 @@ device_delay_ms = @  # known delay from electrode to stamp, taken off t_sample
 fill = @  # missing samples: "hold" the last one, or "zero"
 max_fill_ms = @  # longer gaps are not filled
 
+[record]                         # what is kept, for 'neuromod session' and 'neuromod replay'; take it out to keep nothing
+folder = @
+raw = @  # the samples as they came, too: 12 MB/s for 96 channels at 30 kHz
+warn_free_mb = @  # free space on the disk below which it is announced,
+min_free_mb = @  # and below which recording ends; the session goes on
+
+# [decoder]                      # from spikes to commands; or path = "NAME-v1.json", which 'neuromod calibrate' wrote
+# kind = "rates"
+# tau_ms = 100.0
+# events = [{channel = 14, refractory_ms = 100.0}]    # what may trigger stimulation
+
+# [stimulation]                  # nothing is ever stimulated without it; read "Stimulation" in the README first
+# mode = "dry_run"               # the default: everything is judged, nothing is sent
+# [[stimulation.electrodes]]
+# name = "e1"
+# area_um2 = 2000.0              # geometric; with the material it limits the charge density
+# material = "sirof"
+# impedance_kohm = 50.0
+# [[stimulation.programs]]
+# name = "pulse"
+# electrode = "e1"
+# amplitude_ua = -10.0           # cathodic first; the second phase takes the charge back
+# phase_us = 200.0
+# [[stimulation.triggers]]
+# event = 0
+# program = "pulse"
+
 [runtime]                        # 'neuromod doctor' says which of these this host permits
 loop = @
 realtime_priority = @  # SCHED_FIFO, 1 to 98; 0 leaves the scheduler alone
@@ -129,7 +156,7 @@ name = "session"
         *([_ENCODER] if kind != "zmq" else []),
         _REST,
     ]
-    return _fill_in("\n".join(parts), parse(_SOURCES[kind]).effective())
+    return _fill_in("\n".join(parts), parse(_SOURCES[kind] + "\n[record]\n").effective())
 
 
 def _fill_in(text: str, effective: dict[str, Any]) -> str:

@@ -88,10 +88,11 @@ def test_what_is_not_set_shows_as_a_comment() -> None:
 def test_the_template_states_the_defaults(kind: SourceKind) -> None:
     written = tomllib.loads(session_toml(kind))
     effective = parse(session_toml(kind)).effective()
-    bare = parse(to_toml({"source": written["source"]})).effective()
+    # a session keeps a record where it says [record], and the template does
+    bare = parse(to_toml({"source": written["source"], "record": {}})).effective()
 
     assert effective == bare
-    for section in ("sockets", "publish", "timing", "runtime"):
+    for section in ("sockets", "publish", "timing", "runtime", "record"):
         assert set(written[section]) == set(effective[section]), f"[{section}] of the template is not complete"
 
 
