@@ -15,6 +15,11 @@ a `Loop` is whatever answers the one by the other: a network and a decoder in th
 on the other side of its sockets (`neuromod.bridge.task`). `practise` plays one condition with any of them, the same way
 bit for bit.
 
+Measured over 30 seeds: of the last 200 of 500 trials 29 networks do all but at most one right, and one 0.74, for which
+one of four targets is lost; 100 trials in a row with 0.8 right first end after 208 to 297. Over ten seeds, random
+movements (learning frozen) succeed in 0.09 of trials, and so do networks with the same rewards in another order (0.04
+to 0.18 in one), in the sham condition, and without dopamine. A trial takes 0.67 s of network time, 0.56 s once learnt.
+
 References
 ----------
 .. [1] Georgopoulos, Kalaska, Caminiti & Massey (1982), J. Neurosci. 2, 1527-1537.
@@ -574,7 +579,8 @@ def play(task: CentreOutTask, loop: Loop, watch: Callable[[CentreOutTask], None]
     if watch is not None:
         watch(task)
     while not task.is_finished:
-        reward = task.advance(loop.run(task.stimuli))
+        stimuli = task.stimuli
+        reward = task.advance(loop.run(stimuli), len(stimuli))
         if reward is not None:
             loop.add_reward(reward)
         if watch is not None:
