@@ -1,12 +1,16 @@
 """Messages for people and for JSON."""
 
+import dataclasses
 import math
 from typing import Any
 
 import numpy as np
 
+from neuromod.adapters.actuators.base import Command, Stimulation
+from neuromod.bridge.gate import REASONS
 from neuromod.bridge.wire import (
     EventMessage,
+    Flag,
     HealthMessage,
     OutputMessage,
     SpikesMessage,
@@ -30,6 +34,10 @@ def as_json(message: OutputMessage) -> dict[str, Any]:
                 "channels": message.channels,
                 "flags": flag_names(message),
             }
+        case Command():
+            body = {"topic": "command", **dataclasses.asdict(message), "flags": flag_names(message)}
+        case Stimulation():
+            body = {"topic": "stimulation", **dataclasses.asdict(message), "reason": REASONS[message.reason]}
         case StimuliMessage():
             body = {"topic": "stimuli", "seq": message.seq, "tick": message.tick, "values": message.values}
         case StateMessage():
@@ -63,6 +71,17 @@ def as_line(message: OutputMessage) -> str:
             raster = "".join("|" if fired else "." for fired in message.spikes)
             latency = "" if math.isnan(message.latency_us) else f"{message.latency_us:8.0f} us"
             return f"spikes  {message.tick:>10} {raster} {latency} {' '.join(flag_names(message))}".rstrip()
+        case Command():
+            values = " ".join(f"{value:8.3g}" for value in message.values)
+            return f"command {message.tick:>10} {values} {' '.join(flag_names(message))}".rstrip()
+        case Stimulation(kind="train"):
+            return (
+                f"train   {message.tick:>10} number {message.id}: electrode {message.electrode}, "
+                f"{message.amplitude_ua:g} uA x {message.phase_us:g} us, {message.pulses} pulses"
+            )
+        case Stimulation():
+            why = REASONS[message.reason] if message.kind == "stop" else ""
+            return f"{message.kind:<7} {message.tick:>10} {why}".rstrip()
         case StimuliMessage():
             return f"stimuli {message.tick:>10} " + " ".join(f"{value:.3g}" for value in message.values)
         case StateMessage():
@@ -92,9 +111,9 @@ def as_tree(value: Any, indent: str = "") -> str:
     return "\n".join(lines)
 
 
-def flag_names(message: SpikesMessage) -> list[str]:
+def flag_names(message: SpikesMessage | Command) -> list[str]:
     """Names of the flags that are set."""
-    return [flag.name or "" for flag in message.flags]
+    return [flag.name or "" for flag in Flag(message.flags)]
 
 
 def plain(value: Any) -> Any:

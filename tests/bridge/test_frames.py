@@ -11,17 +11,24 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from neuromod.adapters.actuators.base import Command, Stimulation
 from neuromod.bridge import frames, wire
 from neuromod.bridge.frames import (
     INGEST_STIMULI_BYTES,
+    command_frame,
+    fill_command,
     fill_spikes,
+    fill_stimulation,
     fill_stimuli,
     keys_table,
     read_numbers,
     read_stimuli,
     spikes_frame,
+    stimulation_frame,
     stimuli_frame,
 )
+from neuromod.bridge.gate import DECISION
+from neuromod.bridge.pipeline import TICK
 from neuromod.engine.layout import N_CHANNELS
 from neuromod.engine.modulators import MODULATORS
 
@@ -46,6 +53,9 @@ other_values = st.one_of(
 )
 
 
+_CURRENTS = ("amplitude_ua", "phase_us", "interphase_us", "amplitude2_ua", "phase2_us", "period_us")
+
+
 def guarded(payload: bytes | bytearray, guard: int) -> NDArray[np.uint8]:
     """The payload as it lies in the loop's buffer, in front of what an earlier message left there."""
     return np.frombuffer(payload + bytes([guard] * 80), np.uint8).copy()
@@ -58,6 +68,14 @@ def numbers_in(payload: bytes, keys: NDArray[np.uint8] = LEVELS, guard: int = 0)
         return None
     assert set(present.tolist()) <= {0, 1}
     return [float(v) if p else None for v, p in zip(values, present, strict=True)]
+
+
+def tick_record(rng: np.random.Generator) -> Any:
+    """A TICK with every field at random."""
+    record = np.frombuffer(rng.bytes(TICK.itemsize), TICK).copy()
+    record["t_sample"], record["t_tick"] = rng.normal(size=2) * 1e6
+    record["outputs"] = rng.normal(size=record["outputs"].shape)
+    return record[0]
 
 
 def levels_by_msgpack(payload: bytes) -> list[float | None]:
@@ -80,6 +98,57 @@ def stimuli_payload(values: Any) -> bytes:
 
 
 # -- out
+
+
+@pytest.mark.parametrize("n_outputs", [1, 2, 8])
+@pytest.mark.parametrize("flags", [0, int(wire.Flag.LATE), int(wire.Flag.INHIBITED | wire.Flag.FILLER)])
+def test_a_filled_command_frame_is_the_packed_message(n_outputs: int, flags: int) -> None:
+    rng = np.random.default_rng([n_outputs, flags])
+    frame = command_frame(n_outputs)
+    for _ in range(20):  # nothing of the one before may stay
+        record = tick_record(rng)
+        fill_command(frame, 7, record, 3, flags, 12.25)
+
+        is_inhibited = bool(flags & wire.Flag.INHIBITED)
+        values = np.zeros(n_outputs, np.float32) if is_inhibited else record["outputs"][:n_outputs]
+        events = 0 if is_inhibited else int(record["events"])
+        tick, t_sample, t_tick = int(record["tick"]), float(record["t_sample"]), float(record["t_tick"])
+        packed = wire.pack_command(Command(7, tick, t_sample, t_tick, values, events, 3, flags, 12.25))
+        assert frame.tobytes() == packed
+        read = wire.unpack_output(b"command", packed)
+        assert isinstance(read, Command)
+        assert read.values.tolist() == values.tolist()
+        assert (read.tick, read.t_tick, read.events, read.flags) == (tick, t_tick, events, flags)
+
+
+@pytest.mark.parametrize("kind", wire.STIMULATION_KINDS)
+def test_a_filled_stimulation_frame_is_the_packed_message(kind: Any) -> None:
+    decision = np.zeros(1, DECISION)
+    decision["id"], decision["electrode"], decision["pulses"] = 2**40, 31, 7
+    for name, value in zip(_CURRENTS, (-10.5, 200.0, 50.0, 5.25, 400.0, 1e4), strict=True):
+        decision[name] = value
+    frame = stimulation_frame()
+    fill_stimulation(frame, 5, 6, 1.5, wire.STIMULATION_KINDS.index(kind), 1.75, 16, decision[0])
+
+    message = Stimulation(5, 6, 1.5, kind, 2**40, 31, -10.5, 200.0, 50.0, 5.25, 400.0, 7, 1e4, 1.75, 16)
+    assert frame.tobytes() == wire.pack_stimulation(message)
+    assert wire.unpack_output(b"stimulation", frame.tobytes()) == message
+
+
+def test_stimuli_with_the_time_of_sending_are_read_in_compiled_code() -> None:
+    values = np.arange(16, dtype=np.float32)
+    _, payload = wire.pack_ingest(wire.StimuliInput(values, 1234.5))
+    read, sent = np.zeros(N_CHANNELS, np.float32), np.zeros(1)
+
+    assert read_stimuli(guarded(payload, 0), len(payload), read, sent)
+
+    assert read.tolist() == values.tolist()
+    assert sent[0] == 1234.5
+    assert not read_stimuli(guarded(payload, 0), len(payload) - 1, read, sent)
+    for at in (0, 1, 9, 74, 76):  # the map, a key, the length, the second key, its type
+        damaged = bytearray(payload)
+        damaged[at] ^= 0x01
+        assert not read_stimuli(guarded(damaged, 0), len(damaged), read, sent)
 
 
 @fast
