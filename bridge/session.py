@@ -47,6 +47,8 @@ _PART = 1 << 20
 _SEALED = ("mode", "schedule", "yoked_session", "ledger", "key_file")
 """What a blind operator could tell the condition by."""
 _KEY_FILE = "key_file"
+_OUTPUTS = ("record.folder",)
+"""Paths that a session writes to: of no use to a replay."""
 
 
 # -- recording --------------------------------------------------------------------------------------------------------
@@ -181,7 +183,7 @@ def _named_files(config: SessionConfig) -> tuple[list[dict[str, Any]], dict[int,
     """List the files that a configuration names, those of a folder one by one, and read those that are kept."""
     files: list[dict[str, Any]] = []
     contents: dict[int, bytes] = {}
-    for key, named in _paths(config, ""):
+    for key, named in ((key, named) for key, named in _paths(config, "") if key not in _OUTPUTS):
         inside = sorted(path for path in named.rglob("*") if path.is_file()) if named.is_dir() else [named]
         for path in inside:
             entry: dict[str, Any] = {"key": key, "path": str(named), "part": str(path.relative_to(named))}

@@ -223,7 +223,7 @@ class Disk:
 def test_a_disk_that_fills_up_is_announced_and_again_at_each_halving(tmp_path: Path) -> None:
     disk = Disk(20 * GIGABYTE)
     recorder = disk.recorder(tmp_path)
-    said_at = []
+    said_at: list[float] = []
     for tenths in range(200, 9, -1):
         disk.free = tenths * GIGABYTE // 10
         recorder._check_space(1e9 - tenths)  # a time of its own for each look
