@@ -186,10 +186,10 @@ class Fit(NamedTuple):
 
 
 class _Data(NamedTuple):
-    """Everything the fits look at; rows are ticks."""
+    """Everything the fits look at; rows are ticks, of the features bins."""
 
     masks: NDArray[np.uint32]
-    features: Floats  # (n_ticks, n_features): what the decoder would see at the end of each tick
+    features: Floats  # (n_ticks // bin_ticks, n_features): what the decoder would see at the end of each bin
     targets: Floats
     known: _Known  # all of the targets are
     dt_ms: float
@@ -199,7 +199,7 @@ class _Data(NamedTuple):
     names: tuple[str, ...]
 
 
-_Fitter = Callable[[_Data, _Known, Floats, float], FittedConfig]
+_Fitter = Callable[[_Data, _Known, float], FittedConfig]
 
 
 def fit(
@@ -248,16 +248,18 @@ def fit(
     for first, last in blocks:
         training = _outside(data, first, last)
         strength = _choose_strength(data, training, kind, fitter)
-        tested, outputs = _run(data, fitter(data, training, data.targets, strength), first, last)
+        tested, outputs = _run(data, fitter(data, training, strength), first, last)
         held_out += int(tested.sum())
         truth = data.targets[tested]
         folds["decoder"].append(_score(truth, outputs[tested], discrete))
         mean = np.tile(data.targets[training & data.known].mean(axis=0), (len(truth), 1))
         folds["mean"].append(_score(truth, mean, discrete))
         shuffles = []
-        for _ in range(options.n_shuffles):
-            shuffled, partly = _shuffle(data, training, rng)
-            _, outputs = _run(data, fitter(data, partly, shuffled, strength), first, last)
+        for k in range(options.n_shuffles):
+            other = data._replace(targets=_shuffle(data, training, rng))
+            if k == 0:  # the same procedure as for the decoder; one choice does for all shuffles of a block
+                strength = _choose_strength(other, training, kind, fitter)
+            _, outputs = _run(data, fitter(other, training, strength), first, last)
             shuffles.append(_score(truth, outputs[tested], discrete))
         folds["shuffled"].append({key: np.mean([s[key] for s in shuffles], axis=0) for key in shuffles[0]})
     everything = np.ones(len(data.known), dtype=np.bool_)
@@ -272,7 +274,7 @@ def fit(
         mean=_scores(folds["mean"]),
         shuffled=_scores(folds["shuffled"]),
     )
-    return Fit(fitter(data, everything, data.targets, strength), metrics)
+    return Fit(fitter(data, everything, strength), metrics)
 
 
 # data
@@ -327,16 +329,11 @@ def _trains(spikes: NDArray[np.generic]) -> Floats:
 
 
 def _lagged_counts(trains: Floats, bin_ticks: int, n_lags: int) -> Floats:
-    """Counts of the last `n_lags` whole bins at each tick, newest first; zero before the start."""
+    """Counts of a bin and of the `n_lags` - 1 before it, newest first, one row a whole bin; zero before the start."""
     n_bins = len(trains) // bin_ticks
     counts = trains[: n_bins * bin_ticks].reshape(n_bins, bin_ticks, N_CHANNELS).sum(axis=1)
     padded = np.vstack([np.zeros((n_lags, N_CHANNELS)), counts])
-    lagged = np.hstack([padded[n_lags - lag : n_lags - lag + n_bins] for lag in range(n_lags)])
-    # known from the last tick of the bin on
-    features = np.zeros((len(trains), lagged.shape[1]))
-    whole = (np.arange(len(trains)) + 1) // bin_ticks - 1
-    features[whole >= 0] = lagged[whole[whole >= 0]]
-    return features
+    return np.hstack([padded[n_lags - lag : n_lags - lag + n_bins] for lag in range(n_lags)])
 
 
 def _refuse_too_little(
@@ -437,28 +434,27 @@ def _choose_strength(data: _Data, training: _Known, kind: Kind, fitter: _Fitter)
     if len(strengths) == 1:
         return strengths[0]
     errors = np.zeros(len(strengths))
+    scale = data.targets[training & data.known].var(axis=0)
     for first, last in _blocks(data, training, options.n_folds):
         inner = training & _outside(data, first, last)
         if not (inner & data.known).any():
             continue
-        scale = data.targets[training & data.known].var(axis=0)
         for k, strength in enumerate(strengths):
-            tested, outputs = _run(data, fitter(data, inner, data.targets, strength), first, last)
-            tested &= training
-            errors[k] += (((outputs[tested] - data.targets[tested]) ** 2) / scale).sum()
+            tested, outputs = _run(data, fitter(data, inner, strength), first, last)
+            at = np.flatnonzero(tested & training)
+            errors[k] += (((outputs[at] - data.targets[at]) ** 2) / scale).sum()
     return strengths[int(np.argmin(errors))]
 
 
-def _shuffle(data: _Data, training: _Known, rng: np.random.Generator) -> tuple[Floats, _Known]:
-    """Targets whose blocks have changed places within the training set, and the ticks that have one."""
-    n = max(1, round(data.options.shuffle_block_ms / data.dt_ms))
+def _shuffle(data: _Data, training: _Known, rng: np.random.Generator) -> Floats:
+    """Targets of the training set whose blocks have changed places; NaN elsewhere."""
     usable = np.flatnonzero(training & data.known)
-    n = min(n, max(1, len(usable) // 4))
+    n = min(max(1, round(data.options.shuffle_block_ms / data.dt_ms)), max(1, len(usable) // 4))
     starts = np.arange(0, len(usable), n)
     moved = np.concatenate([usable[starts[k] : starts[k] + n] for k in rng.permutation(len(starts))])
     shuffled = np.full_like(data.targets, np.nan)
     shuffled[usable] = data.targets[moved]
-    return shuffled, training & data.known
+    return shuffled
 
 
 # fits
@@ -473,10 +469,10 @@ def _rows(data: _Data, training: _Known) -> NDArray[np.int64]:
     return rows
 
 
-def _linear(data: _Data, training: _Known, targets: Floats, strength: float) -> FittedConfig:
+def _linear(data: _Data, training: _Known, strength: float) -> FittedConfig:
     """Ridge regression on centred features in units of their standard deviation (Hoerl & Kennard 1970)."""
     rows = _rows(data, training)
-    x, y = data.features[rows], targets[rows]
+    x, y = data.features[rows // data.bin_ticks], data.targets[rows]
     centre, mean = x.mean(axis=0), y.mean(axis=0)
     sd = x.std(axis=0)
     used = sd > 0.0
@@ -498,14 +494,14 @@ def _linear(data: _Data, training: _Known, targets: Floats, strength: float) -> 
     )
 
 
-def _population_vector(data: _Data, training: _Known, targets: Floats, strength: float) -> FittedConfig:
+def _population_vector(data: _Data, training: _Known, strength: float) -> FittedConfig:
     """Cosine tuning: rate = baseline + b . target, by least squares; b points to the preferred direction.
 
     The depth is how far the rate rises for a target of root mean square length. Channels vote whose b stands out from
     its scatter between five parts of the data. The gain is the least squares one.
     """
     rows = _rows(data, training)
-    rates, y = data.features[rows], targets[rows]
+    rates, y = data.features[rows // data.bin_ticks], data.targets[rows]
     slopes, baseline = _regress(y, rates)
     parts = [_regress(y[part], rates[part])[0] for part in np.array_split(np.arange(len(rows)), 5)]
     scatter = np.sqrt(np.var(parts, axis=0, ddof=1).sum(axis=0) / len(parts))
@@ -534,10 +530,10 @@ def _population_vector(data: _Data, training: _Known, targets: Floats, strength:
     )
 
 
-def _kalman(data: _Data, training: _Known, targets: Floats, strength: float) -> FittedConfig:
+def _kalman(data: _Data, training: _Known, strength: float) -> FittedConfig:
     """Least squares for both models, residual covariances for both noises (Wu et al. 2006)."""
     rows = _rows(data, training)
-    x, z = targets[rows], data.features[rows]
+    x, z = data.targets[rows], data.features[rows // data.bin_ticks]
     used = np.flatnonzero(z.std(axis=0) > 0.0)
     if len(used) == 0:
         raise ConfigError("no channel's counts change: a Kalman filter has nothing to observe")
