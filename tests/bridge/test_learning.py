@@ -474,11 +474,14 @@ def test_a_new_daemon_learns_on_bit_for_bit_where_a_killed_one_was_saved(
 
 
 def network_in(path: Path, config: SessionConfig) -> bytes:
-    """The block of the network in a checkpoint: its last part, weights and random numbers included."""
+    """The block of the network in a checkpoint, weights and random numbers included."""
     from neuromod.bridge import checkpoint
 
     assembly = assemble(config, stimuli_stream(config.source))  # type: ignore[arg-type]
-    return checkpoint.load(path, assembly)[-assembly.network.state.nbytes :].tobytes()
+    parts = assembly.parts()
+    k = next(k for k, part in enumerate(parts) if part is assembly.network.state)
+    begin = sum(part.nbytes for part in parts[:k])
+    return checkpoint.load(path, assembly)[begin : begin + parts[k].nbytes].tobytes()
 
 
 # -- a source with a clock of its own: rewards act when they come, and the records say when that was
