@@ -179,9 +179,10 @@ class Collector:
 
     def turn(self) -> None:
         """Take everything that waits, and publish what is due."""
-        self._take_echoes(drain(self.rings.echoes, rt.INPUT))
         reached = native.get_word(self.rings.samples.ends, _TAIL) - math.ceil(self.assembly.samples_per_block)
+        # ticks first: then every input that acted on one of them is there too, and is recorded before it
         ticks = drain(self.rings.ticks, TICK, limit=65536)
+        self._take_echoes(drain(self.rings.echoes, rt.INPUT))
         if len(ticks):
             self._take_ticks(ticks)
         decided = drain(self.rings.decisions, safety.DECISION)
@@ -212,8 +213,8 @@ class Collector:
     def _take_echoes(self, echoes: NDArray[Any]) -> None:
         if self.recorder is not None:
             self.recorder.add("inputs", echoes)
-        for echo in echoes:
-            if echo["t_sent"] != 0.0:
+        for echo in echoes[(echoes["id"] != 0) | (echoes["t_sent"] != 0.0)]:
+            if echo["t_sent"] != 0.0 and echo["kind"] != rt.STIMULI:  # a tick tells of its stimuli itself
                 self._effects.append((int(echo["tick"]), float(echo["t_sent"])))
             if (waiting := self._waiting.get(int(echo["id"]))) is not None:
                 waiting[1][0] = echo

@@ -188,8 +188,14 @@ class Control:
 
     def _checkpoint(self, name: str | None) -> dict[str, Any]:
         path = Path(name) if name else Path(time.strftime("neuromod-%Y%m%d-%H%M%S.checkpoint"))
-        tick = int(self._collector.call(rt.SNAPSHOT)["tick"])
-        checkpoint.save(path, self._collector.assembly, self._collector.loop.snapshot, tick)
+        number = self._collector.next_id()
+        tick = int(self._collector.call(rt.SNAPSHOT, number=number)["tick"])
+        loop = self._collector.loop
+        checkpoint.save(path, self._collector.assembly, loop.snapshot, tick)
+        if self._collector.recorder is not None:  # from which a replay goes on behind a gap
+            body = {"id": number, "path": str(path), "data": loop.snapshot.tobytes()}
+            body["stimulation"] = loop.stimulation_kept.tobytes()
+            self._collector.recorder.add_message("checkpoints", body)
         return {"path": str(path.absolute()), "tick": tick}
 
     def _restore(self, path: Path) -> dict[str, Any]:

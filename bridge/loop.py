@@ -40,6 +40,7 @@ from neuromod.bridge.gate import (
 from neuromod.bridge.loop_inputs import STIMULI_READ, read_ingest, receive, report_fault, take_inputs
 from neuromod.bridge.loop_state import (
     C_FILLERS,
+    C_INPUTS,
     C_LATE,
     C_MESSAGES,
     C_PULL_ERRORS,
@@ -413,6 +414,7 @@ def _complete(state: Any, record: Any, arrival: float) -> None:
     numbers = state["numbers"]
     record["t_sample"] = numbers[OFFSET] + numbers[RATE] * record["t_sample"]
     record["t_arrival"] = arrival
+    record["inputs"] = state["counters"][C_INPUTS]
     if clock(state) - record["t_sample"] > numbers[LATE_S]:
         record["flags"] |= FLAG_LATE
         state["counters"][C_LATE] += 1
@@ -529,6 +531,7 @@ def _keep_informed(loop: Loop, rings: Rings, pipeline: Pipeline, decoder: Any, n
         record["spikes"] = 0
         record["events"] = 0
         record["t_sent"] = 0.0
+        record["inputs"] = counters[C_INPUTS]
         for i in range(record["outputs"].shape[0]):
             record["outputs"][i] = 0.0
         record["now_ns"] = _ns(now)

@@ -111,7 +111,11 @@ def read_ingest(loop: Loop, rings: Rings, pipeline: Pipeline, network: Any, deco
             words[W_MORE] = 0
             break
         if got == STIMULI_READ:
-            enqueue_stimuli(pipeline, loop.block[0]["values"], loop.block[0]["sent"][0])
+            set_echo(loop, STIMULI, 0)
+            for c in range(N_CHANNELS):
+                loop.echo[0]["values"][c] = loop.block[0]["values"][c]
+            loop.echo[0]["t_sent"] = loop.block[0]["sent"][0]
+            _apply(loop, rings, pipeline, network, decoder, stimulation)
 
 
 @jit
@@ -268,7 +272,10 @@ def _apply(loop: Loop, rings: Rings, pipeline: Pipeline, network: Any, decoder: 
     echo["tick"] = pipeline.words[TICK_NEXT]
     echo["record"] = pipeline.words[RECORDS]
     echo["samples"] = pipeline.words[TAKEN]
+    echo["number"] = state["counters"][C_INPUTS]
     kind = echo["kind"]
+    if kind == ARM:  # the gate has seen them between two ticks, of which there is no record
+        echo["values"][2] = float(stimulation.gate[0]["conditions"])
     apply_input(echo, pipeline, network, decoder, stimulation, loop.next_decoder, state["values"])
     if kind == CLOCK:
         state["numbers"][OFFSET] = echo["values"][0]
@@ -277,6 +284,7 @@ def _apply(loop: Loop, rings: Rings, pipeline: Pipeline, network: Any, decoder: 
     elif kind in (SNAPSHOT, RESTORE):
         was_paused, records, taken = pipeline.words[PAUSED], pipeline.words[RECORDS], pipeline.words[TAKEN]
         loop.gate_before[0] = stimulation.gate[0]
+        loop.stimulation_kept[0] = stimulation.block[0]
         _copy_parts(loop, kind == RESTORE)
         pipeline.words[PAUSED] = was_paused  # whether the session runs is the operator's word, not the checkpoint's
         pipeline.words[RECORDS], pipeline.words[TAKEN] = records, taken

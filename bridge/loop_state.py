@@ -33,6 +33,7 @@ from neuromod.bridge.ring import (
     make_sample_ring,
     rows_of,
 )
+from neuromod.bridge.stimulation import STIMULATION
 from neuromod.engine.compiled import jit
 from neuromod.engine.layout import N_CHANNELS
 from neuromod.engine.modulators import MODULATORS
@@ -55,6 +56,7 @@ INPUT_NAMES = (
 INPUT = np.dtype(
     [
         ("kind", np.int64),
+        ("number", np.int64),  # in the echo: inputs that took effect before it
         ("id", np.int64),  # echoed; 0 for what the loop read from the socket itself
         ("tick", np.int64),  # in the echo: the first tick that it acts on
         ("record", np.int64),  # in the echo: TICK records written before it took effect
@@ -63,6 +65,7 @@ INPUT = np.dtype(
         # LEVELS, SET: bit i = modulator or parameter i is given; LEARNING: on; INLET: handle; ARM, HEARTBEAT: token;
         # DISARM, FAULT: reason; ALIVE: peer; STIMULATE: program; GRANT: electrode, or -1 for the total
         ("word", np.int64),
+        # in the echo of ARM: the answer of the gate, and the conditions that it went by
         ("values", np.float64, (N_CHANNELS,)),
         ("t_sent", np.float64),  # when it was sent, s, local clock; 0 where unknown
     ],
@@ -197,6 +200,7 @@ class Loop(NamedTuple):
     next_decoder: NDArray[Any]  # DECODER, shape (1,): what DECODER_SWAP installs
     gate_before: NDArray[Any]  # GATE, shape (1,): the gate before a checkpoint was copied over it
     gate_restored: NDArray[Any]  # GATE, shape (1,): what the checkpoint held
+    stimulation_kept: NDArray[Any]  # STIMULATION, shape (1,): as it was at the last checkpoint, which holds it not
     snapshot_parts: NDArray[np.int64]  # (address, bytes) of all that a checkpoint holds
     snapshot: NDArray[np.uint8]
 
@@ -322,6 +326,7 @@ def make_loop(
         next_decoder=np.zeros(1, DECODER),
         gate_before=np.zeros(1, GATE),
         gate_restored=np.zeros(1, GATE),
+        stimulation_kept=np.zeros(1, STIMULATION),
         snapshot_parts=np.array([(part.ctypes.data, part.nbytes) for part in parts], np.int64).reshape(-1, 2),
         snapshot=np.zeros(sum(part.nbytes for part in parts), np.uint8),
     )

@@ -37,6 +37,7 @@ from neuromod.sorting.front_end import blank, finish_block, is_blanked, is_ready
 TICK = np.dtype(
     [
         ("record", np.uint64),  # counts records, fillers and pauses included, from 0
+        ("inputs", np.uint64),  # inputs that took effect before it; the loop counts them, 0 in a replay
         ("seq", np.uint64),  # number of its message, or of the next one where it is not published
         ("tick", np.uint64),  # counts network steps, from 0
         ("sample", np.uint64),  # samples laid on the grid so far, up to the newest of this tick
@@ -362,6 +363,7 @@ def _close_block(
         flags = words[FLAGS_NEXT]
         stimuli = record["stimuli"]
         copy(stimuli, pipeline.encoded)
+        record["inputs"] = 0
         record["seq"] = 0
         record["sample"] = words[_INDEX]
         record["t_sample"] = stamp

@@ -104,6 +104,8 @@ class Recorder:
         free_bytes: Callable[[], int] | None = None,
     ) -> None:
         self.folder, self.kinds = folder, dict(kinds)
+        in_order = sorted(kinds, key=lambda name: kinds[name] is not None)
+        self._order = {name: place for place, name in enumerate(in_order)}
         self._min_free, self._warn_free, self._warn_free_s = min_free_bytes, warn_free_bytes, warn_free_s
         self._queue_bytes = queue_bytes
         self._announce = announce
@@ -271,15 +273,17 @@ class Recorder:
         with self._lock:
             entries = list(self._queue)
             self._queue.clear()
-        runs: dict[str, list[_Entry]] = {}
+        runs: dict[str, list[list[_Entry]]] = {}
         for entry in entries:
-            run = runs.setdefault(entry.kind, [])
-            if run and not _goes_on(run, entry):
+            of_kind = runs.setdefault(entry.kind, [])
+            if of_kind and _goes_on(of_kind[-1], entry):
+                of_kind[-1].append(entry)
+            else:
+                of_kind.append([entry])
+        # messages first, then records in the order of their kinds: what is cut off by a kill, nothing before it needs
+        for kind in sorted(runs, key=self._order.__getitem__):
+            for run in runs[kind]:
                 self._write(run)
-                run.clear()
-            run.append(entry)
-        for run in runs.values():
-            self._write(run)
 
     def _write(self, run: list[_Entry]) -> None:
         """Write neighbours of one kind as a chunk."""

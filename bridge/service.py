@@ -283,7 +283,8 @@ class Daemon:
         record, assembly = self.config.record, self.assembly
         if record is None:
             return
-        kinds = {"ticks": TICK, "inputs": rt.INPUT, "decisions": DECISION}
+        # inputs before the ticks that they act on: the recorder keeps this order where it has both
+        kinds = {"inputs": rt.INPUT, "ticks": TICK, "decisions": DECISION}
         if record.raw:
             kinds[SAMPLES] = sample_dtype(assembly.info.n_channels)
         self.recorder = start_session(
@@ -300,6 +301,11 @@ class Daemon:
             announce=lambda what, sentence, numbers: log.warning("recording: %s", sentence),
             min_free_bytes=int(record.min_free_mb * 1e6),
             warn_free_bytes=int(record.warn_free_mb * 1e6),
+        )
+        # where a replay begins: the ledger has told the gate of earlier doses
+        parts = b"".join(part.tobytes() for part in assembly.parts())
+        self.recorder.add_message(
+            "checkpoints", {"id": 0, "data": parts, "stimulation": assembly.stimulation.block.tobytes()}
         )
 
     def _start(self) -> None:
