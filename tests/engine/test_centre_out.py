@@ -65,9 +65,9 @@ def loop(seed: int) -> NetworkLoop:
     return NetworkLoop(SpikingNetwork(network_config(seed)), PopulationVector())
 
 
-def practised(condition: Condition, seed: int, n_trials: int = 400, **options: int) -> Practice:
+def practised(condition: Condition, seed: int, n_trials: int = 400, n_probe: int = 0) -> Practice:
     return practise(
-        condition, seed, lambda: loop(seed), lambda: loop(bystander_seed(seed)), n_trials=n_trials, **options
+        condition, seed, lambda: loop(seed), lambda: loop(bystander_seed(seed)), n_trials=n_trials, n_probe=n_probe
     )
 
 
@@ -295,7 +295,7 @@ def test_the_aim_follows_the_cursor() -> None:
     # sideways, by half the way to the target: it is seen from there
     task.advance(np.tile([-50.0 * y, 50.0 * x], (BIN_TICKS, 1)))
     seen_from = task.cursor.position
-    assert seen_from == (pytest.approx(-0.5 * y), pytest.approx(0.5 * x))
+    assert seen_from == pytest.approx((-0.5 * y, 0.5 * x))
     expected = tuned_stimuli(math.atan2(y - seen_from[1], x - seen_from[0]))
     assert task.stimuli.tolist() == [expected.tolist()]
     assert np.abs(task.stimuli[0] - tuned_stimuli(math.atan2(y, x))).max() > 0.3
@@ -356,7 +356,7 @@ def test_bins_may_go_by_with_fewer_or_more_velocities_than_ticks() -> None:
     assert task.advance(np.empty((0, 2)), 1) is None
     assert task.cursor.position == (0.0, 0.0)
     task.advance(np.full((13, 2), 1.0), 1)
-    assert task.cursor.position == (pytest.approx(0.013), pytest.approx(0.013))
+    assert task.cursor.position == pytest.approx((0.013, 0.013))
 
 
 def test_given_rewards_replace_the_earned_ones() -> None:
@@ -428,7 +428,7 @@ def test_the_cursor_integrates_velocity_over_time() -> None:
     cursor = Cursor()
     for _ in range(100):
         cursor.move(2.0, -1.0, 0.002)
-    assert cursor.position == (pytest.approx(0.4), pytest.approx(-0.2))
+    assert cursor.position == pytest.approx((0.4, -0.2))
     cursor.centre()
     assert cursor.position == (0.0, 0.0)
 
@@ -454,7 +454,7 @@ def test_a_cursor_that_has_touched_a_target_stays_until_it_is_put_back() -> None
 def test_speed_and_place_are_held_within_limits() -> None:
     cursor = Cursor(max_speed=10.0)
     cursor.move(3000.0, 4000.0, 0.05)
-    assert cursor.position == (pytest.approx(0.3), pytest.approx(0.4))
+    assert cursor.position == pytest.approx((0.3, 0.4))
     for _ in range(200):
         cursor.move(10.0, 10.0, 0.05)
     assert cursor.position == (BOUND, BOUND)
@@ -491,7 +491,7 @@ def test_success_is_that_of_the_last_trials_and_needs_one() -> None:
 def test_wilsons_interval_is_that_of_scipy() -> None:
     for k, n in ((0, 10), (3, 10), (10, 10), (173, 2000)):
         expected = stats.binomtest(k, n).proportion_ci(0.95, method="wilson")
-        assert wilson_interval(k, n) == (pytest.approx(expected.low, abs=1e-12), pytest.approx(expected.high))
+        assert wilson_interval(k, n) == pytest.approx((expected.low, expected.high), abs=1e-12)
     for wrong in ((0, 0), (3, 2), (-1, 5)):
         with pytest.raises(ConfigError, match="expected 0 to n successes"):
             wilson_interval(*wrong)
