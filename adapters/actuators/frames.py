@@ -31,6 +31,7 @@ Whatever has a wrong length, kind or CRC is dropped byte by byte until the next 
 import binascii
 import enum
 import json
+import math
 import struct
 from dataclasses import dataclass
 
@@ -250,4 +251,4 @@ def unpack_answer(frame: Frame, now: float) -> Answer | None:
 
 def _remaining_us(expires: float, now: float) -> int:
     # rounded down: a lease never grows on the way
-    return min(max(0, int((expires - now) * 1e6)), _LARGEST_U32) if expires == expires else 0
+    return min(max(0, int((expires - now) * 1e6)), _LARGEST_U32) if math.isfinite(expires) else 0

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import importlib
+import struct
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -118,7 +119,7 @@ class SerialLine:
         number = self._number
         try:
             data = frames.pack_message(message, number, now)
-        except ValueError as error:
+        except (ValueError, OverflowError, struct.error) as error:
             self.disarm()
             raise AdapterError(f"{self.name} cannot be sent this {topic}: {error}") from None
         self._put(data, (topic, message.seq))
@@ -190,9 +191,11 @@ class SerialLine:
         waiting = self._waiting.pop(number, None)
         if status == Status.FAULT:
             self.disarm()
-            raise AdapterError(
-                f"{self.name} reports a fault at a frame of kind {kind:#04x}; see what it says of itself"
-            )
+            raise AdapterError(f"{self.name} reports a fault at a frame of kind {kind:#04x}; look at the device")
+        if kind == Kind.ARM:
+            self._arm_was_heard = True
+        if kind == Kind.HEARTBEAT and status == Status.DROPPED and self._arm_was_heard:
+            self._is_armed = False  # we were silent for longer than its lease; who uses us may arm it again
         if waiting is not None and status == Status.TAKEN:
             self._answers.append(Acknowledgement(*waiting, self._heard))
 

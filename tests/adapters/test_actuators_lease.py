@@ -2,16 +2,17 @@
 
 import itertools
 import math
+import random
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from conformance.actuators import train
 from neuromod.adapters.actuators.base import Stimulation, StimulationKind
-from neuromod.adapters.actuators.lease import Heard, Lease, Limits, Pulse
+from neuromod.adapters.actuators.lease import Heard, Lease, Limits
 
 MS = 1_000_000
 T0 = 10**12
@@ -163,59 +164,73 @@ def test_a_device_that_looks_late_gives_no_burst() -> None:
     assert run(lease, 60) == [45, 55]
 
 
-STEPS = st.lists(
-    st.tuples(
-        st.sampled_from(["train", "train", "lease", "lease", "stop", "look", "look", "look"]),
-        st.integers(-3_000_000, 40_000_000),  # ns from the step before: mostly forward
-        st.sampled_from([0, 1, 1, 1, 1, 1, 2, -5]),  # of the number, from the message before
-        st.floats(-30.0, 200.0),  # lease, ms
-        st.floats(-5.0, 20.0),  # age of the message, ms
-        st.integers(0, 3),
-        st.integers(1, 8),
-        st.floats(300.0, 30_000.0),
-    ),
-    max_size=40,
-)
+KINDS: list[StimulationKind] = ["train", "lease", "stop"]
 
 
-@given(STEPS)
-@settings(max_examples=400, deadline=None)
-def test_no_sequence_of_messages_and_times_gets_a_pulse_past_its_lease(steps: list[tuple[Any, ...]]) -> None:
-    lease = Lease(Limits(n_electrodes=4))
+def history(seed: int) -> Iterator[tuple[int, Stimulation | None]]:
+    """Give times, and what comes then: mostly a gate as it should be, at times everything that it should not be."""
+    rng = random.Random(seed)
     now, seq = T0, 0
-    granted: dict[int, tuple[int, int, float]] = {}  # by train: when it was heard, pulses asked, period
-    words: list[tuple[int, int, int]] = []  # number, arrival, end of lease of every message; a stop grants nothing
-    pulses: list[Pulse] = []
-    for kind, step_ns, seq_step, lease_ms, age_ms, electrode, n, period_us in steps:
-        now += step_ns
-        if kind != "look":
-            seq += seq_step
-            t = 1e-9 * now - 1e-3 * age_ms
-            said = replace(
+    for _ in range(80):
+        now += rng.randrange(0, 12 * MS) if rng.random() < 0.985 else -rng.randrange(1, 3 * MS)
+        if rng.random() < 0.5:
+            yield now, None
+            continue
+        seq += 1 if rng.random() < 0.95 else rng.choice([0, -1, -5, 2, 9])
+        age_ms = rng.uniform(0.0, 2.0) if rng.random() < 0.98 else -1.0
+        lease_ms = rng.uniform(20.0, 60.0) if rng.random() < 0.95 else rng.choice([-5.0, 0.0, 2.0, 2000.0])
+        t = 1e-9 * now - 1e-3 * age_ms
+        yield (
+            now,
+            replace(
                 train(seq, t, t + 1e-3 * lease_ms),
-                kind=kind, id=len(words), electrode=electrode, pulses=n, period_us=period_us,
-            )  # fmt: skip
-            heard = lease.hear(said, now)
-            words.append((seq, now, 0 if kind == "stop" else round(said.expires * 1e9)))
-            if heard is Heard.STARTED:
-                assert now < words[-1][2]
-                granted[said.id] = (len(words) - 1, n, period_us)
-        pulses += lease.pulses(now)
-        for pulse in pulses[-4:]:
-            if pulse.start_ns != now:
-                continue
-            first, asked, _ = granted[pulse.train]
-            assert pulse.index < asked
-            # without a gap, from the train to now, every word came in its time and the newest one still holds
-            since = words[first:]
-            assert now < since[-1][2]
-            for (seq_a, t_a, end_a), (seq_b, t_b, _) in itertools.pairwise(since):
-                assert seq_b == seq_a + 1
-                assert t_a <= t_b < end_a
-    by_train: dict[int, list[Pulse]] = {}
-    for pulse in pulses:
-        by_train.setdefault(pulse.train, []).append(pulse)
-    for number, own in by_train.items():
-        assert [pulse.index for pulse in own] == list(range(len(own)))
-        for a, b in itertools.pairwise(own):
-            assert b.start_ns - a.start_ns >= round(granted[number][2] * 1e3)
+                kind=rng.choices(KINDS, [4, 6, 0.3])[0],
+                electrode=rng.randrange(4),
+                amplitude_ua=-50.0 if rng.random() < 0.98 else -51.0 * rng.choice([4, -1]),
+                pulses=rng.randrange(1, 12),
+                period_us=rng.uniform(500.0, 12_000.0),
+            ),
+        )
+
+
+def test_no_history_of_messages_and_times_gets_a_pulse_past_its_lease() -> None:
+    seen: Counter[str] = Counter()
+    for seed in range(400):
+        lease = Lease(Limits(n_electrodes=4))
+        words: list[tuple[Stimulation, int]] = []
+        started: dict[int, int] = {}  # by number of the train: the place among the words at which it was heard
+        own: dict[int, list[int]] = {}  # by number of the train: when its pulses started
+        latest = T0
+        turned_back = -1  # how many words had been heard when the clock last went back
+        for number, (now, said) in enumerate(history(seed)):
+            if now < latest:
+                turned_back = len(words) + (said is not None)
+            latest = now
+            if said is not None:
+                said = replace(said, id=number)
+                words.append((said, now))
+                heard = lease.hear(said, now)
+                seen[heard] += 1
+                if heard is Heard.STARTED:
+                    started[number] = len(words) - 1
+            for pulse in lease.pulses(now):
+                assert pulse.start_ns == now
+                place = started[pulse.train]
+                assert place >= turned_back, "the clock went back since"
+                since = words[place:]
+                assert all(word.kind != "stop" for word, _ in since)
+                assert now < round(since[-1][0].expires * 1e9), "past the newest word"
+                for (a, t_a), (b, t_b) in itertools.pairwise(since):
+                    assert b.seq == a.seq + 1, "a word was lost, or from another daemon"
+                    assert t_a <= t_b < round(a.expires * 1e9), "the lease ran out between two words"
+                asked = since[0][0]
+                assert abs(asked.amplitude_ua) == 50.0
+                times = own.setdefault(pulse.train, [])
+                assert pulse.index == len(times) < asked.pulses
+                assert not times or now - times[-1] >= round(asked.period_us * 1e3), "a burst"
+                times.append(now)
+                seen["pulse"] += 1
+                seen["later pulse"] += pulse.index > 0
+    # nothing above holds because nothing happened
+    assert seen["later pulse"] > 1000
+    assert all(seen[heard] > 10 for heard in Heard), seen
