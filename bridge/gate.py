@@ -657,12 +657,10 @@ def heartbeat(gate: Record, token: int, now_ns: int) -> bool:
 @jit
 def alive(gate: Record, peer: int, now_ns: int) -> None:
     """Hear that a peer lives. One that was lost disarms the gate first: its return brings nothing back."""
-    if not 0 <= peer < min(gate["n_peers"], MAX_PEERS):
-        return
     reason = _lapse(gate, now_ns)
     if reason != ALLOWED and gate["armed"]:
         disarm(gate, reason, now_ns)
-    if reason != CLOCK:
+    if reason != CLOCK and 0 <= peer < min(gate["n_peers"], MAX_PEERS):
         gate["alive_at_ns"][peer] = now_ns
 
 

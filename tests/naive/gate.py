@@ -252,7 +252,7 @@ class NaiveGate:
         return True
 
     def hear_peer(self, peer: int, now: int) -> None:
-        if 0 <= peer < self.totals.n_peers and self.lapse(now) != g.CLOCK:
+        if self.lapse(now) != g.CLOCK and 0 <= peer < self.totals.n_peers:
             self.alive[peer] = now
 
     def watch(self, now: int, conditions: int) -> int:
