@@ -285,6 +285,10 @@ def demo(
     ] = None,
     stream: Annotated[str | None, typer.Option(help="Which stream, where the recording holds several.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the generated recording.")] = 0,
+    task: Annotated[bool, typer.Option("--task", help="A cursor task instead, learnt from reward alone.")] = False,
+    seeds: Annotated[int, typer.Option(min=1, max=100, help="--task: how many networks.")] = 1,
+    real_time: Annotated[bool, typer.Option("--real-time", help="--task: over LSL, by the clock.")] = False,
+    controls: Annotated[bool, typer.Option("--controls", help="--task: play the controls, too.")] = False,
     json: Json = False,
 ) -> None:
     """Run the whole loop on this host: a recording as LSL stream, the daemon, a subscriber, a live view.
@@ -295,8 +299,14 @@ def demo(
 
     [bold]neuromod demo --recording counts.npy --bin-ms 50[/bold]
 
-    Exits with 0 only where the loop really ran, without loss.
+    [bold]neuromod demo --task --controls[/bold]    the closed loop: a network learns to move a cursor
+
+    Exits with 0 only where the loop really ran, without loss; with --task, where it was learnt.
     """
+    if task:
+        from neuromod.bridge.task_demo import run_task_demo
+
+        raise typer.Exit(run_task_demo(seeds=seeds, true_time=real_time, controls=controls, json=json))
     if recording is None and (config, bin_ms, stream) != (None, None, None):
         raise _usage("--config, --bin-ms and --stream say more of a --recording: give one")
     session = None if recording is None else _session_for(recording, config, bin_ms, stream)
