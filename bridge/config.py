@@ -383,7 +383,7 @@ def parse(text: str, *, folder: Path | None = None, where: str = "session") -> S
     if folder is None:
         return config
     config = _with_paths_from(config, folder)
-    for key, path in _paths(config, ""):
+    for key, path in paths_in(config, ""):
         if not path.exists() and key not in _MADE_LATER:
             fix = (
                 "'neuromod baseline' writes one"
@@ -495,7 +495,7 @@ def _with_paths_from(model: AnyModel, folder: Path) -> AnyModel:
     return model.model_copy(update=changed) if changed else model
 
 
-def _paths(value: Any, key: str) -> list[tuple[str, Path]]:
+def paths_in(value: Any, key: str) -> list[tuple[str, Path]]:
     """Every path in a configuration, with the key that names it."""
     if isinstance(value, Path):
         return [(key, value)]
@@ -505,4 +505,4 @@ def _paths(value: Any, key: str) -> list[tuple[str, Path]]:
         inner = [(str(index), item) for index, item in enumerate(value)]
     else:
         return []
-    return [found for name, item in inner for found in _paths(item, f"{key}.{name}" if key else name)]
+    return [found for name, item in inner for found in paths_in(item, f"{key}.{name}" if key else name)]

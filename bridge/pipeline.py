@@ -435,9 +435,10 @@ def advance(pipeline: Pipeline, network: Any, decoder: Any, stimulation: Any, re
         record["tick"] = words[TICK_NEXT]
         words[TICK_NEXT] += 1
         pipeline.counters[_TICKS] += 1
+        runaways = decoder[0]["runaways"]
         record["events"] = decode(decoder[0], record["spikes"], outputs)
         membrane(network, record["membrane"])
-        if not _is_finite(record["membrane"]) or not _is_finite(outputs):
+        if decoder[0]["runaways"] != runaways or not _is_finite(record["membrane"]) or not _is_finite(outputs):
             conditions |= np.uint32(CONDITION_NONFINITE_STATE)
     levels(network, record["modulators"])
     record["conditions"] = conditions

@@ -279,7 +279,14 @@ class Daemon:
                 log.error("%s", error)
             self._ledger = None
 
-    def _start_recorder(self) -> None:
+    def _announce(self, what: str, sentence: str, numbers: dict[str, Any]) -> None:
+        """Say in the log and as an event how the recording fares."""
+        log.warning("recording: %s", sentence)
+        if (collector := getattr(self, "collector", None)) is not None:
+            now = pylsl.local_clock()
+            collector.events.add_event(f"recording.{what}", now, sentence, "daemon", now)
+
+    def _start_recorder(self, is_timed: bool, clock_rate: float) -> None:
         record, assembly = self.config.record, self.assembly
         if record is None:
             return
@@ -297,8 +304,8 @@ class Daemon:
             built_from=assembly.built_from,
             local_clock=pylsl.local_clock(),
             scale=self._scale,
-            extra={"source": {"pulls": int(self._pulls)}},
-            announce=lambda what, sentence, numbers: log.warning("recording: %s", sentence),
+            extra={"is_timed": is_timed, "clock_rate": clock_rate},
+            announce=self._announce,
             min_free_bytes=int(record.min_free_mb * 1e6),
             warn_free_bytes=int(record.warn_free_mb * 1e6),
         )
@@ -310,14 +317,14 @@ class Daemon:
 
     def _start(self) -> None:
         config, assembly = self.config, self.assembly
-        arming = self._open_stimulation()
-        self._start_recorder()
-        keeps_samples = self.recorder is not None and config.record is not None and config.record.raw
         n_channels = assembly.info.n_channels
         # only what has an end was recorded, and is played at a pace; a plug-in may be as live as LSL
         is_live = self._pulls != rt.SOURCE_RING or assembly.info.n_samples is None
         paced_rate = 0.0 if is_live else self._speed
         is_timed = is_live or paced_rate > 0
+        arming = self._open_stimulation()
+        self._start_recorder(is_timed, 1.0 / paced_rate if paced_rate > 0 else 1.0)
+        keeps_samples = self.recorder is not None and config.record is not None and config.record.raw
         slowdown = 1.0 / min(paced_rate, 1.0) if paced_rate > 0 else 1.0  # blocks take so much longer than they are
         in_python = not self._functions[native.ZMQ_SEND]
         self.rings = rt.make_rings(

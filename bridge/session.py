@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from neuromod.adapters.base import StreamInfo
 from neuromod.bridge import wire
-from neuromod.bridge.config import SessionConfig, _paths, parse
+from neuromod.bridge.config import SessionConfig, parse, paths_in
 from neuromod.bridge.recorder import Announce, Recorder, pack
 from neuromod.bridge.session_log import Chunk, Fault, LogReader, segments
 from neuromod.bridge.toml_text import to_toml
@@ -183,7 +183,7 @@ def _named_files(config: SessionConfig) -> tuple[list[dict[str, Any]], dict[int,
     """List the files that a configuration names, those of a folder one by one, and read those that are kept."""
     files: list[dict[str, Any]] = []
     contents: dict[int, bytes] = {}
-    for key, named in ((key, named) for key, named in _paths(config, "") if key not in _OUTPUTS):
+    for key, named in ((key, named) for key, named in paths_in(config, "") if key not in _OUTPUTS):
         inside = sorted(path for path in named.rglob("*") if path.is_file()) if named.is_dir() else [named]
         for path in inside:
             entry: dict[str, Any] = {"key": key, "path": str(named), "part": str(path.relative_to(named))}
