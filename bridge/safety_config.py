@@ -91,10 +91,6 @@ class ElectrodeConfig(_Section, frozen=True, extra="forbid"):
     minute_uc, session_uc : float
         Greatest dose of any 60 s and of the session, restarts included: the charge of all phases that are the larger of
         their pulse, in uC.
-    blank_channels : tuple of int
-        Channels of the recording whose samples are blanked while and after this electrode is pulsed.
-    blank_ms : float
-        For how long after the end of each pulse, in ms.
     """
 
     name: _Name
@@ -114,8 +110,6 @@ class ElectrodeConfig(_Section, frozen=True, extra="forbid"):
     interval_us: _Time = 500.0
     minute_uc: _Positive = 10.0
     session_uc: _Positive = 500.0
-    blank_channels: tuple[Annotated[int, Field(ge=0, le=65535)], ...] = ()
-    blank_ms: Annotated[float, Field(ge=0.0, le=1000.0, allow_inf_nan=False)] = 0.0
 
     @pydantic.model_validator(mode="after")
     def _shannon_applies(self) -> "ElectrodeConfig":
