@@ -304,7 +304,7 @@ class Daemon:
             built_from=assembly.built_from,
             local_clock=pylsl.local_clock(),
             scale=self._scale,
-            extra={"is_timed": is_timed, "clock_rate": clock_rate},
+            extra={"is_timed": is_timed, "clock_rate": clock_rate, "pulls": int(self._pulls)},
             announce=self._announce,
             min_free_bytes=int(record.min_free_mb * 1e6),
             warn_free_bytes=int(record.warn_free_mb * 1e6),
