@@ -11,7 +11,6 @@ time than can have passed (it was set back), it is a full minute from now again.
 the machine was off is not noticed.
 """
 
-import fcntl
 import json
 import math
 import os
@@ -254,6 +253,13 @@ class Ledger:
 
     def _lock_file(self) -> None:
         """Keep other processes out: two daemons on one ledger would each spend the whole of it."""
+        try:
+            import fcntl  # here: this module is imported where nothing is sent, too, on systems that have none
+        except ImportError as error:
+            raise LedgerError(
+                f"{self.path}: this system cannot lock files (POSIX flock), and nothing that sends is armed without "
+                "that; stimulate from Linux or macOS, or choose mode 'dry_run' or 'sham'"
+            ) from error
         try:
             self._lock_fd = os.open(self.path.with_name(self.path.name + ".lock"), os.O_RDWR | os.O_CREAT, 0o600)
         except OSError as error:

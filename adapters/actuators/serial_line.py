@@ -81,7 +81,7 @@ class SerialLine:
         Raises
         ------
         MissingExtraError
-            If pyserial is not installed.
+            If pyserial, which neuromod-bridge depends on, cannot be imported.
         AdapterError
             If there is no such port, or something else uses it.
         AdapterTimeoutError
@@ -247,7 +247,10 @@ def _open_port(config: SerialLineConfig) -> Any:
     try:
         serial = importlib.import_module("serial")
     except ImportError as error:
-        raise MissingExtraError("a serial line needs pyserial: pip install 'neuromod-bridge[serial]'") from error
+        raise MissingExtraError(
+            f"pyserial, which comes with neuromod-bridge, cannot be imported ({error}); install it again: "
+            "pip install pyserial"
+        ) from error
     try:
         return serial.serial_for_url(
             config.port, baudrate=config.baudrate, timeout=0, write_timeout=_WRITE_S, exclusive=True

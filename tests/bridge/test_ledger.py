@@ -333,3 +333,12 @@ def test_kill_9_at_any_moment_never_counts_too_little(tmp_path: Path, seed: int)
         assert opened.dose_pc[g.TOTAL] >= given
         opened.close(None)
         last = given
+
+
+def test_where_files_cannot_be_locked_it_is_refused_in_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "fcntl", None)  # as on Windows: importing it raises ImportError
+    with pytest.raises(LedgerError, match="cannot lock files"):
+        ledger(tmp_path / "dose.json")
+    assert not list(tmp_path.iterdir())
