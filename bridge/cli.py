@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 import typer.core
 
-from neuromod.bridge import cli_actuate, cli_client, cli_session
+from neuromod.bridge import cli_actuate, cli_client, cli_operator, cli_session
 from neuromod.engine.errors import NeuromodError
 
 if TYPE_CHECKING:
@@ -331,7 +331,7 @@ def start(config: ConfigFile) -> None:
 
 @app.command(rich_help_panel=RUN)
 def replay(
-    recording: Annotated[Path, typer.Argument(help="File or folder.", show_default=False)],
+    recording: Annotated[Path, typer.Argument(help="File or folder; a recorded session too.", show_default=False)],
     config: Annotated[
         Path | None, typer.Option("--config", "-c", help="Session file; its [source] is replaced.")
     ] = None,
@@ -346,7 +346,7 @@ def replay(
     spikes_out: Annotated[Path | None, typer.Option(metavar="FILE.npz", help="Keep the spikes.")] = None,
     json: Json = False,
 ) -> None:
-    """Play a recording through the loop, or as an LSL stream.
+    """Play a recording through the loop, or as an LSL stream; or replay a session and compare it with its record.
 
     [bold]neuromod replay data.ns5 --spikes-out spikes.npz[/bold]    as fast as the machine goes
 
@@ -354,7 +354,19 @@ def replay(
 
     [bold]neuromod replay data.xdf --lsl[/bold]    as an outlet for any LSL program; a line of JSON says that it is
     ready, then it waits for somebody to listen
+
+    [bold]neuromod replay sessions/session-20250101-120000[/bold]    a recorded session, from its raw samples where it
+    has them: exits with 0 where all that was computed comes out the same bit for bit, with 1 and the first tick at
+    which it does not
     """
+    from neuromod.bridge.session_log import segments
+
+    if recording.is_dir() and segments(recording):
+        if lsl or (config, speed, bin_ms, stream, spikes_out) != (None,) * 5:
+            raise _usage("a recorded session is replayed by what its log holds: give no other option than --json")
+        from neuromod.bridge.session_replay import replay_session_command
+
+        raise typer.Exit(replay_session_command(recording, json=json))
     session = _session_for(recording, config, bin_ms, stream)
     if lsl:
         if spikes_out is not None:
@@ -422,6 +434,7 @@ def bench(
 app.command(rich_help_panel=RUN)(cli_actuate.actuate)
 app.add_typer(cli_session.app, name="session", rich_help_panel=RUN)
 cli_client.add_commands(app, TALK)
+cli_operator.add_commands(app, TALK)
 
 
 def main() -> None:
