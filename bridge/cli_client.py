@@ -27,7 +27,7 @@ NEGATIVE = {"ignore_unknown_options": True}  # -0.5 is a number, not an option
 
 send_app = typer.Typer(
     no_args_is_help=True,
-    help="Send stimuli, modulators, rewards, stresses or events to a running daemon.",
+    help="Send stimuli, modulators, rewards, stresses, requests for stimulation or events to a running daemon.",
 )
 
 
@@ -179,6 +179,21 @@ def stress(
     """
     with _client("ingest", config, address, timeout) as client:
         client.send_stress(amount)
+
+
+@send_app.command()
+def stimulate(
+    program: Annotated[str, typer.Argument(help="One of the session's programs.", show_default=False)],
+    config: Config = None,
+    address: Address = None,
+    timeout: Timeout = 2.0,
+) -> None:
+    """Ask the safety gate for a train of a program; it comes only while armed, and within every limit.
+
+    [bold]neuromod send stimulate pulse[/bold]
+    """
+    with _client("ingest", config, address, timeout) as client:
+        client.send_stimulate(program)
 
 
 @send_app.command()

@@ -221,7 +221,10 @@ class Control:
         reason = int(echo["values"][1])
         if reason != safety.ALLOWED:
             raise CommandError("refused", f"arm: refused by the gate: {safety.REASON_TEXTS[reason]}")
-        return _tick(echo) | {"token": token, "until": float(echo["now_ns"]) * 1e-9 + args.seconds}
+        config = self._collector.assembly.stimulation_config
+        heartbeat_ms = config.heartbeat_ms if config is not None else 0.0  # what the operator has to keep up with
+        until = float(echo["now_ns"]) * 1e-9 + args.seconds
+        return _tick(echo) | {"token": token, "until": until, "heartbeat_ms": heartbeat_ms}
 
     def _disarm(self) -> dict[str, Any]:
         self._check_stimulation("disarm")
