@@ -319,8 +319,9 @@ class TrueTime(LockStep):
 
     Attributes
     ----------
-    missing : int
-        Velocities that had not come when the next bin was due. They move the cursor a bin later.
+    n_late : int
+        Bins whose velocities had not all come when the next was due. What is late moves the cursor a bin later, and
+        the trials may then be others than in lock-step.
     latency_s : list of float
         From the push of each vector to the arrival of the last of its velocities.
     """
@@ -330,12 +331,8 @@ class TrueTime(LockStep):
         self._outlet = outlet
         self._due: float | None = None
         self._owed = 0
+        self.n_late = 0
         self.latency_s: list[float] = []
-
-    @property
-    def missing(self) -> int:
-        """Velocities that are late, or lost."""
-        return self._owed
 
     def run(self, stimuli: NDArray[np.float32], /) -> NDArray[np.float64]:
         """Push bins, each when it is due; return what has come of them in time."""
@@ -353,6 +350,8 @@ class TrueTime(LockStep):
             self._owed -= len(answer)
             if self._owed == 0:
                 self.latency_s.append(pylsl.local_clock() - pushed)
+            else:
+                self.n_late += 1
             self.n_ticks += len(answer)
             parts.append(answer)
         return np.concatenate(parts)
@@ -403,7 +402,7 @@ class Results:
     n_ticks: int = 0
     elapsed_s: float = 0.0
     latency_s: list[float] = field(default_factory=list)
-    missing: int = 0
+    n_late: int = 0
 
     def summary(self, last: int = 200) -> dict[str, Any]:
         """Return the figures as plain data.
@@ -430,7 +429,7 @@ class Results:
         if self.latency_s:
             p50, p99 = np.percentile(self.latency_s, [50, 99])
             body["latency_us"] = {"p50": 1e6 * float(p50), "p99": 1e6 * float(p99)}
-            body["velocities_missing"] = self.missing
+            body["late_bins"] = self.n_late
         return body
 
 
@@ -633,7 +632,7 @@ def run_task(
                 results.n_ticks += loop.n_ticks
                 if isinstance(loop, TrueTime):
                     results.latency_s += loop.latency_s
-                    results.missing += loop.missing
+                    results.n_late += loop.n_late
         for condition in chosen:
             results.practices[condition].append(done[condition])
     return results

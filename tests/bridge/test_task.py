@@ -239,7 +239,7 @@ def test_in_true_time_over_lsl_the_trials_are_those_offline() -> None:
         live = play(task, loop)
 
     assert len(loop.latency_s) > 50
-    if loop.missing or len(loop.latency_s) * BIN_TICKS < loop.n_ticks or velocities.lost:
+    if loop.n_late or velocities.lost:
         pytest.skip("this machine was too busy to answer within 10 ms: the trials are others then, rightly")
     same(live, play(CentreOutTask(SEED, 3, rest_bins=5), offline_loop(SEED)))
 
