@@ -15,6 +15,9 @@ from neuromod.adapters.actuators.base import Event, Stimulation
 # What a first and a second phase may differ by in charge; the gate is stricter, this only knows nonsense from a pulse.
 _BALANCE = 0.05
 
+LATEST_NS = 1_000_000
+"""How late a pulse may be; more, and it is left out."""
+
 
 class Heard(StrEnum):
     """What became of one message; in all but the first three, everything stopped, or nothing started."""
@@ -96,7 +99,9 @@ class TrainEnd:
 @dataclass(slots=True)
 class _Train:
     message: Stimulation
-    index: int
+    start_ns: int
+    index: int  # of the next pulse
+    n_started: int
     due_ns: int
 
 
@@ -158,25 +163,38 @@ class Lease:
         return heard
 
     def pulses(self, now_ns: int) -> list[Pulse]:
-        """Return the pulses that start now: at most one of each train, none past the lease."""
+        """Return the pulses that start now: at most one of each train, none past the lease.
+
+        A pulse that is more than `LATEST_NS` behind its place in the train is left out: the gate counts on the end of a
+        train, and on what may follow it.
+        """
         if not self._clock(now_ns):
             return []
         started = []
         for electrode, train in list(self._trains.items()):
             if train.due_ns > now_ns:
                 continue
-            if train.index == train.message.pulses:  # the last pulse is over, and with it the train
+            m = train.message
+            period_ns = _nanoseconds(m.period_us)
+            while train.index < m.pulses and now_ns - train.start_ns - train.index * period_ns > LATEST_NS:
+                train.index += 1
+            if train.index == m.pulses:  # the last pulse is over, or too late, and with it the train
                 self._end(electrode, now_ns)
                 continue
-            m = train.message
+            nominal_ns = train.start_ns + train.index * period_ns
+            if nominal_ns > now_ns:
+                train.due_ns = nominal_ns
+                continue
             started.append(
                 Pulse(now_ns, m.id, train.index, electrode, m.amplitude_ua, m.phase_us, m.interphase_us,
                       m.amplitude2_ua, m.phase2_us)
             )  # fmt: skip
             train.index += 1
+            train.n_started += 1
             last = train.index == m.pulses
             self._free_ns[electrode] = now_ns + _duration_ns(m)
-            train.due_ns = self._free_ns[electrode] if last else now_ns + _nanoseconds(m.period_us)
+            # a period from this one, never less, however late it was
+            train.due_ns = self._free_ns[electrode] if last else now_ns + period_ns
         return started
 
     def stop(self, now_ns: int) -> None:
@@ -212,7 +230,7 @@ class Lease:
             return Heard.PROLONGED
         if message.electrode in self._trains or now_ns < self._free_ns.get(message.electrode, now_ns):
             return Heard.BUSY
-        self._trains[message.electrode] = _Train(message, 0, now_ns)
+        self._trains[message.electrode] = _Train(message, now_ns, 0, 0, now_ns)
         return Heard.STARTED
 
     def _clock(self, now_ns: int) -> bool:
@@ -241,7 +259,7 @@ class Lease:
 
     def _end(self, electrode: int, now_ns: int) -> None:
         train = self._trains.pop(electrode)
-        self._ended.append(TrainEnd(now_ns, train.message.id, electrode, train.index, train.message.pulses))
+        self._ended.append(TrainEnd(now_ns, train.message.id, electrode, train.n_started, train.message.pulses))
 
 
 def stimulated(end: TrainEnd) -> Event:

@@ -12,7 +12,7 @@ import pytest
 
 from conformance.actuators import train
 from neuromod.adapters.actuators.base import Stimulation, StimulationKind
-from neuromod.adapters.actuators.lease import Heard, Lease, Limits
+from neuromod.adapters.actuators.lease import LATEST_NS, Heard, Lease, Limits
 
 MS = 1_000_000
 T0 = 10**12
@@ -157,11 +157,21 @@ def test_a_pulse_that_began_before_a_stop_is_over_before_its_electrode_is_used_a
     assert lease.hear(message(3, 0.45), at(0.45)) is Heard.STARTED
 
 
-def test_a_device_that_looks_late_gives_no_burst() -> None:
+def test_a_device_that_looks_late_gives_no_burst_and_leaves_out_what_is_too_late() -> None:
     lease = Lease()
     lease.hear(message(1, 0), at(0))
-    assert len(lease.pulses(at(35))) == 1
-    assert run(lease, 60) == [45, 55]
+    assert lease.pulses(at(35)) == []
+    assert run(lease, 60) == [40, 50, 60]
+
+
+def test_a_pulse_that_is_a_little_late_moves_the_next_ones_and_never_shortens_a_period() -> None:
+    lease = Lease()
+    lease.hear(message(1, 0), at(0))
+    assert len(lease.pulses(at(0.5))) == 1
+    assert lease.pulses(at(10.4)) == []
+    assert len(lease.pulses(at(10.5))) == 1
+    assert lease.pulses(at(21.2)) == []  # 1.2 ms behind its place
+    assert len(lease.pulses(at(30))) == 1
 
 
 KINDS: list[StimulationKind] = ["train", "lease", "stop"]
@@ -226,7 +236,9 @@ def test_no_history_of_messages_and_times_gets_a_pulse_past_its_lease() -> None:
                 asked = since[0][0]
                 assert abs(asked.amplitude_ua) == 50.0
                 times = own.setdefault(pulse.train, [])
-                assert pulse.index == len(times) < asked.pulses
+                assert len(times) <= pulse.index < asked.pulses
+                late_ns = now - since[0][1] - pulse.index * round(asked.period_us * 1e3)
+                assert 0 <= late_ns <= LATEST_NS, "too early, or too late"
                 assert not times or now - times[-1] >= round(asked.period_us * 1e3), "a burst"
                 times.append(now)
                 seen["pulse"] += 1
