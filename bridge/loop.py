@@ -32,8 +32,10 @@ from neuromod.bridge.frames import (
 from neuromod.bridge.gate import (
     CONDITION_IDLE,
     CONDITION_LATE,
+    CONDITION_NONFINITE_STATE,
     CONDITION_SILENT,
     CONDITION_STOPPED,
+    CONDITION_WARMING,
     STOPPED,
     watch,
 )
@@ -46,6 +48,7 @@ from neuromod.bridge.loop_state import (
     C_PULL_ERRORS,
     C_SEND_ERRORS,
     C_STALLS,
+    COMMAND_S,
     ENDED,
     FILLER_S,
     FRAME_HEAD,
@@ -138,6 +141,7 @@ _LEASE, _TRAIN, _STOP = (wire.STIMULATION_KINDS.index(kind) for kind in ("lease"
 
 # what forbids to act on a command: nothing new was decoded, or not from the signal as it is now
 _NO_COMMAND = FLAG_FILLER | FLAG_PAUSED | FLAG_DISCONTINUITY | FLAG_LATE
+_NO_COMMAND_IN = CONDITION_WARMING | CONDITION_NONFINITE_STATE | CONDITION_STOPPED
 _WAIT_S = 0.02  # longest wait for samples, so that commands and the stop flag are seen
 _FRAMES_PER_TURN = 8
 _LSL_TIMEOUT = -1
@@ -255,7 +259,8 @@ def _patience(state: Any) -> float:
     due = numbers[LAST_DATA] + numbers[STALL_S]
     if due <= now:
         due = numbers[NEXT_FILLER]
-    return min(max(due - now, 0.0), _WAIT_S)
+    longest = 0.25 * numbers[LEASE_S] if state["words"][W_ARMED] else _WAIT_S  # leases are to be prolonged
+    return min(max(due - now, 0.0), longest, _WAIT_S)
 
 
 @jit
@@ -429,10 +434,10 @@ def _send_command(loop: Loop, rings: Rings, k: int, decoder: Any) -> None:
     if state["words"][W_COMMANDS] == 0:
         return
     flags = record["flags"]
-    if flags & _NO_COMMAND:
+    if flags & _NO_COMMAND or record["conditions"] & _NO_COMMAND_IN:
         flags |= FLAG_INHIBITED
     frame = loop.command_frame
-    expires = record["t_tick"] + state["numbers"][LEASE_S]
+    expires = record["t_tick"] + state["numbers"][COMMAND_S]
     fill_command(frame, words[W_COMMAND_SEQ], record, decoder[0]["version"], flags, expires)
     words[W_COMMAND_SEQ] += 1
     _send(loop, rings.out, TOPIC_COMMAND.ctypes.data, TOPIC_COMMAND.shape[0], frame.ctypes.data, frame.shape[0])

@@ -283,15 +283,15 @@ def _apply(loop: Loop, rings: Rings, pipeline: Pipeline, network: Any, decoder: 
         state["words"][W_INLET] = echo["word"]
     elif kind in (SNAPSHOT, RESTORE):
         was_paused, records, taken = pipeline.words[PAUSED], pipeline.words[RECORDS], pipeline.words[TAKEN]
-        loop.gate_before[0] = stimulation.gate[0]
-        loop.stimulation_kept[0] = stimulation.block[0]
+        _copy_record(state, loop.gate_before, stimulation.gate)
+        _copy_record(state, loop.stimulation_kept, stimulation.block)
         _copy_parts(loop, kind == RESTORE)
         pipeline.words[PAUSED] = was_paused  # whether the session runs is the operator's word, not the checkpoint's
         pipeline.words[RECORDS], pipeline.words[TAKEN] = records, taken
         if kind == RESTORE:
             # the gate stays as it is, but for doses that the checkpoint knows of; and a restart is always disarmed
-            loop.gate_restored[0] = stimulation.gate[0]
-            stimulation.gate[0] = loop.gate_before[0]
+            _copy_record(state, loop.gate_restored, stimulation.gate)
+            _copy_record(state, stimulation.gate, loop.gate_before)
             keep_doses(stimulation.gate[0], loop.gate_restored[0])
             disarm(stimulation.gate[0], RESTORED, echo["now_ns"])
             pipeline.words[ANCHORED] = 0  # the time between checkpoint and now is no gap of the source
@@ -354,6 +354,14 @@ def apply_input(
         install(decoder[0], next_decoder[0])
     if kind in (LEVELS, REWARD, STRESS):
         pipeline.words[FLAGS_NEXT] |= FLAG_MODULATED
+
+
+@jit
+def _copy_record(state: Any, target: NDArray[Any], source: NDArray[Any]) -> None:
+    """Copy a large record; by an assignment it would be one value of the compiler, which takes it half a minute."""
+    call_memmove(
+        state["functions"][MEMMOVE], (target.ctypes.data, source.ctypes.data, np.uint64(source.size * source.itemsize))
+    )
 
 
 @jit

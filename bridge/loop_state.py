@@ -123,9 +123,10 @@ PULLED = 9  # beside STATE, also the loop's to write: whether the inlet has been
     LAST_DATA,
     NEXT_FILLER,
     LAST_STAMP,
-    LEASE_S,  # how long a message on stimulation, or a command, holds
+    LEASE_S,  # how long a message on stimulation holds
     NEXT_LEASE,
-) = range(10)
+    COMMAND_S,  # how long a command holds
+) = range(11)
 
 LOOP_COUNTERS = (
     "messages",
@@ -285,7 +286,7 @@ def make_loop(
     n_outputs : int
         Of the decoder; 0 publishes no commands.
     lease_s : float
-        How long commands and messages on stimulation hold, in seconds.
+        How long messages on stimulation hold, in seconds, and commands at least.
     keep_samples : bool
         Hand raw samples to the recorder.
     """
@@ -305,6 +306,7 @@ def make_loop(
     numbers = state["numbers"]
     numbers[RATE] = 1.0 / paced_rate if paced_rate > 0 else 1.0
     numbers[STALL_S], numbers[LATE_S], numbers[FILLER_S], numbers[LEASE_S] = stall_s, late_s, block_s, lease_s
+    numbers[COMMAND_S] = max(lease_s, stall_s)  # until the source counts as stalled, whose fillers inhibit
     state["spikes_frame"][:] = spikes_frame()
     state["stimuli_frame"][:] = stimuli_frame()
     state["stimulation_frame"][:] = stimulation_frame()

@@ -235,7 +235,7 @@ class StimulationConfig(_Section, frozen=True, extra="forbid"):
     mode: Mode = "dry_run"
     blind: bool = False
     yoked_session: Path | None = None
-    lease_ms: Annotated[float, Field(ge=5.0, le=1000.0, allow_inf_nan=False)] = 100.0
+    lease_ms: Annotated[float, Field(ge=20.0, le=1000.0, allow_inf_nan=False)] = 100.0
     start_within_ms: Annotated[float, Field(ge=0.1, le=g.MAX_START_WITHIN_NS / 1e6, allow_inf_nan=False)] = 10.0
     longest_arming_s: Annotated[float, Field(gt=0.0, le=86_400.0, allow_inf_nan=False)] = 600.0
     heartbeat_ms: Annotated[float, Field(ge=0.0, le=60_000.0, allow_inf_nan=False)] = 2000.0
