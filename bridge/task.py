@@ -112,7 +112,7 @@ def offline(seed: int) -> NetworkLoop:
 
 
 def task_session(
-    seed: int, *, source_id: str | None = None, sockets: dict[str, str] | None = None, daemon_decodes: bool = False
+    seed: int, *, source_id: str | None = None, sockets: dict[str, str] | None = None, daemon_decodes: bool = True
 ) -> SessionConfig:
     """Session of the task.
 
@@ -160,7 +160,7 @@ class Velocities:
         Messages that never came, by the gaps in `seq`.
     """
 
-    def __init__(self, address: str, *, daemon_decodes: bool = False) -> None:
+    def __init__(self, address: str, *, daemon_decodes: bool = True) -> None:
         self.lost = 0
         self._decoder = None if daemon_decodes else LocalDecoder()
         self._frame = wire.command_frame(2) if daemon_decodes else wire.spikes_frame(N_CHANNELS)
@@ -553,7 +553,7 @@ def run_task(
     n_probe: int = 0,
     true_time: bool = False,
     marks: bool = False,
-    daemon_decodes: bool = False,
+    daemon_decodes: bool = True,
     view: TaskView | None = None,
     progress: Callable[[int, Condition, CentreOutTask], None] | None = None,
 ) -> Results:

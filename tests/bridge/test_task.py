@@ -100,10 +100,15 @@ def test_the_network_learns_with_the_daemons_decoder_as_with_the_plain_one() -> 
 # -- in lock-step
 
 
-@pytest.fixture(scope="module")
-def lock_step() -> Iterator[tuple[Running, LockStep, Velocities]]:
-    config = with_fast_health(task_session(SEED, sockets=FREE))
-    with Running(config) as running, Velocities(running.client.output) as velocities:
+@pytest.fixture(scope="module", params=[True, False], ids=["command", "spikes"])
+def lock_step(request: pytest.FixtureRequest) -> Iterator[tuple[Running, LockStep, Velocities]]:
+    """A daemon with the decoder, which publishes commands, and one without, whose spikes are decoded here."""
+    decodes: bool = request.param
+    config = with_fast_health(task_session(SEED, sockets=FREE, daemon_decodes=decodes))
+    with (
+        Running(config) as running,
+        Velocities(running.client.output, daemon_decodes=decodes) as velocities,
+    ):
         velocities.wait_connected(20.0)
         yield running, LockStep(running.client, velocities), velocities
 
@@ -114,7 +119,8 @@ def played(
 ) -> Callable[..., dict[Condition, Practice]]:
     """Play conditions from the start of the daemon's network."""
     running, loop, velocities = lock_step
-    first = tmp_path_factory.getbasetemp() / "task.checkpoint"
+    kind = "spikes" if running.daemon.config.decoder is None else "command"
+    first = tmp_path_factory.getbasetemp() / f"task-{kind}.checkpoint"
     if first.exists():
         running.client.request("restore", path=str(first))
         velocities.restart()
