@@ -14,7 +14,7 @@ import sys
 import tempfile
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -23,13 +23,19 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from neuromod.bridge import bench_recording, wire
 from neuromod.engine.errors import NeuromodError
 
 BARE, NEUROMOD, BUSY, EZMSG = "bare", "neuromod", "neuromod, busy thread", "ezmsg"
+CLOSED_LOOP, RECORDING = "neuromod, closed loop", "neuromod, recording"
+CHOICES = {"neuromod": NEUROMOD, "busy": BUSY, "ezmsg": EZMSG, "closed-loop": CLOSED_LOOP, "recording": RECORDING}
+"""What may be asked for by itself. Bare always runs, and so does neuromod where something is held against it."""
+
 PERCENTILES = {"p50": 50.0, "p99": 99.0, "p999": 99.9, "max": 100.0}
 SETTLE_S = 0.25
 """The first moments of a run are reported as the first sample's lateness, and left out of the percentiles."""
 
+_DAEMONS = (NEUROMOD, BUSY, CLOSED_LOOP, RECORDING)
 _ANSWER_S = 180.0  # the first start of a version compiles
 _DRAIN_S = 0.3
 _LSL_API_CFG = """\
@@ -80,7 +86,8 @@ class Run:
     sent, lost : int
         Chunks, and those of them that no message told of.
     notes : dict
-        What the workers said at the end.
+        What the workers said at the end; of a run that was recorded also the `recording`, and of every daemon its
+        `memory`.
     """
 
     latencies_us: NDArray[np.float64]
@@ -183,37 +190,52 @@ class Workers:
     def run(self, system: str, stream: Stream, seconds: float) -> Run:
         """Let one system work for so many seconds."""
         stamps_file, messages_file = (str(Path(self.folder.name) / name) for name in ("stamps.npy", "messages.npz"))
-        output, control = _free_addresses(2)
-        job = {
+        output, control, ingest = _free_addresses(3)
+        job: dict[str, Any] = {
             "n_channels": stream.n_channels,
             "rate": stream.rate,
             "chunk": stream.chunk,
             "source_id": uuid.uuid4().hex,
             "output": output,
             "control": control,
+            "ingest": ingest,
+            "busy": system == BUSY,
+            "closed_loop": system == CLOSED_LOOP,
+            "record": "",
         }
         sender, subscriber = self._workers["send"], self._workers["subscribe"]
         tested, poller = self._workers[_role(system)], self._workers["poll"]
-        self.ask("subscribe", {"output": output, "result": messages_file})
-        self.ask("send", job | {"seconds": seconds, "result": stamps_file})
-        self.ask(_role(system), job | {"busy": system == BUSY})
-        notes: dict[str, Any] = {}
-        is_daemon = _role(system) == "daemon"
-        if is_daemon:
-            poller.tell({"control": control})
-        notes["sender"] = sender.wait_for("done", seconds + 60.0)
-        if is_daemon:
-            poller.tell("stop")
-            notes["poll"] = poller.wait_for("done")
-        # what is still under way arrives before the subscriber sees the stop
-        threading.Event().wait(_DRAIN_S)
-        subscriber.tell("stop")
-        notes["subscriber"] = subscriber.wait_for("done")
-        tested.tell("stop")
-        notes["system"] = tested.wait_for("done")
-        sender.tell("stop")
+        topic = wire.TOPIC_COMMAND if system == CLOSED_LOOP else wire.TOPIC_SPIKES
+        with contextlib.ExitStack() as stack:
+            if system == RECORDING:
+                folder = tempfile.TemporaryDirectory(prefix="neuromod-bench-", dir=bench_recording.disk_folder())
+                job["record"] = stack.enter_context(folder)
+            self.ask("subscribe", {"output": output, "topic": topic.decode(), "result": messages_file})
+            self.ask("send", job | {"seconds": seconds, "result": stamps_file})
+            self.ask(_role(system), job)
+            notes: dict[str, Any] = {}
+            if system in _DAEMONS:
+                poller.tell(job)
+            notes["sender"] = sender.wait_for("done", seconds + 60.0)
+            if system in _DAEMONS:
+                poller.tell("stop")
+                notes["poll"] = poller.wait_for("done")
+            # what is still under way arrives before the subscriber sees the stop
+            threading.Event().wait(_DRAIN_S)
+            subscriber.tell("stop")
+            notes["subscriber"] = subscriber.wait_for("done")
+            tested.tell("stop")
+            notes["system"] = tested.wait_for("done")
+            sender.tell("stop")
+            stamps = np.load(stamps_file)
+            if system == RECORDING:
+                n_heard = notes["subscriber"]["messages"]
+                notes["recording"] = bench_recording.inspect(Path(job["record"]), len(stamps) * stream.chunk, n_heard)
+        if system in _DAEMONS:
+            told = notes["system"]
+            notes["memory"] = bench_recording.memory(told["memory_mb"], told["memory_every_s"])
         with np.load(messages_file) as messages:
-            return judge(np.load(stamps_file), messages["t_sample"], messages["arrival"], stream.period_s, notes)
+            return judge(stamps, messages["t_sample"], messages["arrival"], stream.period_s, notes)
 
 
 def judge(
@@ -238,9 +260,13 @@ def judge(
 
 
 def measure(
-    seconds: float, rounds: int, endurance_s: float, say: Callable[[str], None] = lambda line: None
+    seconds: float,
+    rounds: int,
+    endurance_s: float,
+    say: Callable[[str], None] = lambda line: None,
+    only: Collection[str] = (),
 ) -> dict[str, Any]:
-    """Run everything.
+    """Run everything, or a part of it.
 
     Parameters
     ----------
@@ -249,32 +275,62 @@ def measure(
     rounds : int
         Every system runs once in each round; ratios are taken within a round.
     endurance_s : float
-        Length of one more run of the daemon that counts losses; 0 for none.
+        Length of one more run of the daemon, and of one that is recorded, that count losses; 0 for none.
     say : callable
         Gets a line before each run.
+    only : collection of str
+        Of `CHOICES`; empty for all.
 
     Returns
     -------
     dict
         By stream: systems, ratios to bare with their spread, and the endurance run.
+
+    Raises
+    ------
+    BenchError
+        Something else is asked for, or what is not installed.
     """
-    systems = [BARE, NEUROMOD, BUSY]
-    if has_ezmsg():
-        systems.append(EZMSG)
-    else:
-        say("ezmsg is not installed (pip install 'neuromod-bridge[bench]'): left out")
+    systems = choose(only)
+    if EZMSG in systems and not has_ezmsg():
+        missing = "ezmsg is not installed (pip install 'neuromod-bridge[bench]')"
+        if only:
+            raise BenchError(f"{missing}: install it, or leave it out")
+        say(f"{missing}: left out")
+        systems.remove(EZMSG)
+    on_raw = [system for system in systems if system not in (BUSY, EZMSG)]
     with Workers(systems) as workers:
-        streams = {
-            "features": _compare(workers, FEATURES, systems, seconds, rounds, say),
-            "raw": _compare(workers, RAW, [BARE, NEUROMOD], seconds, rounds, say),
-        }
+        streams = {"features": _compare(workers, FEATURES, systems, seconds, rounds, say)}
+        if len(on_raw) > 1:
+            streams["raw"] = _compare(workers, RAW, on_raw, seconds, rounds, say)
         endurance: dict[str, Any] = {}
-        if endurance_s > 0:
-            for key, stream in (("features", FEATURES), ("raw", RAW)):
-                say(f"{stream.name}: {NEUROMOD}, {endurance_s:g} s")
-                run = workers.run(NEUROMOD, stream, endurance_s)
-                endurance[key] = {"seconds": endurance_s} | run.summary() | {"notes": run.notes}
+        lasting = []
+        if not only or "neuromod" in only:
+            lasting = [("features", NEUROMOD, FEATURES), ("raw", NEUROMOD, RAW)]
+        if RECORDING in systems:
+            lasting.append(("recording", RECORDING, RAW))
+        for key, system, stream in lasting if endurance_s > 0 else ():
+            say(f"{stream.name}: {system}, {endurance_s:g} s")
+            run = workers.run(system, stream, endurance_s)
+            named = {"name": stream.name, "system": system, "seconds": endurance_s}
+            endurance[key] = named | run.summary() | {"notes": run.notes}
     return {"streams": streams, "endurance": endurance}
+
+
+def choose(only: Collection[str]) -> list[str]:
+    """Return the systems to run, in order: those asked for, and what they are held against.
+
+    Raises
+    ------
+    BenchError
+        What is asked for is none of `CHOICES`.
+    """
+    if unknown := [name for name in only if name not in CHOICES]:
+        raise BenchError(f"there is no system {unknown[0]!r}; choose from {', '.join(CHOICES)}")
+    wanted = {CHOICES[name] for name in only or CHOICES}
+    if wanted & {BUSY, RECORDING}:
+        wanted.add(NEUROMOD)
+    return [BARE, *(system for system in CHOICES.values() if system in wanted)]
 
 
 def has_ezmsg() -> bool:
@@ -295,6 +351,7 @@ def _compare(
         "systems": {system: _pooled(runs[system]) for system in systems},
         "ratios": {system: _ratios(runs[system], runs[BARE]) for system in systems if system != BARE},
         "ratio_busy_to_neuromod": _ratios(runs[BUSY], runs[NEUROMOD]) if BUSY in runs else None,
+        "ratio_recording_to_neuromod": _ratios(runs[RECORDING], runs[NEUROMOD]) if RECORDING in runs else None,
     }
 
 
@@ -326,7 +383,7 @@ def _ratios(runs: list[Run], to: list[Run]) -> dict[str, dict[str, float]]:
 
 
 def _role(system: str) -> str:
-    return "daemon" if system in (NEUROMOD, BUSY) else system
+    return "daemon" if system in _DAEMONS else system
 
 
 def _free_addresses(n: int) -> list[str]:

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,12 +23,63 @@ import zmq
 
 from neuromod.bridge import realtime, wire
 from neuromod.bridge.config import RuntimeConfig, SessionConfig, parse
+from neuromod.engine.layout import N_CHANNELS, N_SENSORY
 
 _SPIN_S = 80e-6  # the sender wakes so much early and spins to the exact time
 _WAIT_S = 0.2
 _CONSUMER_S = 20.0
 _CONNECT_S = 10.0
 _POLLS_PER_S = 50.0
+_ARMED_S = 600.0
+_MEMORY_EVERY_S = 0.25
+_BIN_MS = 1.0  # a step of the decoder in every tick: the dearest there is
+
+_CLOSED_LOOP = """
+[decoder]
+kind = "kalman"
+bin_ms = {bin_ms}
+states = ["px", "py", "vx", "vy"]
+outputs = ["vx", "vy"]
+state_mean = [0.0, 0.0, 0.0, 0.0]
+count_mean = {count_mean}
+transition = [[1.0, 0.0, 1.0, 0.0], [0.0, 1.0, 0.0, 1.0], [0.0, 0.0, 0.9, 0.0], [0.0, 0.0, 0.0, 0.9]]
+transition_noise = {transition_noise}
+observation = {observation}
+observation_noise = {observation_noise}
+initial_covariance = {transition_noise}
+events = [{{channel = 0, refractory_ms = 20.0}}, {{output = 0, above = 0.5, refractory_ms = 20.0}}]
+[stimulation]
+mode = "dry_run"
+heartbeat_ms = 0.0
+[[stimulation.electrodes]]
+name = "e1"
+area_um2 = 2000.0
+material = "sirof"
+impedance_kohm = 50.0
+[[stimulation.electrodes]]
+name = "e2"
+area_um2 = 2000.0
+material = "sirof"
+impedance_kohm = 50.0
+[[stimulation.programs]]
+name = "pulse"
+electrode = "e1"
+amplitude_ua = -10.0
+phase_us = 200.0
+[[stimulation.programs]]
+name = "train"
+electrode = "e2"
+amplitude_ua = -5.0
+phase_us = 200.0
+pulses = 3
+period_us = 5000.0
+[[stimulation.triggers]]
+event = 0
+program = "pulse"
+[[stimulation.triggers]]
+event = 1
+program = "train"
+"""
 
 Job = dict[str, Any]
 
@@ -95,13 +147,13 @@ def send(desk: Desk, job: Job) -> None:
 
 
 def subscribe(desk: Desk, job: Job) -> None:
-    """ZeroMQ subscriber: notes when each message arrived, and which time it bears."""
+    """ZeroMQ subscriber to one topic: notes when each message arrived, and which time it bears."""
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     socket = context.socket(zmq.SUB)
     socket.rcvhwm = 0
     socket.rcvtimeo = 100
     socket.reconnect_ivl = 10  # it is here before the publisher is
-    socket.subscribe(wire.TOPIC_SPIKES)
+    socket.subscribe(job["topic"].encode())
     socket.connect(job["output"])
     desk.say("ready")
     arrivals: list[float] = []
@@ -117,21 +169,18 @@ def subscribe(desk: Desk, job: Job) -> None:
     socket.close(0)
     context.term()
     read = [_read(payload) for payload in payloads]
-    live = [i for i, (_, is_filler) in enumerate(read) if not is_filler]
+    live = [i for i, (_, flags) in enumerate(read) if not flags & wire.Flag.FILLER]
+    inhibited = sum(bool(read[i][1] & wire.Flag.INHIBITED) for i in live)
     np.savez(job["result"], t_sample=[read[i][0] for i in live], arrival=[arrivals[i] for i in live])
-    desk.say("done", messages=len(live), fillers=len(read) - len(live))
+    desk.say("done", messages=len(live), fillers=len(read) - len(live), inhibited=inhibited)
 
 
-def _read(payload: bytes) -> tuple[float, bool]:
-    body = _unpack(payload)
-    return body["t_sample"], bool(body.get("flags", 0) & wire.Flag.FILLER)
-
-
-def _unpack(payload: bytes) -> dict[str, Any]:
+def _read(payload: bytes) -> tuple[float, int]:
+    """Return the time of the sample and the flags of any message that has them."""
     import msgpack
 
     body: dict[str, Any] = msgpack.unpackb(payload)
-    return body
+    return body["t_sample"], body.get("flags", 0)
 
 
 def bare(desk: Desk, job: Job) -> None:
@@ -170,11 +219,32 @@ def _inlet(job: Job) -> Any:
 
 
 def session(job: Job) -> SessionConfig:
-    """Return the session that the daemon runs: features of 1 ms, or raw signal through the whole front end."""
+    """Return the session that the daemon runs: features of 1 ms, or raw signal through the whole front end.
+
+    With ``job["closed_loop"]`` a decoder and stimulation come on top, with ``job["record"]`` a record of everything in
+    that folder.
+    """
     content = '"signal"' if job["chunk"] > 1 else '"features"'
-    return parse(
-        f"source = {{kind = 'lsl', source_id = '{job['source_id']}', content = {content}}}\n"
-        f"[sockets]\noutput = '{job['output']}'\ncontrol = '{job['control']}'\ningest = 'tcp://127.0.0.1:*'\n"
+    text = f"source = {{kind = 'lsl', source_id = '{job['source_id']}', content = {content}}}\n"
+    text += f"[sockets]\noutput = '{job['output']}'\ncontrol = '{job['control']}'\ningest = '{job['ingest']}'\n"
+    if job["record"]:
+        text += f"[record]\nraw = true\nfolder = {json.dumps(job['record'])}\n"
+    if job["closed_loop"]:
+        text += _closed_loop()
+    return parse(text)
+
+
+def _closed_loop() -> str:
+    """Return a Kalman filter of two outputs over all sensory channels, and programs that spikes and outputs trigger."""
+    angles = np.linspace(0.0, 2.0 * np.pi, N_SENSORY, endpoint=False)
+    observation = np.zeros((N_SENSORY, 4))
+    observation[:, 2], observation[:, 3] = 0.05 * np.cos(angles), 0.05 * np.sin(angles)
+    return _CLOSED_LOOP.format(
+        bin_ms=_BIN_MS,
+        count_mean=[0.02] * N_SENSORY,
+        transition_noise=(0.01 * np.eye(4)).tolist(),
+        observation=observation.tolist(),
+        observation_noise=(0.05 * np.eye(N_SENSORY)).tolist(),
     )
 
 
@@ -185,13 +255,36 @@ def daemon(desk: Desk, job: Job) -> None:
     rest = threading.Event()
     if job["busy"]:
         threading.Thread(target=_be_busy, args=(rest,), daemon=True).start()
+    memory = [resident_mb()]
     with Daemon(session(job)) as running:
         desk.say("ready")
-        desk.stop.wait()
+        while not desk.stop.wait(_MEMORY_EVERY_S):
+            memory.append(resident_mb())
         running.collector.turn()
-        counters = running.collector.counters()
+        health = running.collector.health()
     rest.set()
-    desk.say("done", counters={name: count for name, count in counters.items() if count})
+    desk.say(
+        "done",
+        counters={name: count for name, count in health["counters"].items() if count},
+        stimulation=health["stimulation"],
+        ingest_latency_us=health["ingest_latency_us"],
+        memory_mb=[amount for amount in memory if amount is not None],
+        memory_every_s=_MEMORY_EVERY_S,
+    )
+
+
+def resident_mb() -> float | None:
+    """Return how much memory this process has in RAM, in MB; None where nothing tells."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+    except OSError:
+        pass
+    try:
+        import psutil
+    except ImportError:
+        return None
+    return float(psutil.Process().memory_info().rss) / 1e6
 
 
 def _be_busy(rest: threading.Event) -> None:
@@ -202,18 +295,57 @@ def _be_busy(rest: threading.Event) -> None:
 
 
 def poll(desk: Desk, job: Job) -> None:
-    """A control client that asks for the status all the time."""
-    from neuromod.bridge.client import Client, ClientTimeoutError
+    """A control client that asks for the status all the time.
 
-    asked, unanswered = 0, 0
-    with Client(control=job["control"], timeout_s=1.0) as client:
+    Where there is a loop to be closed it is the operator, too: it arms stimulation, again where a fault ended that, and
+    sends inputs that bear the time of their sending. They change nothing, and take the way of those that do.
+    """
+    from neuromod.bridge.client import Client, ClientTimeoutError, RefusedError
+
+    asked, unanswered, armed, refused, sent = 0, 0, 0, 0, 0
+    windows: list[dict[str, float]] = []
+    disarmed_by: list[str] = []
+    with Client(control=job["control"], output=job["output"], ingest=job["ingest"], timeout_s=1.0) as client:
+        health = client.subscribe("health") if job["closed_loop"] else None
         while not desk.stop.wait(1.0 / _POLLS_PER_S):
             asked += 1
             try:
-                client.request("status")
+                status = client.request("status")["health"]
+                if health is None:
+                    continue
+                windows += _heard_latencies(health)
+                if status["tick"] < 1 or status["state"] != "streaming":
+                    continue
+                if status["stimulation"]["state"] == "disarmed":
+                    if because := status["stimulation"]["disarmed_by"]:
+                        disarmed_by.append(because)
+                    client.arm(_ARMED_S)
+                    armed += 1
+                client.send_reward(0.0, t=pylsl.local_clock())
+                client.send_stimuli(np.zeros(N_CHANNELS), t=pylsl.local_clock())
+                sent += 2
             except ClientTimeoutError:
                 unanswered += 1
-    desk.say("done", asked=asked, unanswered=unanswered)
+            except RefusedError:
+                refused += 1
+        if health is not None:
+            windows += _heard_latencies(health)
+    told: Job = {"asked": asked, "unanswered": unanswered}
+    if job["closed_loop"]:
+        told |= {"armed": armed, "refused": refused, "disarmed_by": disarmed_by, "inputs": sent, "windows": windows}
+    desk.say("done", **told)
+
+
+def _heard_latencies(health: Any) -> list[dict[str, float]]:
+    """Return the latencies of inputs that the `health` messages tell of which have come since the last time."""
+    from neuromod.bridge.client import ClientTimeoutError
+
+    found = []
+    try:
+        while True:
+            found.append(health.receive(0.0).body["ingest_latency_us"])
+    except ClientTimeoutError:
+        return [window for window in found if window]
 
 
 def ezmsg(desk: Desk, job: Job) -> None:
