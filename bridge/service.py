@@ -58,6 +58,7 @@ _INGEST_HWM = 10_000
 _STOP_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 _LARGEST_CHUNK = 8192
 _LEASE_MS = 100.0  # how long a command holds where no stimulation says so
+_BURST_HZ = 1 << 15
 _OUT_FRAMES = 2048  # two seconds of ticks of 1 ms: a thread that sends in Python may wait for the interpreter
 
 
@@ -331,7 +332,10 @@ class Daemon:
             n_channels,
             samples_capacity=ring_capacity(n_channels, assembly.info.sampling_frequency),
             out_capacity=_OUT_FRAMES if in_python else 2,
-            raw_capacity=ring_capacity(n_channels, assembly.info.sampling_frequency) if keeps_samples else 2,
+            # half a second; messages of stimuli, and what is played as fast as it goes, know no rate
+            raw_capacity=ring_capacity(n_channels, max(assembly.info.sampling_frequency, _BURST_HZ))
+            if keeps_samples
+            else 2,
         )
         self.loop = rt.make_loop(
             self._functions,
