@@ -64,7 +64,7 @@ from neuromod.engine.layout import N_CHANNELS
 FLAG_FILLER, FLAG_LATE, FLAG_PAUSED = int(Flag.FILLER), int(Flag.LATE), int(Flag.PAUSED)
 _EXTERNAL = CONDITION_LATE | CONDITION_STOPPED  # what the loop, and not the pipeline, knew against stimulation
 
-COMPUTED = ("record", "tick", "spikes", "events", "outputs", "membrane", "modulators", "conditions")
+COMPUTED = ("record", "tick", "modulators", "spikes", "membrane", "events", "outputs", "conditions")
 """Fields of a TICK record that are compared whatever the replay begins from."""
 FROM_SAMPLES = ("sample", "stimuli", "t_sent", "flags")
 """Fields that are compared too where it begins from samples; of the flags, LATE is the clock's and left out."""
@@ -208,8 +208,7 @@ def replay_session(
 def _reapply(
     pipeline: Pipeline, network: Any, decoder: Any, stimulation: Any, given: Any, stimuli: NDArray[np.float32]
 ) -> None:
-    """Let an input take effect once more; `given` gets the tick that it acts on, and the answer to an arming."""
-    given["tick"] = pipeline.words[TICK_NEXT]
+    """Let an input take effect once more; `given` gets the answer to an arming."""
     if given["kind"] == ARM:
         stimulation.gate[0]["conditions"] = np.int64(given["values"][2])
     apply_input(given, pipeline, network, decoder, stimulation, decoder, stimuli)
@@ -265,6 +264,7 @@ def _play_stimuli(
                 return _LOST_INPUT
             if one["kind"] == RESTORE or one["kind"] == DECODER_SWAP:
                 return _SPECIAL
+            one["tick"] = words[TICK_NEXT]
             if one["kind"] != STIMULI:  # which are in the recorded stimuli already
                 _reapply(pipeline, network, decoder, stimulation, one, stimuli)
             at[_INPUT] += 1
@@ -325,6 +325,7 @@ def _play_samples(
                 return _LOST_INPUT
             if one["kind"] == RESTORE or one["kind"] == DECODER_SWAP:
                 return _SPECIAL
+            one["tick"] = words[TICK_NEXT]
             if not (is_zmq and one["kind"] == STIMULI):
                 _reapply(pipeline, network, decoder, stimulation, one, stimuli)
             at[_INPUT] += 1
@@ -340,7 +341,8 @@ def _play_samples(
         if n <= 0:
             return _MORE_SAMPLES
         tick = ticks[at[_TICK]]
-        set_time(pipeline, tick["now_ns"], np.int64(tick["conditions"]) & _EXTERNAL)
+        conditions: Any = np.int64(tick["conditions"])
+        set_time(pipeline, tick["now_ns"], conditions & _EXTERNAL)
         block = made[at[_TICK] : at[_TICK] + ticks_per_block]  # room for one block, so that it closes at most one
         done, n_records = consume(
             pipeline,
@@ -419,7 +421,11 @@ class _Samples:
     def seek(self, position: int) -> None:
         """Go forward to a sample."""
         self.why = ""
-        self.samples, self.stamps = self.samples[:0], self.stamps[:0]
+        # what has been read already
+        n = max(0, len(self.stamps) - max(0, self.end - position))
+        self.samples, self.stamps = self.samples[n:], self.stamps[n:]
+        if position <= self.end:
+            return
         while (found := self._next()) is not None:
             first, rows = found
             if first + len(rows) > position:
@@ -485,6 +491,7 @@ class _Replayer:
         self.stimuli = np.zeros(N_CHANNELS, np.float32)
         self.is_known = False  # the state of the loop
         self.by_samples = False  # that of front end and encoder too
+        self.missing = 0  # records of ticks between others
 
     def run(self) -> SessionReplay:
         begun = time.perf_counter()
@@ -501,6 +508,7 @@ class _Replayer:
             if self.result.difference is not None:
                 break
         if self.result.difference is None:
+            self._play_rest()
             self._check_end()
         self.result.stream_s = self.result.ticks * self.parts.network.dt_ms / 1000.0
         self.result.wall_s = time.perf_counter() - begun
@@ -593,13 +601,14 @@ class _Replayer:
         while len(ticks) and self.result.difference is None:
             if self.is_known and ticks[0]["record"] != words[RECORDS]:
                 missing = int(ticks[0]["record"]) - int(words[RECORDS])
+                self.missing += missing
                 self._lose(f"{missing} records of ticks are missing before record {ticks[0]['record']}")
             if not self.is_known:
                 ticks = self._resume(ticks)
                 continue
-            n = self._play(ticks)
+            n, is_waiting = self._play(ticks)
             ticks = ticks[n:]
-            if self.is_known and self.by_samples and len(ticks):
+            if is_waiting and len(ticks):  # for the rest of a block
                 if not is_last:
                     break
                 self._leave_samples("the last block is not complete")
@@ -627,7 +636,7 @@ class _Replayer:
             found = self._blob("checkpoints", int(one["id"]))
             if found is None:
                 continue
-            behind = ticks[ticks["record"] >= one["record"]]
+            behind: NDArray[Any] = ticks[ticks["record"] >= one["record"]]
             words = self.parts.pipeline.words
             if one["kind"] == RESTORE:
                 found = found | {"stimulation": self.parts.stimulation.block.tobytes()}
@@ -651,14 +660,12 @@ class _Replayer:
         self.decisions.read(record)
         self.decisions.drop(self.decisions.n_until(record))
 
-    def _play(self, ticks: NDArray[Any]) -> int:
-        """Play ticks as far as they go, and compare them; return how many were dealt with."""
+    def _play(self, ticks: NDArray[Any]) -> tuple[int, bool]:
+        """Play ticks as far as they go, and compare them; return how many, and whether all were that can be for now."""
         last = int(ticks[-1]["record"])
         self.inputs.read(last)
         inputs = self.inputs.rows[: self.inputs.n_until(last)]
-        given = inputs.copy()
-        given["tick"] = 0
-        given["values"][given["kind"] == ARM, 1] = 0.0
+        given = _unanswered(inputs)
         made = np.zeros(len(ticks), TICK) if self.by_samples else _stripped(ticks)
         at, started_by_samples = self.at, self.by_samples
         at[_TICK] = at[_INPUT] = at[_DECISION] = 0
@@ -683,7 +690,27 @@ class _Replayer:
         n, n_inputs = int(at[_TICK]), int(at[_INPUT])
         self._compare(ticks[:n], made[:n], inputs[:n_inputs], given[:n_inputs], by_samples=started_by_samples)
         self.inputs.drop(n_inputs)
-        return n
+        return n, status == _DONE
+
+    def _play_rest(self) -> None:
+        """Apply the inputs behind the last tick, by way of a filler that is none of the session's."""
+        if not self.is_known:
+            return
+        self.inputs.read(np.iinfo(np.int64).max)
+        n = self.inputs.n_until(int(self.parts.pipeline.words[RECORDS]))
+        if n < len(self.inputs.rows):
+            what = f"{len(self.inputs.rows) - n} inputs"
+            self.result.losses.append(f"{what} at the end are left out: ticks between them are not in the log")
+        inputs, self.by_samples = self.inputs.rows[:n], False
+        given, last = _unanswered(inputs), np.zeros(1, TICK)
+        last["flags"], last["record"], last["inputs"] = FLAG_FILLER, 1 << 60, self.at[_NUMBER] + len(inputs)
+        self.at[_TICK] = self.at[_INPUT] = self.at[_DECISION] = 0
+        while (status := self._stretch(last, last, given)) == _SPECIAL and self._apply_special(given[self.at[_INPUT]]):
+            pass
+        if status == _LOST_INPUT:
+            self._lose("an input behind the last tick is not in the log")
+        n = int(self.at[_INPUT])
+        self._compare(last[:0], last[:0], inputs[:n], given[:n], by_samples=False)
 
     def _stretch(self, ticks: NDArray[Any], made: NDArray[Any], given: NDArray[Any]) -> int:
         parts = self.parts
@@ -764,7 +791,7 @@ class _Replayer:
         fields: tuple[str, ...] = COMPUTED
         if by_samples:
             made["flags"] |= ticks["flags"] & FLAG_LATE
-            fields += FROM_SAMPLES
+            fields = FROM_SAMPLES + fields
         found = [
             _first(ticks, made, fields, "tick", ticks["record"], ticks["tick"]),
             _first(inputs, given, ("tick", "values"), "input", inputs["record"], inputs["tick"]),
@@ -825,7 +852,7 @@ class _Replayer:
         if self.end is None:
             return
         written = int(self.end["records"].get("ticks", 0))
-        seen = self.result.ticks + self.result.paused + self.result.fillers + self.result.skipped
+        seen = self.result.ticks + self.result.paused + self.result.fillers + self.result.skipped + self.missing
         if self.is_known and seen < written:
             self.result.losses.append(f"{written - seen} records of ticks at the end cannot be read")
 
@@ -842,6 +869,14 @@ def _swap(
     pipeline: Pipeline, network: Any, decoder: Any, stimulation: Any, next_decoder: NDArray[Any], echo: NDArray[Any]
 ) -> None:
     apply_input(echo[0], pipeline, network, decoder, stimulation, next_decoder, pipeline.added)
+
+
+def _unanswered(inputs: NDArray[Any]) -> NDArray[Any]:
+    """Return a copy of inputs without what the loop answered."""
+    given = inputs.copy()
+    given["tick"] = 0
+    given["values"][given["kind"] == ARM, 1] = 0.0
+    return given
 
 
 def _stripped(ticks: NDArray[Any]) -> NDArray[Any]:
