@@ -424,16 +424,20 @@ def _n_outputs(section: dict[str, Any]) -> int | None:
 
 
 def table(found: Calibration) -> list[list[str]]:
-    """Return the figures as rows: what, of the decoder, of always the mean, of shuffled targets."""
+    """Return the figures as rows: what, of the decoder, of always the mean, of shuffled targets.
+
+    R2, Pearson's r, and the part of trials in which the output lies nearest to its target or points its way; with 95 %
+    intervals over the held-out blocks.
+    """
     metrics = found.metrics
     columns = (metrics.decoder, metrics.mean, metrics.shuffled)
     rows = [["R2", *(_shown(scores.r2) for scores in columns)]]
     for o in range(len(metrics.decoder.r2_per_output)):
         rows.append([f"R2, output {o}", *(_shown(scores.r2_per_output[o]) for scores in columns)])
-        rows.append([f"correlation, output {o}", *(_shown(scores.correlation_per_output[o]) for scores in columns)])
+        rows.append([f"r, output {o}", *(_shown(scores.correlation_per_output[o]) for scores in columns)])
     for key, label in (
-        ("nearest_target", "success: nearest target"),
-        ("within_45_degrees", "success: within 45 degrees"),
+        ("nearest_target", "nearest target"),
+        ("within_45_degrees", "within 45 deg"),
     ):
         if getattr(metrics.decoder, key) is not None:
             rows.append([label, *(_shown(_estimate(scores, key)) for scores in columns)])
@@ -449,8 +453,8 @@ def _shown(estimate: Estimate | None) -> str:
     if estimate is None or estimate.mean is None:
         return "-"
     if estimate.low is None or estimate.high is None:
-        return f"{estimate.mean:.3f}"
-    return f"{estimate.mean:.3f} ({estimate.low:.3f} to {estimate.high:.3f})"
+        return f"{estimate.mean:.2f}"
+    return f"{estimate.mean:.2f} [{estimate.low:.2f}, {estimate.high:.2f}]"
 
 
 def left_out(counts: dict[str, int]) -> str:

@@ -127,8 +127,8 @@ def _print(rows: list[list[str]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    columns = ("held out", "decoder (95 %)", "always the mean", "shuffled targets")
+    columns = ("held out", "decoder [95 %]", "always the mean", "shuffled targets")
     shown = Table(*columns, box=None, pad_edge=False, header_style="bold")
     for row in rows:
-        shown.add_row(*row)
+        shown.add_row(*(cell.replace("[", r"\[") for cell in row))
     Console().print(shown)

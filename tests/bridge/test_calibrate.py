@@ -1,5 +1,6 @@
 """From a session that a real daemon recorded to a decoder that it swaps in, and back."""
 
+import functools
 import json
 import math
 import re
@@ -251,6 +252,10 @@ def stimuli(block: int) -> list[float]:
     return [*(0.6 * (x * np.cos(PREFERRED) + y * np.sin(PREFERRED)) + 0.6), 0.0, 0.0]
 
 
+def has_moved(running: Running, n_ticks: int) -> bool:
+    return bool(running.health["counters"]["ticks"] >= n_ticks)
+
+
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A session in which stimuli followed a movement that events tell of; other events are guesses."""
@@ -260,7 +265,8 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for block in range(N_BLOCKS):
             if block % 10 == 0:
                 # what was sent is taken before the next is: the events' times are those of their ticks
-                wait_until(lambda n=block: running.health["counters"]["ticks"] >= 5 * (n - 10), "ticks")
+                least = 5 * (block - 10)
+                wait_until(functools.partial(has_moved, running, least), "ticks")
                 running.client.send_event("cursor", list(position(block)), t=pylsl.local_clock())
                 if block % 50 == 0:
                     running.client.send_event("guess", rng.choice([-1.0, 1.0], 2).tolist(), t=pylsl.local_clock())

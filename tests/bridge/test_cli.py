@@ -56,9 +56,12 @@ def test_help_comes_without_loading_the_heavy_libraries() -> None:
 
 COMMANDS_WITH_HELP = [
     ["init"], ["check"], ["doctor"], ["streams"], ["layout"], ["models"],
-    ["demo"], ["start"], ["replay"], ["baseline"], ["bench"],
+    ["demo"], ["start"], ["replay"], ["baseline"], ["bench"], ["actuate"], ["calibrate"],
+    ["session", "list"], ["session", "show"], ["session", "verify"], ["session", "export"],
     ["subscribe"], ["status"], ["pause"], ["resume"], ["stop"], ["set"], ["learning"], ["checkpoint"], ["restore"],
-    ["send", "stimuli"], ["send", "modulators"], ["send", "reward"], ["send", "stress"], ["send", "event"],
+    ["key"], ["arm"], ["disarm"], ["halt"], ["decoder"], ["rollback"],
+    ["send", "stimuli"], ["send", "modulators"], ["send", "reward"], ["send", "stress"], ["send", "stimulate"],
+    ["send", "event"],
 ]  # fmt: skip
 
 
@@ -80,7 +83,7 @@ def test_help_lists_every_command_and_the_exit_codes() -> None:
 
 
 def test_every_command_of_the_control_socket_can_be_given() -> None:
-    at_hand = {command[0] for command in COMMANDS_WITH_HELP} | {"version"}  # which is part of status
+    at_hand = {command[0] for command in COMMANDS_WITH_HELP} | {"version", "challenge"}  # parts of status and arm
 
     assert set(COMMANDS) <= at_hand
 
