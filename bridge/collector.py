@@ -425,6 +425,7 @@ class Collector:
             "state": "armed" if is_armed else "disarmed",
             "mode": stimulating.public_mode(state),
             "seconds_left": max(0.0, float(gate["until_ns"]) * 1e-9 - now) if is_armed else 0.0,
+            "arms": int(gate["arms"]),
             "disarmed_by": safety.REASONS[int(gate["disarm_reason"])] if gate["disarms"] and not is_armed else "",
             "counts": stimulating.count(state),
         }

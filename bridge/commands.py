@@ -86,8 +86,8 @@ COMMANDS: dict[str, Command] = {
         Command(
             "arm",
             ArmArgs,
-            "Arm stimulation; `mac` is the HMAC-SHA256, in hex, of `arm NONCE SECONDS` under the session's key. The result "
-            "has the `token` for heartbeats.",
+            "Arm stimulation; `mac` is the HMAC-SHA256, in hex, of `arm NONCE SECONDS` under the session's key. "
+            "The result has the `token` for heartbeats.",
         ),
         Command("disarm", NoArgs, "End the arming at the next tick boundary; every train stops."),
         Command("decoder", PathArgs, "Swap in a fitted decoder at a tick boundary; the one before is kept."),

@@ -224,7 +224,12 @@ class Control:
         config = self._collector.assembly.stimulation_config
         heartbeat_ms = config.heartbeat_ms if config is not None else 0.0  # what the operator has to keep up with
         until = float(echo["now_ns"]) * 1e-9 + args.seconds
-        return _tick(echo) | {"token": token, "until": until, "heartbeat_ms": heartbeat_ms}
+        return _tick(echo) | {
+            "token": token,
+            "arms": int(self._collector.assembly.stimulation.gate[0]["arms"]),
+            "until": until,
+            "heartbeat_ms": heartbeat_ms,
+        }
 
     def _disarm(self) -> dict[str, Any]:
         self._check_stimulation("disarm")
@@ -246,6 +251,7 @@ class Control:
                 f"decoder: {path} has {found[0]['n_outputs']} outputs, the session has {now['n_outputs']}; "
                 "fit one with as many",
             )
+        _keep_events(found[0], now, path)
         before = (assembly.decoder.copy(), self._collector.decoder_source)
         result = self._install(found, str(path))
         self._decoders.append(before)
@@ -266,6 +272,24 @@ class Control:
         echo = self._keep_and_call(rt.DECODER_SWAP, "decoders", body, word=version)
         self._collector.decoder_source = source
         return _tick(echo) | {"version": version, "from": source}
+
+
+def _keep_events(found: Any, running: Any, path: Path) -> None:
+    """Give a decoder that has no events those of the running one, which triggers of stimulation may stand on.
+
+    Events of channels mean the same in any decoder. A level of an output does not: its unit may be another.
+    """
+    n = int(running["n_events"])
+    if found["n_events"] or not n:
+        return
+    if (running["event_channel"][:n] < 0).any():
+        raise CommandError(
+            "refused",
+            f"decoder: {path} has no events, and the session has some at levels of outputs, which would be lost; "
+            "add events to the file's decoder, or take those of outputs out of the session",
+        )
+    for name in ("n_events", "event_channel", "event_output", "event_above", "event_below", "event_refractory"):
+        found[name] = running[name]
 
 
 def _tick(echo: Any) -> dict[str, Any]:

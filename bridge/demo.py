@@ -142,7 +142,7 @@ def _run(session: SessionConfig, folder: Path, seconds: float, console: Console,
     source = open_source(session.source)
     info = source.info
     source.close()
-    with _isolated_lsl(folder):
+    with isolated_lsl(folder):
         live = _run_live(session, info, folder, seconds, console, show=show)
     ticks = live.heard[(live.heard["flags"] & Flag.FILLER) == 0]
     if not len(ticks):
@@ -193,16 +193,16 @@ def _summarise(
 def _run_live(
     session: SessionConfig, info: StreamInfo, folder: Path, seconds: float, console: Console, *, show: bool
 ) -> _Live:
-    ingest, output, control = (f"tcp://127.0.0.1:{port}" for port in _free_ports(3))
+    ingest, output, control = (f"tcp://127.0.0.1:{port}" for port in free_ports(3))
     with contextlib.ExitStack() as stack:
-        outlet = stack.enter_context(_process(_playback_command(session, info), folder / "playback.log"))
+        outlet = stack.enter_context(process(_playback_command(session, info), folder / "playback.log"))
         ready = _first_line(outlet, folder / "playback.log")
         config = _daemon_config(session, info, ready, {"ingest": ingest, "output": output, "control": control})
         (folder / "demo.toml").write_text(config.effective_toml(), encoding="utf-8")
         listener = stack.enter_context(Listener(output))
         client = stack.enter_context(Client(ingest=ingest, output=output, control=control, timeout_s=5.0))
         daemon = stack.enter_context(
-            _process([*_NEUROMOD, "start", str(folder / "demo.toml")], folder / "daemon.log", stdout=subprocess.DEVNULL)
+            process([*_NEUROMOD, "start", str(folder / "demo.toml")], folder / "daemon.log", stdout=subprocess.DEVNULL)
         )
         heard = _watch(listener, client, daemon, outlet, folder, info, seconds, console, show=show)
         health: dict[str, Any] = {}
@@ -253,13 +253,13 @@ def _watch(
                 if len(live):
                     began = now
                 elif now > given_up:
-                    raise AdapterTimeoutError(f"no spikes within {_READY_S:g} s: {_tail(folder / 'daemon.log')}")
+                    raise AdapterTimeoutError(f"no spikes within {_READY_S:g} s: {tail(folder / 'daemon.log')}")
                 continue
             if now - began >= seconds or outlet.poll() is not None or (len(new) and not len(live)):
                 return heard
             if show and not is_terminal:
                 view.print_line(console)
-    raise AdapterError(f"the daemon ended by itself: {_tail(folder / 'daemon.log')}")
+    raise AdapterError(f"the daemon ended by itself: {tail(folder / 'daemon.log')}")
 
 
 _NEUROMOD = [sys.executable, "-c", "from neuromod.bridge.cli import main; main()"]
@@ -292,7 +292,7 @@ def _daemon_config(
 
 
 @contextlib.contextmanager
-def _isolated_lsl(folder: Path) -> Iterator[None]:
+def isolated_lsl(folder: Path) -> Iterator[None]:
     """Have the processes that are started meanwhile use an LSL session of their own."""
     path = folder / "lsl_api.cfg"
     path.write_text(_LSL_API_CFG.format(session=uuid.uuid4().hex))
@@ -308,7 +308,7 @@ def _isolated_lsl(folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _process(command: list[str], log: Path, stdout: int = subprocess.PIPE) -> Iterator[subprocess.Popen[str]]:
+def process(command: list[str], log: Path, stdout: int = subprocess.PIPE) -> Iterator[subprocess.Popen[str]]:
     """Run a process, its words going to a file, and end it whatever happens."""
     file: IO[str]
     with log.open("w") as file, subprocess.Popen(command, stdout=stdout, stderr=file, text=True) as process:
@@ -329,16 +329,16 @@ def _first_line(process: subprocess.Popen[str], log: Path) -> dict[str, Any]:
     try:
         said: dict[str, Any] = jsonlib.loads(line)
     except ValueError:
-        raise AdapterError(f"the outlet did not start: {_tail(log)}") from None
+        raise AdapterError(f"the outlet did not start: {tail(log)}") from None
     return said
 
 
-def _tail(log: Path) -> str:
+def tail(log: Path) -> str:
     lines = log.read_text().strip().splitlines() if log.exists() else []
     return lines[-1] if lines else "it said nothing; run `neuromod doctor`"
 
 
-def _free_ports(n: int) -> list[int]:
+def free_ports(n: int) -> list[int]:
     """Ask the kernel for ports; held together, so that they differ."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(n)]

@@ -88,7 +88,7 @@ from neuromod.bridge.ring import (
     take,
 )
 from neuromod.bridge.stimulation import request_program
-from neuromod.engine.compiled import jit
+from neuromod.engine.compiled import jit, jit_apart
 from neuromod.engine.layout import LIVE, N_CHANNELS
 from neuromod.engine.tick import add_reward, add_stress, set_learning, set_modulator, set_parameter
 
@@ -118,7 +118,7 @@ def read_ingest(loop: Loop, rings: Rings, pipeline: Pipeline, network: Any, deco
             _apply(loop, rings, pipeline, network, decoder, stimulation)
 
 
-@jit
+@jit_apart
 def receive(loop: Loop, rings: Rings, pipeline: Pipeline, network: Any, decoder: Any, stimulation: Any) -> int:
     """Read one ingest message, always to its end.
 
@@ -264,7 +264,7 @@ def take_inputs(loop: Loop, rings: Rings, pipeline: Pipeline, network: Any, deco
             break
 
 
-@jit
+@jit_apart
 def _apply(loop: Loop, rings: Rings, pipeline: Pipeline, network: Any, decoder: Any, stimulation: Any) -> None:
     """Let the input in `loop.echo` take effect, and echo it with the number of the first tick that it acts on."""
     state, echo = loop.block[0], loop.echo[0]

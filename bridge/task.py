@@ -33,7 +33,7 @@ from neuromod.bridge import checkpoint, wire
 from neuromod.bridge.assembly import assemble, stimuli_stream
 from neuromod.bridge.client import Client, ClientTimeoutError
 from neuromod.bridge.config import SessionConfig
-from neuromod.bridge.demo import _free_ports, _isolated_lsl, _process, _tail
+from neuromod.bridge.demo import free_ports, isolated_lsl, process, tail
 from neuromod.bridge.task_view import TaskView
 from neuromod.engine.centre_out import (
     BIN_S,
@@ -604,7 +604,8 @@ def run_task(
                 mark = Marks(client) if marks else None
                 if view is not None:
                     view.begin(seed, n_trials)
-                    stack.enter_context(_weights_for(view, config, folder))
+                    if not true_time:  # a checkpoint is read by assembling its session, which takes the stream then
+                        stack.enter_context(_weights_for(view, config, folder))
 
                 def watch(condition: Condition, task: CentreOutTask, seed: int = seed, mark: Any = mark) -> None:
                     if mark is not None:
@@ -645,7 +646,7 @@ def _daemon(
     """Give a daemon in a process of its own, connected."""
     addresses = {
         name: f"tcp://127.0.0.1:{port}"
-        for name, port in zip(("ingest", "output", "control"), _free_ports(3), strict=True)
+        for name, port in zip(("ingest", "output", "control"), free_ports(3), strict=True)
     }
     source_id = f"centre-out-{uuid.uuid4().hex[:8]}" if true_time else None
     config = task_session(seed, source_id=source_id, sockets=addresses, daemon_decodes=daemon_decodes)
@@ -654,10 +655,10 @@ def _daemon(
     with contextlib.ExitStack() as stack:
         outlet = None
         if source_id is not None:
-            stack.enter_context(_isolated_lsl(folder))
+            stack.enter_context(isolated_lsl(folder))
             outlet = user_outlet(source_id)
         command = [sys.executable, "-c", "from neuromod.bridge.cli import main; main()", "start", str(file)]
-        child = stack.enter_context(_process(command, log))
+        child = stack.enter_context(process(command, log))
         client = stack.enter_context(Client(**addresses, timeout_s=5.0))
         deadline = time.monotonic() + _READY_S
         while True:
@@ -665,16 +666,16 @@ def _daemon(
                 client.request("status")
                 break
             if child.poll() is not None:
-                raise AdapterError(f"the daemon ended by itself: {_tail(log)}")
+                raise AdapterError(f"the daemon ended by itself: {tail(log)}")
             if time.monotonic() > deadline:
-                raise AdapterTimeoutError(f"no daemon within {_READY_S:g} s: {_tail(log)}")
+                raise AdapterTimeoutError(f"no daemon within {_READY_S:g} s: {tail(log)}")
         velocities = stack.enter_context(Velocities(addresses["output"], daemon_decodes=daemon_decodes))
         velocities.wait_connected(_ANSWER_S)
         if outlet is None:
             yield client, velocities, LockStep(client, velocities), config
         else:
             if not outlet.wait_for_consumers(_READY_S):
-                raise AdapterTimeoutError(f"the daemon did not subscribe within {_READY_S:g} s: {_tail(log)}")
+                raise AdapterTimeoutError(f"the daemon did not subscribe within {_READY_S:g} s: {tail(log)}")
             yield client, velocities, TrueTime(client, velocities, outlet), config
 
 

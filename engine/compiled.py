@@ -39,12 +39,24 @@ def jit(function: Callable[P, R]) -> Callable[P, R]:
     without), and a fifth of the time to compile. A kernel that would allocate, or assign to a slice, does not compile.
     Kernels are inlined into each other, since a call copies every field of every array to the stack (0.8 us to 0.4).
     """
+    return _compile(function, forceinline=True)
+
+
+def jit_apart(function: Callable[P, R]) -> Callable[P, R]:
+    """Compile as `jit` does, but for calls: for what is large, called from several places, and not on every tick.
+
+    Inlined, the handling of inputs stood nine times in the real-time loop, and took half of its compilation.
+    """
+    return _compile(function, forceinline=False)
+
+
+def _compile(function: Callable[P, R], *, forceinline: bool) -> Callable[P, R]:
     before = numba.config.CACHE_DIR
     # read by numba at decoration only, and given back so that kernels of other packages stay where they were
     numba.config.CACHE_DIR = str(cache_folder(function.__module__))
     try:
         compiled: Callable[P, R] = numba.njit(
-            cache=True, nogil=True, error_model="numpy", forceinline=True, no_cfunc_wrapper=True, _nrt=False
+            cache=True, nogil=True, error_model="numpy", forceinline=forceinline, no_cfunc_wrapper=True, _nrt=False
         )(function)
     finally:
         numba.config.CACHE_DIR = before
