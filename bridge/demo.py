@@ -334,6 +334,7 @@ def _first_line(process: subprocess.Popen[str], log: Path) -> dict[str, Any]:
 
 
 def tail(log: Path) -> str:
+    """Return the last line of a log."""
     lines = log.read_text().strip().splitlines() if log.exists() else []
     return lines[-1] if lines else "it said nothing; run `neuromod doctor`"
 

@@ -106,7 +106,7 @@ device_delay_ms = @  # known delay from electrode to stamp, taken off t_sample
 fill = @  # missing samples: "hold" the last one, or "zero"
 max_fill_ms = @  # longer gaps are not filled
 
-[record]                         # what is kept, for 'neuromod session' and 'neuromod replay'; take it out to keep nothing
+[record]                         # what is kept, for 'neuromod session' and 'replay'; take it out to keep nothing
 folder = @
 raw = @  # the samples as they came, too: 12 MB/s for 96 channels at 30 kHz
 warn_free_mb = @  # free space on the disk below which it is announced,
