@@ -16,7 +16,7 @@ from neuromod.adapters.actuators.base import Event, Stimulation
 _BALANCE = 0.05
 
 LATEST_NS = 1_000_000
-"""How late a pulse may be; more, and it is left out."""
+"""How late a pulse may be behind its place in the train; more, and it is left out."""
 
 
 class Heard(StrEnum):
@@ -103,6 +103,7 @@ class _Train:
     index: int  # of the next pulse
     n_started: int
     due_ns: int
+    latest_ns: int  # behind its place, for every pulse
 
 
 class Lease:
@@ -165,8 +166,8 @@ class Lease:
     def pulses(self, now_ns: int) -> list[Pulse]:
         """Return the pulses that start now: at most one of each train, none past the lease.
 
-        A pulse that is more than `LATEST_NS` behind its place in the train is left out: the gate counts on the end of a
-        train, and on what may follow it.
+        A pulse that is more than `LATEST_NS` behind its place in the train is left out, and also where it is later than
+        had the train begun at its `expires`: the gate counts on that end of a train, and on what may follow it.
         """
         if not self._clock(now_ns):
             return []
@@ -176,7 +177,7 @@ class Lease:
                 continue
             m = train.message
             period_ns = _nanoseconds(m.period_us)
-            while train.index < m.pulses and now_ns - train.start_ns - train.index * period_ns > LATEST_NS:
+            while train.index < m.pulses and now_ns - train.start_ns - train.index * period_ns > train.latest_ns:
                 train.index += 1
             if train.index == m.pulses:  # the last pulse is over, or too late, and with it the train
                 self._end(electrode, now_ns)
@@ -230,7 +231,8 @@ class Lease:
             return Heard.PROLONGED
         if message.electrode in self._trains or now_ns < self._free_ns.get(message.electrode, now_ns):
             return Heard.BUSY
-        self._trains[message.electrode] = _Train(message, now_ns, 0, 0, now_ns)
+        latest_ns = min(LATEST_NS, self.expires_ns - now_ns)
+        self._trains[message.electrode] = _Train(message, now_ns, 0, 0, now_ns, latest_ns)
         return Heard.STARTED
 
     def _clock(self, now_ns: int) -> bool:

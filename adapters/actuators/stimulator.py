@@ -27,6 +27,9 @@ from neuromod.adapters.actuators.lease import ACTED, Lease, Pulse, refused, stim
 from neuromod.engine.errors import AdapterError, AdapterLostError
 
 _JOIN_S = 1.0
+# A kernel wakes a thread some 0.1 ms late, and a train would fall behind by that with every pulse: the rest is waited
+# for with open eyes.
+_AWAKE_NS = 300_000
 
 
 class VirtualStimulator:
@@ -162,7 +165,8 @@ class VirtualStimulator:
                     continue
                 now_ns = nanoseconds(self._clock())
                 if now_ns < next_ns:
-                    self._changed.wait(1e-9 * (next_ns - now_ns))
+                    if (left_ns := next_ns - now_ns) > _AWAKE_NS:
+                        self._changed.wait(1e-9 * (left_ns - _AWAKE_NS))
                     continue
                 try:
                     for pulse in self._lease.pulses(now_ns):

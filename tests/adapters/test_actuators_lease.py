@@ -239,6 +239,8 @@ def test_no_history_of_messages_and_times_gets_a_pulse_past_its_lease() -> None:
                 assert len(times) <= pulse.index < asked.pulses
                 late_ns = now - since[0][1] - pulse.index * round(asked.period_us * 1e3)
                 assert 0 <= late_ns <= LATEST_NS, "too early, or too late"
+                ends = round(asked.expires * 1e9) + pulse.index * round(asked.period_us * 1e3)
+                assert now <= ends, "later than the gate counts with"
                 assert not times or now - times[-1] >= round(asked.period_us * 1e3), "a burst"
                 times.append(now)
                 seen["pulse"] += 1

@@ -1,0 +1,357 @@
+"""Stimulation from end to end: the true daemon, true actuator processes, and all that may happen to either."""
+
+import json
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Self
+
+import pylsl
+import pytest
+from harness import FREE_PORTS, Listener, Process, Running, neuromod, started, wait_until
+
+from neuromod.adapters.actuators.base import Stimulation
+from neuromod.adapters.actuators.lease import LATEST_NS
+from neuromod.bridge.arming import write_key
+from neuromod.bridge.client import Client, ClientTimeoutError, RefusedError
+from neuromod.bridge.config import parse
+from neuromod.bridge.gate import REASONS
+from neuromod.bridge.ledger import LedgerError
+from neuromod.bridge.warm import warm_loop
+from neuromod.bridge.wire import EventMessage
+
+pytestmark = pytest.mark.compiled_loop
+
+LEASE_S = 0.1
+# Between the instant that a test takes and that of the signal, and from a timer of the kernel to a thread that runs:
+# a millisecond on an idle machine, some ten on a busy one.
+SLACK_S = 0.02
+STRONG, QUIET = [5.0] * 14 + [0.0] * 2, [0.0] * 16  # every sensory channel fires, or none
+ZMQ = 'source = {kind = "zmq", block_ms = 1.0}\n'
+
+
+def rig(folder: Path, sections: str = ZMQ, *, mode: str = "live", stimulation: str = "", events: str = "") -> str:
+    """A session file with two electrodes; the spikes of channel 0 trigger `short` on the first of them."""
+    key = folder / "key"
+    if not key.exists():
+        write_key(key)
+    if "[timing]" not in sections:
+        sections += "[timing]\nstall_ms = 5000.0\nlate_ms = 1000.0\n"
+    return f"""
+{sections}
+[decoder]
+kind = "rates"
+channels = [0, 1]
+tau_ms = 50.0
+events = [{events or "{channel = 0, refractory_ms = 40.0}"}]
+[stimulation]
+mode = "{mode}"
+key_file = "{key}"
+ledger = "{folder / "dose.json"}"
+lease_ms = {1e3 * LEASE_S}
+start_within_ms = 50.0
+{stimulation if "heartbeat_ms" in stimulation else "heartbeat_ms = 0.0" + chr(10) + stimulation}
+[[stimulation.electrodes]]
+name = "e1"
+area_um2 = 2000.0
+material = "sirof"
+impedance_kohm = 50.0
+pulses = 2000
+duration_ms = 10000.0
+[[stimulation.electrodes]]
+name = "e2"
+area_um2 = 4000.0
+material = "sirof"
+impedance_kohm = 50.0
+pulses = 2000
+duration_ms = 10000.0
+[[stimulation.programs]]
+name = "short"
+electrode = "e1"
+amplitude_ua = -10.0
+phase_us = 200.0
+interphase_us = 50.0
+amplitude2_ua = 5.0
+phase2_us = 400.0
+pulses = 8
+period_us = 4000.0
+[[stimulation.programs]]
+name = "long"
+electrode = "e2"
+amplitude_ua = -10.0
+phase_us = 200.0
+pulses = 1000
+period_us = 4000.0
+[[stimulation.programs]]
+name = "other"
+electrode = "e1"
+amplitude_ua = -10.0
+phase_us = 200.0
+pulses = 1000
+period_us = 4000.0
+[[stimulation.triggers]]
+event = 0
+program = "short"
+{FREE_PORTS}
+[publish]
+state_hz = 100
+health_s = 0.1
+"""
+
+
+PERIOD_S, CHARGE_NC = 0.004, 2.0  # of all programs
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _warm() -> None:
+    """Compile here, where no bound of a test runs, what the daemons of this file then load."""
+    warm_loop()
+
+
+def now() -> float:
+    return float(pylsl.local_clock())
+
+
+def armed(client: Client, folder: Path, seconds: float = 60.0) -> int:
+    """Arm as soon as the gate lets us (peers are heard, a stop file is seen to be gone); return the token."""
+    key = (folder / "key").read_bytes().strip()
+    last = ""
+
+    def attempt() -> Any:
+        nonlocal last
+        try:
+            return client.arm(seconds, key)
+        except RefusedError as error:
+            last = str(error)
+            return None
+
+    try:
+        return int(wait_until(attempt, "an arming")["token"])
+    except AssertionError as error:
+        raise AssertionError(f"{error}: {last}") from None
+
+
+class Hand:
+    """All that must go on for stimulation to: samples, the operator's heartbeat, a peer that lives.
+
+    Every 5 ms, from a thread with a client of its own; each can be taken away.
+    """
+
+    def __init__(self, client: Client, outlet: Any = None, *, peer: str = "") -> None:
+        self.values = QUIET
+        self.feeds = True
+        self.lag_s = 0.0
+        self.peer = peer
+        self.token = 0
+        self.lives = self.beats = True
+        self._addresses = {"ingest": client.ingest, "output": client.output, "control": client.control}
+        self._outlet = outlet
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        with Client(**self._addresses, timeout_s=0.1) as client:
+            while not self._stop.wait(0.005):
+                try:
+                    if self.feeds and self._outlet is not None:
+                        self._outlet.push_sample(self.values, now() - self.lag_s)
+                    elif self.feeds:
+                        client.send_stimuli(self.values)
+                    if self.token and self.beats:
+                        client.send_heartbeat(self.token)
+                    if self.peer and self.lives:
+                        client.send_alive(self.peer)
+                except ClientTimeoutError:
+                    continue  # the daemon is killed or stands still: that is what some tests are about
+
+
+# -- the electrode
+
+
+class Electrode:
+    """A stimulator process, and the pulses that it writes down."""
+
+    def __init__(self, child: Process, path: Path) -> None:
+        self.child, self._path = child, path
+
+    @property
+    def pulses(self) -> list[dict[str, Any]]:
+        """Every pulse so far; the last line may be half written."""
+        lines = self._path.read_text().split("\n")[:-1] if self._path.exists() else []
+        return [json.loads(line) for line in lines]
+
+    @property
+    def newest(self) -> float:
+        """When the last pulse began, in seconds of the local clock."""
+        return max((1e-9 * pulse["start_ns"] for pulse in self.pulses), default=0.0)
+
+    def is_in_a_train(self) -> bool:
+        """Whether a train has outlived a lease already: it goes on because leases come."""
+        return bool(self.pulses) and self.newest - 1e-9 * self.pulses[0]["start_ns"] > 2.0 * LEASE_S
+
+    def assert_ended_with_the_lease(self, t: float) -> None:
+        """The pulses went on until t, and ended with the lease that was told last, although the train was longer."""
+        n = len(self.pulses)
+        wait_until(lambda: now() > t + LEASE_S + SLACK_S + 20 * PERIOD_S, "room for twenty more pulses")
+        assert self.newest > t - 10 * PERIOD_S, "the train was not underway"
+        assert self.newest <= t + LEASE_S + PERIOD_S + SLACK_S
+        assert len(self.pulses) <= n + (LEASE_S + SLACK_S) / PERIOD_S + 2
+
+
+@contextmanager
+def electrode(folder: Path, client: Client) -> Iterator[Electrode]:
+    """Give `neuromod actuate stimulator` beside a daemon."""
+    path = folder / "pulses.jsonl"
+    options = ("-o", f"pulses={path}", "--name", "stimulator", "--output", client.output, "--ingest", client.ingest)
+    with neuromod("actuate", "stimulator", *options) as child:
+        child.wait_for_line("Ctrl-C stops")
+        yield Electrode(child, path)
+
+
+PEER = 'peers = ["stimulator"]\npeer_timeout_ms = 300.0\n'
+
+
+def session_file(folder: Path, text: str) -> Path:
+    path = folder / "session.toml"
+    path.write_text(text)
+    return path
+
+
+def told(client: Client) -> dict[str, Any]:
+    found: dict[str, Any] = client.request("status")["health"]["stimulation"]
+    return found
+
+
+def refusals(client: Client) -> int:
+    """How many trains were refused because nothing is armed."""
+    return int(told(client)["counts"].get("refused_not_armed", 0))
+
+
+def kill(child: Process, number: int = signal.SIGKILL) -> float:
+    """Send a signal, and return when."""
+    t = now()
+    os.kill(child.popen.pid, number)
+    return t
+
+
+def test_a_trigger_leads_to_its_pulses_and_the_death_of_the_stimulator_disarms(tmp_path: Path) -> None:
+    with (
+        started(session_file(tmp_path, rig(tmp_path, stimulation=PEER))) as (_, client),
+        Hand(client) as hand,
+    ):
+        with electrode(tmp_path, client) as at:
+            heard = Listener(client, "event")
+            armed(client, tmp_path)
+            assert not at.pulses
+            hand.values = STRONG
+            wait_until(lambda: len(at.pulses) >= 6, "a train")
+            hand.values = QUIET
+            heard.until(lambda: len(ends(heard)) == told(client)["counts"]["delivered"], "the end of all trains")
+            for number, end in ends(heard).items():
+                pulses = [pulse for pulse in at.pulses if pulse["train"] == number]
+                assert (end["electrode"], end["asked"], end["pulses"]) == (0, 8, len(pulses))
+                # a pulse for which the stimulator had no time is left out, never made up for
+                assert 5 <= len(pulses) <= 8
+                for pulse in pulses:
+                    late_ns = pulse["start_ns"] - pulses[0]["start_ns"] - pulse["index"] * 4_000_000
+                    assert 0 <= late_ns <= LATEST_NS
+                    assert (pulse["amplitude_ua"], pulse["amplitude2_ua"]) == (-10.0, 5.0)
+                    assert (pulse["phase_us"], pulse["interphase_us"], pulse["phase2_us"]) == (200.0, 50.0, 400.0)
+            assert len({pulse["train"] for pulse in at.pulses}) == len(ends(heard))
+            client.send_stimulate("long")
+            wait_until(at.is_in_a_train, "a long train")
+            killed = kill(at.child)
+            at.child.end()
+            n = len(at.pulses)
+        wait_until(lambda: told(client)["state"] == "disarmed", "the end of the arming")
+        assert told(client)["disarmed_by"] == "peer"
+        # 0.3 s without a sign of life; one every 50 ms; the request for the status takes a few
+        assert now() - killed < 0.3 + 0.05 + 0.25
+        with electrode(tmp_path, client) as at:
+            wait_until(lambda: "stimulator" in at.child.errors, "another one")
+            hand.values = STRONG
+            before = told(client)["counts"]
+            wait_until(lambda: refusals(client) > 2, "refusals")
+            assert told(client)["counts"]["delivered"] == before["delivered"]
+            assert len(at.pulses) == n, "it came back, and something was still being done"
+            armed(client, tmp_path)
+            wait_until(lambda: len(at.pulses) > n, "pulses after a new arming")
+
+
+def test_a_daemon_that_stands_still_or_is_killed_ends_the_train_and_the_dose_is_remembered(tmp_path: Path) -> None:
+    text = rig(tmp_path, stimulation=PEER)
+    with started(session_file(tmp_path, text)) as (daemon, client), Hand(client):
+        with electrode(tmp_path, client) as at:
+            armed(client, tmp_path)
+            client.send_stimulate("long")
+            wait_until(at.is_in_a_train, "a long train")
+
+            at.assert_ended_with_the_lease(kill(daemon, signal.SIGSTOP))
+            n, stood_still = len(at.pulses), now()
+            wait_until(lambda: now() > stood_still + 0.3, "longer than a peer may be silent")
+            kill(daemon, signal.SIGCONT)
+            # it wakes up to signs of life from long ago, and to none in between
+            assert told(client)["disarmed_by"] == "peer"
+            assert len(at.pulses) == n
+
+        (tmp_path / "pulses.jsonl").rename(tmp_path / "first.jsonl")
+        with electrode(tmp_path, client) as at:
+            armed(client, tmp_path)
+            client.send_stimulate("other")  # on the first electrode the gate counts with the rest of the train
+            wait_until(at.is_in_a_train, "a long train")
+
+            killed = kill(daemon)
+            daemon.end()
+
+            at.assert_ended_with_the_lease(killed)
+            given = CHARGE_NC * (n + len(at.pulses))
+
+    with Running(parse(text)) as again:
+        assert again.health["stimulation"]["dose_nc"] >= given
+        with pytest.raises(RefusedError, match="not all pulses before a restart are surely older than a minute"):
+            again.client.arm(10.0, (tmp_path / "key").read_bytes().strip())
+
+
+def test_the_dose_survives_an_orderly_restart_and_no_other_daemon_may_spend_it(tmp_path: Path) -> None:
+    text = rig(tmp_path)
+    with started(session_file(tmp_path, text)) as (daemon, client):
+        with Hand(client) as hand:
+            heard = Listener(client, "stimulation")
+            armed(client, tmp_path)
+            hand.values = STRONG
+            heard.until(lambda: len(trains(heard)) >= 3, "three trains")
+            with pytest.raises(LedgerError, match="another process has this ledger open"), Running(parse(text)):
+                pass
+            client.request("stop")
+            stop = heard.until(lambda: stops(heard), "the stop at the end of the session")[0]
+        assert REASONS[stop.reason] == "stopped"
+        assert daemon.end()[0] == 0
+    n = len(trains(heard))
+    with Running(parse(text)) as again:
+        assert again.health["stimulation"]["dose_nc"] == pytest.approx(n * 8 * CHARGE_NC, rel=1e-12)
+        with pytest.raises(RefusedError, match="not all pulses before a restart are surely older than a minute"):
+            again.client.arm(10.0, (tmp_path / "key").read_bytes().strip())
+
+
+def trains(heard: Listener) -> list[Stimulation]:
+    return [message for message in heard.of(Stimulation) if message.kind == "train"]
+
+
+def ends(heard: Listener) -> dict[int, dict[str, Any]]:
+    """What the stimulator said of each train that is over, by its number."""
+    return {m.value["id"]: m.value for m in heard.of(EventMessage) if m.name == "stimulated"}
+
+
+def stops(heard: Listener) -> list[Stimulation]:
+    return [message for message in heard.of(Stimulation) if message.kind == "stop"]
