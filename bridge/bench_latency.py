@@ -312,7 +312,12 @@ def measure(
         for key, system, stream in lasting if endurance_s > 0 else ():
             say(f"{stream.name}: {system}, {endurance_s:g} s")
             run = workers.run(system, stream, endurance_s)
-            named = {"name": stream.name, "system": system, "seconds": endurance_s}
+            named = {
+                "stream": "raw" if stream is RAW else "features",
+                "name": stream.name,
+                "system": system,
+                "seconds": endurance_s,
+            }
             endurance[key] = named | run.summary() | {"notes": run.notes}
     return {"streams": streams, "endurance": endurance}
 

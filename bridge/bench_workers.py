@@ -34,7 +34,10 @@ _ARMED_S = 600.0
 _MEMORY_EVERY_S = 0.25
 _BIN_MS = 1.0  # a step of the decoder in every tick: the dearest there is
 
+# front end and encoder are warm before anything is counted: a gate that waits for them lets nothing pass
 _CLOSED_LOOP = """
+[encoder]
+warmup_s = 0.1
 [decoder]
 kind = "kalman"
 bin_ms = {bin_ms}
@@ -47,7 +50,10 @@ transition_noise = {transition_noise}
 observation = {observation}
 observation_noise = {observation_noise}
 initial_covariance = {transition_noise}
-events = [{{channel = 0, refractory_ms = 20.0}}, {{output = 0, above = 0.5, refractory_ms = 20.0}}]
+events = [
+    {{channel = 0, refractory_ms = 20.0}}, {{channel = 4, refractory_ms = 20.0}}, {{channel = 8, refractory_ms = 20.0}},
+    {{output = 0, above = 0.0, refractory_ms = 20.0}},
+]
 [stimulation]
 mode = "dry_run"
 heartbeat_ms = 0.0
@@ -78,6 +84,12 @@ event = 0
 program = "pulse"
 [[stimulation.triggers]]
 event = 1
+program = "pulse"
+[[stimulation.triggers]]
+event = 2
+program = "pulse"
+[[stimulation.triggers]]
+event = 3
 program = "train"
 """
 
@@ -230,7 +242,7 @@ def session(job: Job) -> SessionConfig:
     if job["record"]:
         text += f"[record]\nraw = true\nfolder = {json.dumps(job['record'])}\n"
     if job["closed_loop"]:
-        text += _closed_loop()
+        text += _closed_loop() + ("[front_end]\nwarmup_s = 0.1\n" if job["chunk"] > 1 else "")
     return parse(text)
 
 
