@@ -1,4 +1,4 @@
-"""Commands and stimulation through the running daemon: from stimuli to the trains that leave, and all that stops them."""
+"""Commands and stimulation through the running daemon: from stimuli to trains that leave, and all that stops them."""
 
 import time
 from pathlib import Path
