@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pylsl
 import pytest
-from harness import FREE_PORTS, WAIT_S, GatedSource, Listener, Running, neuromod, process, wait_until
+from harness import FREE_PORTS, WAIT_S, GatedSource, Listener, Running, neuromod, playback, process, wait_until
 from numpy.typing import NDArray
 
 from neuromod.adapters.decoder_config import LinearConfig
@@ -271,6 +271,28 @@ def test_a_session_of_signal_with_gaps_and_artefacts_replays_from_its_samples(tm
     # and from the recorded stimuli too, which know nothing of all this
     again = replay_session(session.folder, use_samples=False)
     assert (again.difference, again.from_stimuli, again.fillers) == (None, result.ticks, result.fillers)
+
+
+def test_a_session_of_a_live_stream_replays_from_the_samples_that_lsl_gave(tmp_path: Path) -> None:
+    np.random.default_rng(4).normal(0.0, 20.0, (8000, 16)).astype("<f4").tofile(tmp_path / "signal.raw")
+    played: dict[str, Any] = {"kind": "recording", "path": str(tmp_path / "signal.raw"), "dtype": "float32"}
+    played |= {"sampling_frequency_hz": 2000.0, "n_channels": 16, "gain_uv": 1.0}
+    live = '{kind = "lsl", name = "replayed live", content = "signal"}'
+    with (
+        playback(source=played, name="replayed live"),
+        Running(loop_of(tmp_path, live, raw=True, more=FROM_SIGNAL)) as running,
+    ):
+        running.wait_for_health(lambda h: h["tick"] > 500, "half a second")
+        running.client.arm(60.0, key_of(tmp_path))
+        running.client.send_stimuli(STRONG)
+        running.client.send_reward(0.5)
+        running.wait_for_health(lambda h: h["tick"] > 2000, "two seconds")
+
+    session = Session(recorded(tmp_path))
+    result = replay_session(session.folder)
+    assert (result.difference, result.losses) == (None, [])
+    assert result.from_samples == n_ticks(session) > 2000
+    assert {INPUT_NAMES[kind] for kind in session.records("inputs")["kind"]} >= {"arm", "stimuli", "reward", "clock"}
 
 
 def test_doses_and_waits_of_earlier_sessions_are_part_of_the_replay(tmp_path: Path) -> None:
