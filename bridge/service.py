@@ -664,8 +664,9 @@ def stop_on_signals(stop: threading.Event, *, interrupt: Callable[[], bool] = la
             raise Interrupted
 
     def watch() -> None:
-        while reader.recv(64):
-            stop.set()
+        while numbers := reader.recv(64):
+            if not set(numbers).isdisjoint(_STOP_SIGNALS):  # every signal with a handler is written there
+                stop.set()
 
     signal.set_wakeup_fd(writer.detach(), warn_on_full_buffer=False)
     threading.Thread(target=watch, name="neuromod-signals", daemon=True).start()
