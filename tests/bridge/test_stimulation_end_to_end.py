@@ -4,7 +4,7 @@ import json
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
@@ -355,3 +355,122 @@ def ends(heard: Listener) -> dict[int, dict[str, Any]]:
 
 def stops(heard: Listener) -> list[Stimulation]:
     return [message for message in heard.of(Stimulation) if message.kind == "stop"]
+
+
+# -- every way to stop
+
+FEATURES = """
+source = {kind = "lsl", name = "NAME", content = "features"}
+[encoder]
+kind = "identity"
+normalisation = "none"
+smoothing_ms = 0
+offset = 0
+[timing]
+stall_ms = 400.0
+late_ms = 300.0
+jitter_ms = 600.0
+"""
+WATCHFUL = """
+heartbeat_ms = 400.0
+peers = ["stimulator"]
+peer_timeout_ms = 400.0
+late_ticks = 5
+"""
+"""A hand that misses 400 ms is a fault; one that is kept from its core for a while is not."""
+
+
+class Watched:
+    """A daemon in a process of its own, on an LSL stream of this one, whose every tick triggers what it can."""
+
+    def __init__(self, folder: Path, daemon: Process, client: Client, hand: Hand) -> None:
+        self.folder, self.daemon, self.client, self.hand = folder, daemon, client, hand
+        self.heard = Listener(client, "stimulation")
+        self.checkpoint = str(client.request("checkpoint", path=str(folder / "before.checkpoint"))["path"])
+
+    def arm(self, seconds: float = 60.0) -> None:
+        """Arm, keep the heartbeat going, and hear a train."""
+        self.hand.token = 0
+        n = len(trains(self.heard))
+        self.hand.token = armed(self.client, self.folder, seconds)
+        self.heard.until(lambda: len(trains(self.heard)) > n, "a train")
+
+
+@pytest.fixture(scope="module")
+def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
+    folder = tmp_path_factory.mktemp("watched")
+    info = pylsl.StreamInfo("watched", "Features", 16, 200.0, pylsl.cf_float32, "watched-1")
+    outlet = pylsl.StreamOutlet(info)
+    stimulation = WATCHFUL + f'stop_file = "{folder / "STOP"}"\n'
+    text = rig(folder, FEATURES.replace("NAME", "watched"), stimulation=stimulation)
+    with started(session_file(folder, text)) as (daemon, client), Hand(client, outlet, peer="stimulator") as hand:
+        hand.values = STRONG
+        yield Watched(folder, daemon, client, hand)
+
+
+def _hand(**changes: Any) -> Callable[[Watched], object]:
+    def change(watched: Watched) -> None:
+        for name, value in changes.items():
+            setattr(watched.hand, name, value)
+
+    return change
+
+
+def _nothing(_: Watched) -> None:
+    pass
+
+
+@pytest.mark.parametrize(
+    ("reason", "cause", "undo"),
+    [
+        pytest.param("stopped", lambda w: w.client.send_stop(), _nothing, id="a message"),
+        pytest.param("disarmed", lambda w: w.client.request("disarm"), _nothing, id="a command"),
+        pytest.param("stopped", lambda w: kill(w.daemon, signal.SIGUSR1), _nothing, id="a signal"),
+        pytest.param(
+            "stopped", lambda w: (w.folder / "STOP").touch(), lambda w: (w.folder / "STOP").unlink(), id="a file"
+        ),
+        pytest.param("heartbeat", _hand(beats=False), _hand(beats=True), id="the operator lets go"),
+        pytest.param("peer", _hand(lives=False), _hand(lives=True), id="a peer is lost"),
+        pytest.param("silent", _hand(feeds=False), _hand(feeds=True), id="the source stalls"),
+        pytest.param("late", _hand(lag_s=0.45), _hand(lag_s=0.0), id="the source lags"),
+        pytest.param("discontinuity", _hand(lag_s=2.0), _hand(lag_s=0.0), id="the source's clock is set back"),
+        pytest.param(
+            "paused", lambda w: w.client.request("pause"), lambda w: w.client.request("resume"), id="the session pauses"
+        ),
+        pytest.param(
+            "restored", lambda w: w.client.request("restore", path=w.checkpoint), _nothing, id="a checkpoint is restored"
+        ),
+    ],
+)  # fmt: skip
+def test_stimulation_stops_and_only_a_new_arming_brings_it_back(
+    watched: Watched, reason: str, cause: Callable[[Watched], object], undo: Callable[[Watched], object]
+) -> None:
+    heard = watched.heard
+    watched.arm()
+    n = len(stops(heard))
+
+    cause(watched)
+
+    stop = heard.until(lambda: stops(heard)[n:], "the stop")[0]
+    assert REASONS[stop.reason] == reason
+    assert told(watched.client)["disarmed_by"] == reason
+    undo(watched)
+    before = refusals(watched.client)
+    wait_until(lambda: refusals(watched.client) > before + 2, "triggers that are refused")
+    again = len(trains(heard))
+    watched.arm()
+    after = heard.messages[heard.messages.index(stop) + 1 :]
+    kinds = [message.kind for message in after if isinstance(message, Stimulation)]
+    # what follows the stop begins with the new arming's own lease: nothing came in between
+    assert kinds[0] == "lease"
+    assert len(trains(heard)) > again
+    watched.client.request("disarm")
+    heard.until(lambda: len(stops(heard)) > n + 1, "the end of this arming")
+
+
+def test_an_arming_runs_out(watched: Watched) -> None:
+    n = len(stops(watched.heard))
+    watched.arm(0.5)
+    stop = watched.heard.until(lambda: stops(watched.heard)[n:], "the stop")[0]
+    assert REASONS[stop.reason] == "expired"
+    assert told(watched.client)["disarmed_by"] == "expired"
