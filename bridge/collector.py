@@ -40,6 +40,7 @@ _LONGEST_TEXT = 256
 _FRAMES_FOR_EVENTS = 48  # of 64: the rest is for state and health
 _TAIL = 8  # where a ring counts what was taken from it
 _REFUSED_BY_LOOP = {"ingest_oversized": "oversized", "ingest_parts": "parts"}
+_OF_STIMULATORS = ("stimulated", "refused")  # events in which a stimulator answers the gate
 _CHANNELS = np.arange(N_CHANNELS, dtype=np.uint32)
 
 
@@ -230,10 +231,16 @@ class Collector:
             self.past_events.append(event)
             if self.recorder is not None:
                 self.recorder.add_message("events", dataclasses.asdict(event))
-            self.due_events.append(self._pack_event(event))
+            if not self._tells_condition(event):
+                self.due_events.append(self._pack_event(event))
         # as many as there is room for: a burst of markers is longer than the ring
         while self.due_events and available(self.rings.frames.ends) < _FRAMES_FOR_EVENTS:
             self.publish(wire.TOPIC_EVENT, self.due_events.popleft())
+
+    def _tells_condition(self, event: EventMessage) -> bool:
+        """Say whether an event would tell a blind operator the mode: a stimulator speaks only where trains are sent."""
+        is_blind = bool(self.assembly.stimulation.block[0]["blind"])
+        return is_blind and event.source == "ingest" and event.name in _OF_STIMULATORS
 
     def _pack_event(self, event: EventMessage) -> bytes:
         """Pack an event, whatever a marker stream or a recording put into it."""

@@ -1,7 +1,9 @@
 """Stimulation from end to end: the true daemon, true actuator processes, and all that may happen to either."""
 
+import itertools
 import json
 import os
+import re
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -9,19 +11,23 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 import pylsl
 import pytest
 from harness import FREE_PORTS, Listener, Process, Running, neuromod, started, wait_until
+from typer.testing import CliRunner
 
 from neuromod.adapters.actuators.base import Stimulation
 from neuromod.adapters.actuators.lease import LATEST_NS
 from neuromod.bridge.arming import write_key
+from neuromod.bridge.cli import app
 from neuromod.bridge.client import Client, ClientTimeoutError, RefusedError
 from neuromod.bridge.config import parse
 from neuromod.bridge.gate import REASONS
 from neuromod.bridge.ledger import LedgerError
+from neuromod.bridge.session import Session, find_sessions
 from neuromod.bridge.warm import warm_loop
-from neuromod.bridge.wire import EventMessage
+from neuromod.bridge.wire import EventMessage, SpikesMessage
 
 pytestmark = pytest.mark.compiled_loop
 
@@ -38,6 +44,9 @@ def rig(folder: Path, sections: str = ZMQ, *, mode: str = "live", stimulation: s
     key = folder / "key"
     if not key.exists():
         write_key(key)
+    for line in ("heartbeat_ms = 0.0", "start_within_ms = 50.0"):
+        if line.split()[0] not in stimulation:
+            stimulation += f"{line}\n"
     if "[timing]" not in sections:
         sections += "[timing]\nstall_ms = 5000.0\nlate_ms = 1000.0\n"
     return f"""
@@ -52,8 +61,7 @@ mode = "{mode}"
 key_file = "{key}"
 ledger = "{folder / "dose.json"}"
 lease_ms = {1e3 * LEASE_S}
-start_within_ms = 50.0
-{stimulation if "heartbeat_ms" in stimulation else "heartbeat_ms = 0.0" + chr(10) + stimulation}
+{stimulation}
 [[stimulation.electrodes]]
 name = "e1"
 area_um2 = 2000.0
@@ -92,6 +100,11 @@ amplitude_ua = -10.0
 phase_us = 200.0
 pulses = 1000
 period_us = 4000.0
+[[stimulation.programs]]
+name = "single"
+electrode = "e1"
+amplitude_ua = -10.0
+phase_us = 200.0
 [[stimulation.triggers]]
 event = 0
 program = "short"
@@ -438,7 +451,7 @@ def _nothing(_: Watched) -> None:
             "paused", lambda w: w.client.request("pause"), lambda w: w.client.request("resume"), id="the session pauses"
         ),
         pytest.param(
-            "restored", lambda w: w.client.request("restore", path=w.checkpoint), _nothing, id="a checkpoint is restored"
+            "restored", lambda w: w.client.request("restore", path=w.checkpoint), _nothing, id="a checkpoint comes back"
         ),
     ],
 )  # fmt: skip
@@ -474,3 +487,84 @@ def test_an_arming_runs_out(watched: Watched) -> None:
     stop = watched.heard.until(lambda: stops(watched.heard)[n:], "the stop")[0]
     assert REASONS[stop.reason] == "expired"
     assert told(watched.client)["disarmed_by"] == "expired"
+
+
+# -- modes
+
+MODES_ZMQ = ZMQ + "[timing]\nstall_ms = 5000.0\nlate_ms = 60000.0\n"
+
+
+def step(running: Running, heard: Listener, values: list[float], n: int) -> None:
+    """Go through n ticks one by one, so that the time between two is never less than a round trip."""
+    for _ in range(n):
+        before = len(heard.of(SpikesMessage))
+        running.client.send_stimuli(values)
+        heard.until(lambda k=before: len(heard.of(SpikesMessage)) > k, "a tick")  # type: ignore[misc]
+
+
+def decisions(folder: Path) -> Any:
+    (found,) = find_sessions(folder)
+    return Session(found).records("decisions")
+
+
+def test_an_open_loop_goes_by_its_schedule_and_a_yoked_session_by_that_of_another(tmp_path: Path) -> None:
+    """The first is recorded; the second, driven by no event at all, repeats it tick for tick."""
+    # a tick takes a round trip of some 0.2 ms here, and a train must be over by the next one
+    schedule = 'schedule = {program = "single", period_ms = 45.0, jitter_ms = 5.0, seed = 3}\nstart_within_ms = 0.1\n'
+    first, second = tmp_path / "first", tmp_path / "second"
+    recorded = MODES_ZMQ + f'[record]\nfolder = "{first}"\n'
+    with Running(parse(rig(tmp_path, recorded, mode="open_loop", stimulation=schedule))) as running:
+        heard = running.listen("stimulation", "spikes")
+        step(running, heard, QUIET, 5)
+        armed(running.client, tmp_path)
+        step(running, heard, STRONG, 250)
+        scheduled = trains(heard)
+    assert len(scheduled) >= 4
+    gaps = [b.tick - a.tick for a, b in itertools.pairwise(scheduled)]
+    assert all(35 <= gap <= 56 for gap in gaps)  # twice the jitter at most, and a tick of rounding
+    assert len(set(gaps)) > 1
+    assert not np.any(decisions(first)["cause"] != 64), "an event of the decoder asked for a train"
+
+    (tmp_path / "dose.json").unlink()  # another body: or we would wait for a minute
+    yoked = MODES_ZMQ + f'[record]\nfolder = "{second}"\n'
+    (source,) = find_sessions(first)
+    stimulation = f'yoked_session = "{source}"\nstart_within_ms = 0.1\n'
+    with Running(parse(rig(tmp_path, yoked, mode="yoked", stimulation=stimulation))) as running:
+        heard = running.listen("stimulation", "spikes")
+        step(running, heard, QUIET, 5)
+        armed(running.client, tmp_path)
+        step(running, heard, STRONG, 125)
+        step(running, heard, QUIET, 125)
+        repeated = trains(heard)
+    form = ("tick", "electrode", "amplitude_ua", "phase_us", "interphase_us", "amplitude2_ua", "phase2_us", "pulses")
+    for name in (*form, "period_us"):
+        assert [getattr(m, name) for m in repeated] == [getattr(m, name) for m in scheduled], name
+    found = decisions(second)
+    assert set(found["cause"]) == {65}
+    assert np.array_equal(found["tick"], [m.tick for m in scheduled])
+
+
+@pytest.mark.parametrize("mode", ["live", "sham"])
+def test_a_blind_session_does_not_tell_its_mode(tmp_path: Path, mode: str) -> None:
+    text = rig(tmp_path, MODES_ZMQ, mode=mode, stimulation="blind = true\n" + PEER)
+    with Running(parse(text)) as running, Hand(running.client, peer="stimulator") as hand:
+        heard = running.listen("event", "health")
+        armed(running.client, tmp_path)
+        hand.values = STRONG
+        running.wait_for_health(lambda h: h["stimulation"]["counts"]["issued"] > 2, "trains that the gate lets pass")
+        # what a stimulator says when it has done something
+        running.client.send_event("stimulated", {"id": 1, "electrode": 0, "pulses": 8, "asked": 8})
+        running.client.send_event("refused", {"id": 2, "why": "busy"})
+        running.client.send_event("last", None)
+        heard.until(lambda: [m for m in heard.of(EventMessage) if m.name == "last"], "the last event")
+        health = heard.health(lambda h: h.body["stimulation"]["state"] == "armed").body
+        status = CliRunner().invoke(app, ["status", "--address", running.daemon.addresses["control"], "--json"])
+        assert status.exit_code == 0
+    assert set(health["stimulation"]) == {"state", "mode", "seconds_left", "arms", "disarmed_by", "counts"}
+    assert health["stimulation"]["mode"] == "blinded"
+    assert set(health["stimulation"]["counts"]) - {"refused_not_armed", "refused_overlap"} == {
+        "issued", "overflow", "missed", "requests_refused",
+    }  # fmt: skip
+    assert [m.name for m in heard.of(EventMessage)] == ["last"]
+    for text in (repr(health), status.output):
+        assert not {"live", "sham", "delivered", "dose"} & set(re.findall(r"[a-z]+", text))
