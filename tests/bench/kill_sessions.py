@@ -28,6 +28,7 @@ from neuromod.bridge.export_nwb import export_nwb
 from neuromod.bridge.session import Session, find_sessions, verify
 from neuromod.bridge.session_replay import replay_session
 from neuromod.bridge.wire import SpikesMessage
+from neuromod.engine.errors import NeuromodError
 
 SESSION = """
 source = {{kind = "zmq", block_ms = 1.0}}
@@ -162,12 +163,10 @@ def run_one(rng: np.random.Generator, folder: Path) -> dict[str, Any]:
 
     session = find_sessions(folder / "sessions")[-1]
     report = verify(session)
-    out = folder / "out.nwb"
-    exported = export_nwb(session, out)
-    size = out.stat().st_size
-    out.unlink()
-    result = replay_session(session)
     ticks = Session(session).records("ticks")
+    # one that was killed before its first tick has nothing to export, and the exporter says so
+    exported = export_nwb(session, folder / "out.nwb") if len(ticks) else {}
+    result = replay_session(session)
     logged = set(ticks["tick"].tolist())
     owed = [tick for tick, t in seen if t < killed - OWED_S]
     return {
@@ -180,7 +179,8 @@ def run_one(rng: np.random.Generator, folder: Path) -> dict[str, Any]:
         "logged": len(ticks),
         "verified": report.is_ok,
         "torn": report.is_torn,
-        "exported": bool(exported) and size > 0,
+        "empty": not len(ticks),
+        "exported": bool(exported),
         "verdict": result.verdict,
         "compared": result.ticks + result.paused + result.fillers,
         "skipped": result.skipped,
@@ -196,7 +196,7 @@ def is_good(one: dict[str, Any]) -> bool:
     is_replayed = one["verdict"] == "same" if one["logged"] else one["verdict"] == "nothing"
     return bool(
         one["verified"]
-        and one["exported"]
+        and one["exported"] != one["empty"]
         and is_replayed
         and not one["unaccounted"]
         and one["compared"] + one["skipped"] == one["logged"]
@@ -209,18 +209,35 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--n", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--first", type=int, default=0, help="number of the first one, to go on where another run ended"
+    )
     args = parser.parse_args()
     totals: Counter[str] = Counter()
-    for k in range(args.n):
+    for k in range(args.first, args.first + args.n):
         folder = Path(tempfile.mkdtemp(prefix="neuromod-kill-"))
         try:
             one = run_one(np.random.default_rng([args.seed, k]), folder)
+        except NeuromodError as error:
+            print(json.dumps({"session": k, "good": False, "error": str(error)}), flush=True)
+            totals.update(sessions=1, failed=1)
+            continue
         finally:
             shutil.rmtree(folder, ignore_errors=True)
         good = is_good(one)
         print(json.dumps({"session": k, "good": good, **one}), flush=True)
         totals.update(sessions=1, good=good)
-        names = ("verified", "torn", "exported", "seen", "owed", "unaccounted", "lost_of_last_second", "logged")
+        names = (
+            "verified",
+            "torn",
+            "empty",
+            "exported",
+            "seen",
+            "owed",
+            "unaccounted",
+            "lost_of_last_second",
+            "logged",
+        )
         totals.update({name: int(one[name]) for name in (*names, "compared", "skipped", "decisions")})
         totals[one["verdict"]] += 1
     print(json.dumps({"totals": dict(totals)}))
