@@ -419,16 +419,27 @@ class Bench(StrEnum):
 @app.command(rich_help_panel=RUN)
 def bench(
     what: Annotated[Bench, typer.Argument(help="latency beside a bare pylsl + pyzmq loop, or throughput of replay.")],
+    only: Annotated[
+        str | None, typer.Option(help="latency: only these of neuromod, busy, ezmsg, closed-loop, recording; commas.")
+    ] = None,
+    seconds: Annotated[float, typer.Option(min=1.0, max=600.0, help="latency: length of a run.")] = 5.0,
+    rounds: Annotated[int, typer.Option(min=1, max=1000, help="latency: runs of each.")] = 5,
+    endurance: Annotated[float, typer.Option(min=0.0, max=86_400.0, help="latency: seconds of one long run.")] = 60.0,
     json: Json = False,
 ) -> None:
     """Measure this host, as ratios to a bare loop of one interleaved run.
 
     [bold]neuromod bench latency --json[/bold]
+
+    [bold]neuromod bench latency --only closed-loop,recording --rounds 3[/bold]
     """
     from neuromod.bridge import bench as benchmarks
 
-    measure = benchmarks.latency if what is Bench.LATENCY else benchmarks.throughput
-    raise typer.Exit(measure(json=json))
+    if what is Bench.THROUGHPUT:
+        raise typer.Exit(benchmarks.throughput(json=json))
+    chosen = [name.strip() for name in only.split(",")] if only is not None else []
+    code = benchmarks.latency(json=json, seconds=seconds, rounds=rounds, endurance_s=endurance, only=chosen)
+    raise typer.Exit(code)
 
 
 app.command(rich_help_panel=RUN)(cli_actuate.actuate)

@@ -173,6 +173,8 @@ def run(
                 n = _pull_ring(loop, rings.samples, wanted)
             else:
                 n = _pull_lsl(loop, wanted)
+            if n > 0:  # what came while it waited for samples acts on their tick, not on the one after
+                read_ingest(loop, rings, pipeline, network, decoder, stimulation)
         now = clock(state)
         if load_acquire(shared, HALTS) != words[W_HALTS]:
             words[W_HALTS] = load_acquire(shared, HALTS)
