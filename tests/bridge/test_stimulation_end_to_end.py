@@ -14,10 +14,11 @@ from typing import Any, Self
 import numpy as np
 import pylsl
 import pytest
-from harness import FREE_PORTS, Listener, Process, Running, neuromod, started, wait_until
+from harness import FREE_PORTS, WAIT_S, GatedSource, Listener, Process, Running, neuromod, started, wait_until
 from typer.testing import CliRunner
 
-from neuromod.adapters.actuators.base import Stimulation
+from naive.front_end import Train, Window, blanked_samples, held
+from neuromod.adapters.actuators.base import Command, Stimulation
 from neuromod.adapters.actuators.lease import LATEST_NS
 from neuromod.bridge.arming import write_key
 from neuromod.bridge.cli import app
@@ -27,7 +28,7 @@ from neuromod.bridge.gate import REASONS
 from neuromod.bridge.ledger import LedgerError
 from neuromod.bridge.session import Session, find_sessions
 from neuromod.bridge.warm import warm_loop
-from neuromod.bridge.wire import EventMessage, SpikesMessage
+from neuromod.bridge.wire import EventMessage, Flag, SpikesMessage
 
 pytestmark = pytest.mark.compiled_loop
 
@@ -102,7 +103,7 @@ pulses = 1000
 period_us = 4000.0
 [[stimulation.programs]]
 name = "single"
-electrode = "e1"
+electrode = "e2"
 amplitude_ua = -10.0
 phase_us = 200.0
 [[stimulation.triggers]]
@@ -568,3 +569,257 @@ def test_a_blind_session_does_not_tell_its_mode(tmp_path: Path, mode: str) -> No
     assert [m.name for m in heard.of(EventMessage)] == ["last"]
     for text in (repr(health), status.output):
         assert not {"live", "sham", "delivered", "dose"} & set(re.findall(r"[a-z]+", text))
+
+
+# -- artefacts
+
+SIGNAL = """
+source = {kind = "lsl", name = "in place of a source in memory", content = "signal"}
+[front_end]
+features = ["raw"]
+reference = "none"
+[encoder]
+kind = "identity"
+normalisation = "none"
+smoothing_ms = 0
+offset = 0
+[timing]
+stall_ms = 5000.0
+late_ms = 60000.0
+"""
+"""At 1 kHz every sample is a block and a tick, and every stimulus the value of a channel."""
+ARTEFACTS = """
+[artefacts]
+channels = [1]
+lead_us = 700
+blank_us = 1600
+delay_us = 12300
+[[artefacts.electrodes]]
+electrode = "e2"
+channels = ["ch3", 3]
+lead_us = 0
+blank_us = 20000
+delay_us = 0
+"""
+WINDOWS = {
+    0: Window(lead_us=700.0, blank_us=1600.0, delay_us=12300.0, channels=(1,)),
+    1: Window(lead_us=0.0, blank_us=20000.0, delay_us=0.0, channels=(2, 3)),
+}
+TWO_EVENTS = "{channel = 0, refractory_ms = 200.0}, {channel = 4, refractory_ms = 170.0}"
+SECOND_TRIGGER = '[[stimulation.triggers]]\nevent = 1\nprogram = "single"\n'
+BEFORE_ARMING = 20
+
+
+def played(folder: Path, mode: str, signal: Any) -> tuple[Any, Any, dict[str, Any], list[Stimulation]]:
+    """Play a signal through a daemon that is armed from its first samples on; return its record, and what it said."""
+    folder.mkdir()
+    sections = SIGNAL + ARTEFACTS + f'[record]\nfolder = "{folder / "record"}"\n'
+    text = rig(folder, sections, mode=mode, stimulation="start_within_ms = 0.1\n", events=TWO_EVENTS) + SECOND_TRIGGER
+    source = GatedSource(signal, 1000.0)
+    with Running(parse(text), source=source) as running:
+        heard = running.listen("stimulation")
+        source.let_go(BEFORE_ARMING)
+        running.wait_for_ticks(BEFORE_ARMING)
+        armed(running.client, folder)
+        source.let_go()
+        running.wait_for_ticks(len(signal))
+        running.client.request("disarm")
+        heard.until(lambda: stops(heard), "the end of the arming")
+        health = running.health
+    (found,) = find_sessions(folder / "record")
+    session = Session(found)
+    return session.records("ticks"), session.records("decisions"), health, trains(heard)
+
+
+def test_delivered_trains_blank_their_channels_for_their_time_and_sham_trains_the_same(tmp_path: Path) -> None:
+    n = 1300
+    signal = (0.1 * np.random.default_rng(5).random((n, 6))).astype(np.float32).astype(np.float64)
+    for first, channel in ((300, 0), (420, 4), (640, 0), (800, 4), (1000, 0)):
+        signal[first : first + 12, channel] = 5.0
+
+    ticks, decided, health, sent = played(tmp_path / "live", "live", signal)
+    sham_ticks, sham_decided, sham_health, sham_sent = played(tmp_path / "sham", "sham", signal)
+
+    passed = decided[decided["reason"] == 0]
+    assert set(passed["electrode"]) == {0, 1}
+    assert [(train.tick, train.id) for train in sent] == [(d["tick"], d["id"]) for d in passed]
+    by_record = {tick["record"]: tick for tick in ticks}
+    pulses = [
+        Train(
+            int(by_record[d["record"]]["sample"]), int(d["electrode"]), 0.0, int(d["pulses"]), float(d["period_us"]),
+            float(d["phase_us"] + d["interphase_us"] + d["phase2_us"]),
+        )
+        for d in passed
+    ]  # fmt: skip
+    mask = blanked_samples(signal.shape, 1000.0, pulses, WINDOWS)
+    assert mask.any(axis=0).tolist() == [False, True, True, True, False, False]
+    assert 0 < mask.sum() < mask.size // 4
+    np.testing.assert_array_equal(ticks["stimuli"][:, :6], held(signal, mask).astype(np.float32))
+    np.testing.assert_array_equal(ticks["flags"] & Flag.BLANKED != 0, mask.any(axis=1))
+    assert health["blanked"] == {"samples": int(mask.sum()), "instants": int(mask.any(axis=1).sum())}
+
+    # sham: not one train leaves, and the record differs in nothing but that and the time
+    assert not sham_sent
+    assert not sham_decided["delivered"].any()
+    assert sham_health["blanked"] == health["blanked"]
+    for name in ("tick", "stimuli", "spikes", "membrane", "outputs", "events"):
+        np.testing.assert_array_equal(sham_ticks[name], ticks[name], err_msg=name)
+    for name in ("tick", "id", "reason", "cause", "electrode", "amplitude_ua", "pulses"):
+        np.testing.assert_array_equal(sham_decided[name], decided[name], err_msg=name)
+
+
+def test_weights_stand_still_while_an_artefact_is_blanked_whatever_the_rewards(tmp_path: Path) -> None:
+    n = 20_000
+    signal = np.tile(np.array(STRONG, np.float32), (n, 1))
+    artefacts = '[artefacts]\nchannels = ["ch16"]\nblank_us = 500000\n[network.learning]\nrate_per_s = 10.0\n'
+    text = rig(tmp_path, SIGNAL + artefacts, events="{channel = 0, refractory_ms = 20000.0}")
+    source = GatedSource(signal, 1000.0)
+    with Running(parse(text), source=source) as running:
+        network = running.daemon.assembly.network
+        source.let_go(5)
+        running.wait_for_ticks(5)
+        armed(running.client, tmp_path)
+
+        def blanked() -> Any:
+            return running.records.live()["flags"] & Flag.BLANKED != 0
+
+        def rewarded(condition: Callable[[], Any], what: str) -> None:
+            def turn() -> Any:
+                running.client.send_reward(0.5)
+                return condition()
+
+            wait_until(turn, what)
+
+        source.let_go()
+        rewarded(lambda: blanked().any(), "a blanked tick")
+        before = network.weights
+        rewarded(lambda: blanked().sum() > 250, "a quarter of a second under the artefact")
+        after = network.weights
+        # 28.65 ms of train and 500 of window: between the two copies the artefact did not end
+        assert running.health["blanked"]["instants"] < 528, "this machine is too slow for the test"
+        np.testing.assert_array_equal(after, before)
+        under = running.records.live()[blanked()]
+        assert under["spikes"].any()
+        assert under["modulators"][:, 0].max() > 0.1, "no reward reached the network"
+        rewarded(lambda: not blanked()[-50:].any(), "fifty ticks after the artefact")
+        assert not np.array_equal(network.weights, after), "they stood still because nothing would have moved them"
+
+
+# -- inputs from outside
+
+
+def test_inputs_act_on_the_next_tick_and_their_latency_is_what_a_subscriber_measures(tmp_path: Path) -> None:
+    inputs: dict[str, tuple[Callable[[Client, float], None], Flag]] = {
+        "reward": (lambda client, t: client.send_reward(0.5, t), Flag.MODULATED),
+        "stress": (lambda client, t: client.send_stress(0.1, t), Flag.MODULATED),
+        "levels": (lambda client, t: client.send_modulators(acetylcholine=0.7, t=t), Flag.MODULATED),
+    }
+    with Running(parse(rig(tmp_path))) as running:
+        heard = running.listen("spikes", "health")
+        step(running, heard, QUIET, 3)
+        for name, (send, flag) in inputs.items():
+            last, seen = heard.of(SpikesMessage)[-1], len(heard.messages)
+            t = now()
+            send(running.client, t)
+            running.client.send_stimuli(QUIET)
+            health = heard.health(lambda h: h.body["ingest_latency_us"], f"the latency of {name}")
+            (tick,) = [m for m in heard.messages[seen:] if isinstance(m, SpikesMessage)]
+            assert tick.tick == last.tick + 1
+            assert tick.flags == flag
+            told_us = health.body["ingest_latency_us"]
+            # float64 seconds, and nothing else: a microsecond is a thousand times their resolution after a day
+            assert told_us["p50"] == told_us["max"] == pytest.approx((tick.t_tick - t) * 1e6, abs=1.0), name
+            assert tick.t_tick <= now()
+
+
+def test_stimuli_added_to_a_signal_tell_their_latency_too(tmp_path: Path) -> None:
+    source = GatedSource(np.zeros((5000, 6), np.float32), 1000.0)
+    with Running(parse(rig(tmp_path, SIGNAL)), source=source) as running:
+        heard = running.listen("spikes", "health")
+        source.let_go()
+        heard.spikes(20)
+        t = now()
+        running.client.send_stimuli(STRONG, t)
+        health = heard.health(lambda h: h.body["ingest_latency_us"], "the latency of stimuli")
+        (tick,) = [m for m in heard.of(SpikesMessage) if m.flags & Flag.EXTERNAL]
+        assert health.body["ingest_latency_us"]["max"] == pytest.approx((tick.t_tick - t) * 1e6, abs=1.0)
+
+
+# -- outlets
+
+
+def inlet(name: str) -> pylsl.StreamInlet:
+    (info,) = pylsl.resolve_byprop("name", name, 1, WAIT_S)
+    found = pylsl.StreamInlet(info)
+    found.open_stream(WAIT_S)
+    return found
+
+
+def pulled(found: pylsl.StreamInlet, n: int) -> tuple[Any, Any]:
+    """Return the next samples and their stamps, as they were sent, once there are n."""
+    samples: list[Any] = []
+    stamps: list[float] = []
+
+    def pull() -> bool:
+        more, when = found.pull_chunk(0.0, 4096)
+        samples.extend(more)
+        stamps.extend(when)
+        return len(samples) >= n
+
+    wait_until(pull, f"{n} samples")
+    return np.array(samples), np.array(stamps)
+
+
+def test_outlets_carry_spikes_rates_and_commands_with_the_stamps_of_the_daemon(tmp_path: Path) -> None:
+    file = tmp_path / "outlets.toml"
+    # silence and age do not disarm here: on a busy machine they would, and leave out what this test counts
+    file.write_text(
+        'silence_ms = 60000\nstale_ms = 60000\n[actuator]\nkind = "lsl"\nname = "end to end"\n'
+        'source_id = "end-to-end"\noutputs = ["a", "b"]\nrates_hz = 50\n'
+    )
+    with Running(parse(rig(tmp_path))) as running:
+        heard = running.listen("spikes", "command")
+        where = ("--output", running.client.output, "--ingest", running.client.ingest)
+        with neuromod("actuate", "--config", str(file), *where) as child:
+            child.wait_for_line("Ctrl-C stops")
+            spikes, rates, commands = (inlet(f"end to end {what}") for what in ("spikes", "rates", "commands"))
+
+            def are_there() -> bool:
+                step(running, heard, STRONG, 10)
+                return all(found.samples_available() > 12 for found in (spikes, rates, commands))
+
+            wait_until(are_there, "samples of all three streams")
+            fired, t_fired = pulled(spikes, 12)
+            rate, t_rate = pulled(rates, 12)
+            value, t_value = pulled(commands, 12)
+            for found in (spikes, rates, commands):
+                found.close_stream()
+            child.end(signal.SIGTERM)
+        heard.until(lambda: heard.of(Command)[-1].t_sample >= t_value[-1], "the last command that came out")
+    ticks = heard.of(SpikesMessage)
+
+    # one sample for each spike, between the first tick of which there are any and the last
+    expected = [(m.t_sample, c) for m in ticks for c in m.channels if t_fired[0] < m.t_sample < t_fired[-1]]
+    inner = (t_fired[0] < t_fired) & (t_fired < t_fired[-1])
+    assert list(zip(t_fired[inner], fired[inner, 0], strict=True)) == expected
+    assert len({t for t, _ in expected}) > 3
+
+    # commands as they were decoded; one that was too old when it came to the outlet is left out
+    by_stamp = {m.t_sample: m.values for m in heard.of(Command)}
+    decoded = [k for k, t in enumerate(t_value) if t in by_stamp]
+    assert len(decoded) > 12
+    assert not value[[k for k in range(len(t_value)) if k not in decoded]].any(), "what is no command is rest"
+    for k in decoded:
+        np.testing.assert_array_equal(value[k], by_stamp[t_value[k]])
+    assert value.any()
+
+    # rates: a low-pass filter of 100 ms over bins of 20 ms, which begin at the first tick
+    bin_s, keep = 0.02, np.exp(-0.02 / 0.1)
+    origin = t_rate[0] - bin_s
+    np.testing.assert_allclose(np.diff(t_rate), bin_s, atol=1e-6)  # float64 of an uptime in seconds
+    y = np.zeros(16)
+    for k in range(len(t_rate)):
+        within = [m for m in ticks if origin + k * bin_s <= m.t_sample < origin + (k + 1) * bin_s]
+        y = keep * y + (1.0 - keep) / bin_s * sum((m.spikes for m in within), np.zeros(16))
+        np.testing.assert_allclose(rate[k], y, rtol=1e-5, atol=1e-5)  # float32
+    assert rate.max() > 10.0
