@@ -90,9 +90,12 @@ class Assembly:
         )
 
     def parts(self) -> list[NDArray[Any]]:
-        """Return the arrays that together are the state of the loop: what a checkpoint holds."""
+        """Return the arrays that together are the state of the loop: what a checkpoint holds.
+
+        Decisions of the gate are none: they are made, and sent, within one turn of the loop.
+        """
         return [
-            *self.pipeline,
+            *(part for name, part in self.pipeline._asdict().items() if name != "decisions"),
             *self.front_end.state,
             *self.encoder.state,
             self.network.state,

@@ -110,6 +110,7 @@ class Collector:
         self._inputs_lock = threading.RLock()  # a signal may call `halt` in the middle of it
         self._ids = itertools.count(1)
         self._waiting: dict[int, tuple[threading.Event, NDArray[Any]]] = {}
+        self.unanswered: set[int] = set()  # calls that were given up, and whose echo has not come
         self._said_refusals: tuple[float, int] = (0.0, 0)
         self._overflowing: dict[str, int] = {}
 
@@ -157,10 +158,15 @@ class Collector:
             while left_s > 0.0 and not self.is_stopping and not done.wait(_PATIENCE_S):
                 left_s -= _PATIENCE_S
             if not done.is_set():
+                self.unanswered.add(number)  # it may still take effect
                 raise TimeoutError(f"the loop did not take the command within {_LONGEST_WAIT_S:g} s, or is stopping")
         finally:
             del self._waiting[number]
         return answer[0]
+
+    def now(self) -> float:
+        """Return the local clock, in seconds."""
+        return self._clock()
 
     def halt(self) -> None:
         """Have stimulation stop at once: the loop looks before every tick, and sooner than at any input."""
@@ -217,6 +223,7 @@ class Collector:
         for echo in echoes[(echoes["id"] != 0) | (echoes["t_sent"] != 0.0)]:
             if echo["t_sent"] != 0.0 and echo["kind"] != rt.STIMULI:  # a tick tells of its stimuli itself
                 self._effects.append((int(echo["tick"]), float(echo["t_sent"])))
+            self.unanswered.discard(int(echo["id"]))
             if (waiting := self._waiting.get(int(echo["id"]))) is not None:
                 waiting[1][0] = echo
                 waiting[0].set()
@@ -282,7 +289,8 @@ class Collector:
             case wire.StimulateInput():
                 taken = self._submit_named(rt.STIMULATE, "program", self.programs, message.program)
             case wire.StopInput():
-                taken = self.submit(rt.DISARM, word=safety.STOPPED)
+                self.halt()
+                taken = True
             case wire.EventInput():
                 now = self._clock()
                 t = now if message.t is None else message.t

@@ -38,6 +38,7 @@ log = logging.getLogger(__name__)
 
 _PUBLISH = ("state_hz", "health_s")
 _POLL_MS = 50
+_ARM_WITHIN_S = 0.5  # shorter than the wait for its echo
 
 
 class Control:
@@ -188,6 +189,7 @@ class Control:
 
     def _checkpoint(self, name: str | None) -> dict[str, Any]:
         path = Path(name) if name else Path(time.strftime("neuromod-%Y%m%d-%H%M%S.checkpoint"))
+        self._check_answered()
         number = self._collector.next_id()
         tick = int(self._collector.call(rt.SNAPSHOT, number=number)["tick"])
         loop = self._collector.loop
@@ -201,6 +203,7 @@ class Control:
     def _restore(self, path: Path) -> dict[str, Any]:
         # only this thread writes the copy, and the loop reads it only when told to
         data = checkpoint.load(path, self._collector.assembly)
+        self._check_answered()
         self._collector.loop.snapshot[:] = data
         return _tick(self._keep_and_call(rt.RESTORE, "checkpoints", {"path": str(path), "data": data.tobytes()}))
 
@@ -211,13 +214,23 @@ class Control:
             self._collector.recorder.add_message(record_as, {"id": number, **body})
         return self._collector.call(kind, word=word, number=number)
 
+    def _check_answered(self) -> None:
+        """Refuse to touch what the loop copies from and to while it may still be about to."""
+        if self._collector.unanswered:
+            raise CommandError("refused", "an earlier command is still on its way into the loop; try again")
+
     def _arm(self, args: ArmArgs) -> dict[str, Any]:
         self._check_stimulation("arm")
         self._arming.check(args.seconds, args.nonce, args.mac)
         if self._ledger_fault():
             raise CommandError("refused", f"arm: {self._ledger_fault()}")
         token = secrets.randbelow(2**53 - 1) + 1  # every language can hold it
-        echo = self._collector.call(rt.ARM, word=token, values=[args.seconds])
+        deadline = self._collector.now() + _ARM_WITHIN_S
+        try:
+            echo = self._collector.call(rt.ARM, word=token, values=[args.seconds, 0.0, 0.0, deadline])
+        except TimeoutError:
+            self._collector.halt()  # should it have been armed, nobody has the token
+            raise
         reason = int(echo["values"][1])
         if reason != safety.ALLOWED:
             raise CommandError("refused", f"arm: refused by the gate: {safety.REASON_TEXTS[reason]}")
@@ -233,6 +246,7 @@ class Control:
 
     def _disarm(self) -> dict[str, Any]:
         self._check_stimulation("disarm")
+        self._collector.halt()  # waits behind nothing; the call then says from which tick on it holds
         return _tick(self._collector.call(rt.DISARM, word=safety.DISARMED))
 
     def _check_stimulation(self, cmd: str) -> None:
@@ -266,6 +280,7 @@ class Control:
         return result
 
     def _install(self, decoder: NDArray[Any], source: str) -> dict[str, Any]:
+        self._check_answered()
         self._collector.loop.next_decoder[:] = decoder
         version = int(decoder[0]["version"])
         body = {"version": version, "from": source, "data": decoder.tobytes()}

@@ -76,6 +76,7 @@ from neuromod.bridge.loop_state import (
     W_ARMED,
     W_COMMAND_SEQ,
     W_COMMANDS,
+    W_DISARMS,
     W_HALTS,
     W_HELD,
     W_INLET,
@@ -114,6 +115,7 @@ from neuromod.bridge.native import (
 from neuromod.bridge.pipeline import (
     FLAG_DISCONTINUITY,
     FLAG_PAUSED,
+    INDEX,
     N_DECISIONS,
     RECORDS,
     TICK_NEXT,
@@ -179,10 +181,8 @@ def run(
         if load_acquire(shared, HALTS) != words[W_HALTS]:
             words[W_HALTS] = load_acquire(shared, HALTS)
             report_fault(loop, rings, pipeline, network, decoder, stimulation, STOPPED)
+        record, index = pipeline.words[RECORDS], pipeline.words[INDEX]
         if n > 0:
-            numbers[LAST_DATA] = now
-            words[W_STARTED] = 1
-            _set_state(state, STREAMING)
             if words[W_KEEP_SAMPLES]:
                 add_samples(rings.raw, loop.samples, loop.stamps, n)
             set_time(pipeline, _ns(now), _conditions(state, loop.stamps[n - 1], now))
@@ -210,7 +210,11 @@ def run(
                     put(rings.ticks, loop.record_rows, k)
                 if n_records > 0:
                     copy(loop.record_rows[-1], loop.record_rows[n_records - 1])
-        else:
+            if pipeline.words[INDEX] != index:  # a source that repeats itself brings no data
+                numbers[LAST_DATA] = now
+                words[W_STARTED] = 1
+                _set_state(state, STREAMING)
+        if pipeline.words[RECORDS] == record:  # no tick looked after the arming
             is_silent = now - numbers[LAST_DATA] >= numbers[STALL_S]
             conditions = CONDITION_IDLE | _held(state) | (CONDITION_SILENT if is_silent else 0)
             reason = watch(stimulation.gate[0], _ns(now), conditions)
@@ -239,8 +243,8 @@ def _conditions(state: Any, stamp: float, now: float) -> int:
     """Return what the loop knows against stimulation in the ticks of samples up to `stamp`."""
     numbers = state["numbers"]
     age = now - (numbers[OFFSET] + numbers[RATE] * stamp)
-    # a stamp that is no number says nothing of its age: so it is late
-    return _held(state) | (0 if age <= numbers[LATE_S] else CONDITION_LATE)
+    # a stamp that is no number, or is of the future, says nothing of its age: so it is late
+    return _held(state) | (0 if -numbers[LATE_S] <= age <= numbers[LATE_S] else CONDITION_LATE)
 
 
 @jit
@@ -460,13 +464,13 @@ def _keep_lease(loop: Loop, rings: Rings, pipeline: Pipeline, stimulation: Any) 
     """Prolong the lease of stimulators while the gate is armed, and end it at once where it is no longer."""
     state, gate = loop.block[0], stimulation.gate[0]
     words = state["words"]
-    if gate["armed"] != 0:
-        if words[W_ARMED] == 0 or clock(state) >= state["numbers"][NEXT_LEASE]:
-            words[W_ARMED] = 1
-            _send_stimulation(loop, rings, _LEASE, pipeline.words[TICK_NEXT], 0, loop.no_decision, 0)
-    elif words[W_ARMED] != 0:
+    if words[W_DISARMS] != gate["disarms"]:  # an arming may have ended and another begun since the last turn
+        words[W_DISARMS] = gate["disarms"]
         words[W_ARMED] = 0
         _send_stimulation(loop, rings, _STOP, pipeline.words[TICK_NEXT], gate["disarm_reason"], loop.no_decision, 0)
+    if gate["armed"] != 0 and (words[W_ARMED] == 0 or clock(state) >= state["numbers"][NEXT_LEASE]):
+        words[W_ARMED] = 1
+        _send_stimulation(loop, rings, _LEASE, pipeline.words[TICK_NEXT], 0, loop.no_decision, 0)
 
 
 @jit

@@ -20,7 +20,8 @@ from neuromod.bridge.frames import (
     read_numbers,
     read_stimuli,
 )
-from neuromod.bridge.gate import RESTORED, STOPPED, alive, arm, disarm, grant, heartbeat, keep_doses
+from neuromod.bridge.gate import ARMING, RESTORED, STOPPED, alive, arm, disarm, grant, heartbeat, keep_doses
+from neuromod.bridge.gate import PAUSED as SESSION_PAUSED
 from neuromod.bridge.loop_state import (
     ALIVE,
     ARM,
@@ -50,6 +51,7 @@ from neuromod.bridge.loop_state import (
     STIMULATE,
     STIMULI,
     STRESS,
+    W_ARMED,
     W_INLET,
     W_MORE,
     W_PULL,
@@ -73,6 +75,7 @@ from neuromod.bridge.pipeline import (
     ANCHORED,
     FLAG_MODULATED,
     FLAGS_NEXT,
+    N_DECISIONS,
     PAUSED,
     RECORDS,
     TAKEN,
@@ -128,8 +131,9 @@ def receive(loop: Loop, rings: Rings, pipeline: Pipeline, network: Any, decoder:
     topic, payload, counters = state["topic"], state["payload"], state["counters"]
     if state["words"][W_PULL] == 0:
         return NOTHING
-    if available(rings.odd.ends) >= rings.odd.rows.shape[0]:
-        # Python will soon have read what it was left; until then messages wait in the socket, and none is lost
+    if available(rings.odd.ends) >= rings.odd.rows.shape[0] and state["words"][W_ARMED] == 0:
+        # Python will soon have read what it was left; until then messages wait in the socket, and none is lost; but
+        # while stimulation is armed a stop may be behind them, and what Python cannot take is dropped and counted
         if state["words"][W_SOURCE] == SOURCE_ZMQ:
             sleep(state, RING_POLL_S)
         return NOTHING
@@ -141,6 +145,10 @@ def receive(loop: Loop, rings: Rings, pipeline: Pipeline, network: Any, decoder:
     while _has_more(state):
         n_payload = _receive_part(state, payload)
         n_parts += 1
+    if _starts(topic, n_topic, TOPIC_STOP):  # whatever else is wrong with it
+        set_echo(loop, DISARM, STOPPED)
+        _apply(loop, rings, pipeline, network, decoder, stimulation)
+        return HANDLED
     if n_parts != 2:
         counters[C_PARTS] += 1
         return HANDLED
@@ -149,10 +157,6 @@ def receive(loop: Loop, rings: Rings, pipeline: Pipeline, network: Any, decoder:
         return HANDLED
     if _starts(topic, n_topic, TOPIC_STIMULI) and read_stimuli(payload, n_payload, state["values"], state["sent"]):
         return STIMULI_READ
-    if _starts(topic, n_topic, TOPIC_STOP):
-        set_echo(loop, DISARM, STOPPED)
-        _apply(loop, rings, pipeline, network, decoder, stimulation)
-        return HANDLED
     if _read_modulation(loop, n_topic, n_payload):
         _apply(loop, rings, pipeline, network, decoder, stimulation)
         return HANDLED
@@ -288,6 +292,7 @@ def _apply(loop: Loop, rings: Rings, pipeline: Pipeline, network: Any, decoder: 
         _copy_parts(loop, kind == RESTORE)
         pipeline.words[PAUSED] = was_paused  # whether the session runs is the operator's word, not the checkpoint's
         pipeline.words[RECORDS], pipeline.words[TAKEN] = records, taken
+        pipeline.words[N_DECISIONS] = 0  # no file may have anything sent
         if kind == RESTORE:
             # the gate stays as it is, but for doses that the checkpoint knows of; and a restart is always disarmed
             _copy_record(state, loop.gate_restored, stimulation.gate)
@@ -330,6 +335,7 @@ def apply_input(
         enqueue_stimuli(pipeline, stimuli, echo["t_sent"])
     elif kind == PAUSE:
         pipeline.words[PAUSED] = 1
+        disarm(gate, SESSION_PAUSED, now_ns)
     elif kind == RESUME:
         pipeline.words[PAUSED] = 0
     elif kind == LEARNING:
@@ -339,7 +345,11 @@ def apply_input(
             if word >> p & 1:
                 set_parameter(network, p, values[p])
     elif kind == ARM:
-        values[1] = arm(gate, now_ns, now_ns + np.int64(values[0] * 1e9), word)
+        # one that was asked for too long ago is answered to nobody, and nobody would have its token
+        if now_ns > np.int64(values[3] * 1e9):
+            values[1] = ARMING
+        else:
+            values[1] = arm(gate, now_ns, now_ns + np.int64(values[0] * 1e9), word)
     elif kind in (DISARM, FAULT):
         disarm(gate, word, now_ns)
     elif kind == HEARTBEAT:

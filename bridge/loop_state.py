@@ -65,7 +65,8 @@ INPUT = np.dtype(
         # LEVELS, SET: bit i = modulator or parameter i is given; LEARNING: on; INLET: handle; ARM, HEARTBEAT: token;
         # DISARM, FAULT: reason; ALIVE: peer; STIMULATE: program; GRANT: electrode, or -1 for the total
         ("word", np.int64),
-        # in the echo of ARM: the answer of the gate, and the conditions that it went by
+        # ARM: seconds; in the echo the answer of the gate, and the conditions that it went by; local clock in s until
+        # which it may take effect
         ("values", np.float64, (N_CHANNELS,)),
         ("t_sent", np.float64),  # when it was sent, s, local clock; 0 where unknown
     ],
@@ -111,7 +112,8 @@ PULLED = 9  # beside STATE, also the loop's to write: whether the inlet has been
     W_HALTS,  # of HALTS, those that were obeyed
     W_ARMED,  # whether the last message on stimulation said that it may go on
     W_KEEP_SAMPLES,  # hand raw samples to the recorder
-) = range(21)
+    W_DISARMS,  # ends of armings that stimulators were told of
+) = range(22)
 
 # items of `numbers`; local clock = OFFSET + RATE x stamp
 (

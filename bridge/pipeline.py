@@ -74,7 +74,7 @@ _SLOT, _PERIOD, _FOLLOW, _TOLERANCE, _LONGEST_FILL, _BLOCK_SAMPLES, _LAST_STAMP 
     ANCHORED,  # whether the grid has been laid
     _MISSING,  # samples of a gap still to be filled in
     _PLACED,  # whether the sample at hand has been laid on the grid
-    _INDEX,  # samples laid on the grid so far
+    INDEX,  # samples laid on the grid so far
     _BLOCK,  # blocks closed so far
     TICK_NEXT,  # number of the next tick: at which an input applied now takes effect
     FLAGS_NEXT,  # flags for the ticks of the open block
@@ -220,7 +220,7 @@ def block_end(pipeline: Pipeline) -> int:
 @jit
 def samples_wanted(pipeline: Pipeline) -> int:
     """Return how many samples the open block still needs; at least 1."""
-    return max(1, block_end(pipeline) - pipeline.words[_INDEX] - pipeline.words[_MISSING])
+    return max(1, block_end(pipeline) - pipeline.words[INDEX] - pipeline.words[_MISSING])
 
 
 @jit
@@ -365,7 +365,7 @@ def _close_block(
         copy(stimuli, pipeline.encoded)
         record["inputs"] = 0
         record["seq"] = 0
-        record["sample"] = words[_INDEX]
+        record["sample"] = words[INDEX]
         record["t_sample"] = stamp
         record["t_arrival"] = 0.0
         record["t_tick"] = 0.0
@@ -520,7 +520,7 @@ def consume(
         and n_records + words[_TICKS_PER_BLOCK] <= records.shape[0]
         and words[N_DECISIONS] + words[_TICKS_PER_BLOCK] * MAX_DECISIONS_PER_TICK <= pipeline.decisions.shape[0]
     ):
-        room = block_end(pipeline) - words[_INDEX]
+        room = block_end(pipeline) - words[INDEX]
         stamp = 0.0
         if not words[_PLACED]:
             if _is_duplicate(pipeline, samples[i], stamps[i]):
@@ -564,8 +564,8 @@ def consume(
             words[TAKEN] += take
             i += take
             stamp = numbers[_LAST_STAMP]
-        words[_INDEX] += take
-        if words[_INDEX] >= block_end(pipeline):
+        words[INDEX] += take
+        if words[INDEX] >= block_end(pipeline):
             n_records = _close_block(
                 pipeline, front_end, encoder, network, decoder, stimulation, records, n_records, stamp
             )

@@ -772,6 +772,7 @@ class _Replayer:
         """Set what a checkpoint does not change."""
         words = self.parts.pipeline.words
         words[PAUSED], words[RECORDS], words[TAKEN], words[ANCHORED] = is_paused, records, taken, 0
+        words[N_DECISIONS] = 0
 
     # -- comparing
 
