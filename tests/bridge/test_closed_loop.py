@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import msgpack
+import numpy as np
 import pytest
 import zmq
-from harness import FREE_PORTS, WAIT_S, Listener, Running, wait_until
+from harness import FREE_PORTS, WAIT_S, GatedSource, Listener, Running, wait_until
 
 from neuromod.adapters.actuators.base import Command, Stimulation
+from neuromod.adapters.base import Chunk
 from neuromod.bridge import loop_state as rt
 from neuromod.bridge.arming import write_key
 from neuromod.bridge.client import RefusedError
@@ -244,3 +246,28 @@ def test_an_arming_that_comes_too_late_arms_nothing(tmp_path: Path) -> None:
         echo = collector.call(rt.ARM, word=9, values=[60.0, 0.0, 0.0, collector.now() - 0.001])
         assert REASONS[int(echo["values"][1])] == "arming"
         assert told(running)["state"] == "disarmed"
+
+
+class StuckSource(GatedSource):
+    """A device that hangs after a while, and gives its last sample again and again."""
+
+    def read(self, max_samples: int, timeout_s: float = 0.0) -> Chunk:
+        if self._given < 200:
+            self.last = super().read(min(max_samples, 50), timeout_s)
+            return self.last
+        time.sleep(0.001)
+        return Chunk(self.last.samples[-1:].copy(), self.last.stamps[-1:].copy())
+
+
+def test_a_source_that_repeats_its_last_sample_is_a_stalled_one(tmp_path: Path) -> None:
+    text = closed_loop(tmp_path).effective_toml()
+    begin, end = text.index("[source]"), text.index("[", text.index("[source]") + 1)
+    memory = '[source]\nkind = "features"\npath = "in_memory"\nbin_ms = 1.0\n'
+    config = parse(text[:begin] + memory + text[end:].replace("stall_ms = 5000.0", "stall_ms = 50.0"))
+    source = StuckSource(np.ones((1000, 16), np.float32), 1000.0, kind="features")
+    with Running(config, source=source, speed=1.0) as running:
+        source.let_go()
+        wait_until(lambda: running.health["tick"] > 3, "ticks")
+        wait_until(lambda: running.health["state"] == "stalled", "the stall")
+        with pytest.raises(RefusedError, match="stalled"):
+            running.client.arm(60.0, key_of(tmp_path))
