@@ -13,6 +13,7 @@ import pydantic
 from pydantic import Field
 
 from neuromod.adapters.decoder_config import FittedConfig
+from neuromod.adapters.regular_file import read_regular_file
 from neuromod.engine.errors import ConfigError
 
 FORMAT: Literal["neuromod-decoder"] = "neuromod-decoder"
@@ -128,9 +129,7 @@ def load_decoder(path: Path) -> DecoderFile:
         name is that of another version. The message says which.
     """
     try:
-        if path.stat().st_size > _LARGEST_FILE_BYTES:
-            raise ConfigError(f"{path} is larger than {_LARGEST_FILE_BYTES} bytes: no decoder file is")
-        text = path.read_text(encoding="utf-8")
+        text = read_regular_file(path, _LARGEST_FILE_BYTES).decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read the decoder {path}: {error}; fit one with `neuromod calibrate`") from error
     try:

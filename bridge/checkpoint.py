@@ -1,5 +1,6 @@
 """Checkpoints: the whole state of a loop in a file, written between two ticks and read back between two ticks."""
 
+import math
 import os
 import zlib
 from pathlib import Path
@@ -9,12 +10,63 @@ import msgpack
 import numpy as np
 from numpy.typing import NDArray
 
+from neuromod.adapters.decoder import KINDS
+from neuromod.adapters.decoder_config import MAX_EVENTS, MAX_LAGS, MAX_STATES, N_OUTPUTS
+from neuromod.adapters.regular_file import read_regular_file
+from neuromod.bridge import pipeline as pipelines
 from neuromod.bridge.assembly import Assembly
 from neuromod.engine.errors import ConfigError
-from neuromod.engine.layout import LAYOUT_VERSION
+from neuromod.engine.layout import LAYOUT_VERSION, N_CHANNELS
+from neuromod.sorting import blanking
+from neuromod.sorting import front_end as front_ends
 
 _FORMAT = "neuromod-checkpoint"
 _VERSION = 1
+_LARGEST_HEAD = 1 << 20
+"""Bytes that a file may hold beside the state itself."""
+
+# what is configuration, not state
+_PIPELINE_WORDS = [pipelines._REGULAR, pipelines._TICKS_PER_BLOCK, pipelines._FILL_ZERO]
+_PIPELINE_NUMBERS = [
+    pipelines._PERIOD,
+    pipelines._FOLLOW,
+    pipelines._TOLERANCE,
+    pipelines._LONGEST_FILL,
+    pipelines._BLOCK_SAMPLES,
+]
+_FRONT_END = (
+    "settings",
+    "limits",
+    "paths",
+    "sos",
+    "at_rest",
+    "window_samples",
+    "edges",
+    "blank_extent",
+    "blank_mask",
+)
+_ENCODER = ("options", "numbers", "matrix", "reached")
+
+_LARGEST_COUNT = 2**52
+"""Blocks that a session can have closed; the product with their length is still exact."""
+_MANY = 2**62
+_DECODER_RANGES = {
+    "kind": (0, len(KINDS) - 1),
+    "n_lags": (0, MAX_LAGS),
+    "n_states": (0, MAX_STATES),
+    "n_events": (0, MAX_EVENTS),
+    "bin_ticks": (0, _MANY),
+    "settle_ticks": (0, _MANY),
+    "output_state": (0, MAX_STATES - 1),
+    "event_channel": (-1, N_CHANNELS - 1),
+    "event_output": (0, N_OUTPUTS - 1),
+    "event_refractory": (0, _MANY),
+    "n_ticks": (0, _MANY),
+    "in_bin": (0, _MANY),
+    "newest": (0, MAX_LAGS - 1),
+    "n_bins": (0, _MANY),
+}
+"""Least and greatest of the whole numbers of a decoder."""
 
 
 def save(path: Path, assembly: Assembly, snapshot: NDArray[np.uint8], tick: int) -> None:
@@ -55,7 +107,8 @@ def save(path: Path, assembly: Assembly, snapshot: NDArray[np.uint8], tick: int)
     }
     partial = path.with_name(path.name + ".partial")
     try:
-        with partial.open("wb") as file:
+        partial.unlink(missing_ok=True)  # a pipe of that name would be waited on
+        with partial.open("xb") as file:
             file.write(msgpack.packb(body))
             file.flush()
             os.fsync(file.fileno())
@@ -71,10 +124,12 @@ def load(path: Path, assembly: Assembly) -> NDArray[np.uint8]:
     Raises
     ------
     ConfigError
-        Where the file is missing, damaged, of another version, or of a loop that was built otherwise.
+        Where the file is missing, no regular file, damaged, of another version, of a loop that was built otherwise, or
+        holds what compiled code must not be given.
     """
+    expected = sum(part.nbytes for part in assembly.parts())
     try:
-        body = msgpack.unpackb(path.read_bytes())
+        body = msgpack.unpackb(read_regular_file(path, expected + _LARGEST_HEAD))
     except OSError as error:
         raise ConfigError(
             f"checkpoint {path} cannot be read: {error.strerror}; name a file that 'neuromod checkpoint' wrote"
@@ -96,10 +151,87 @@ def load(path: Path, assembly: Assembly) -> NDArray[np.uint8]:
             f"{path} is of a loop that was built otherwise; restore it into a session with the same stream, front_end, "
             "encoder, network and timing, and the same version of the package"
         )
-    expected = sum(part.nbytes for part in assembly.parts())
     if len(data) != expected:
         raise ConfigError(f"{path} is damaged: it holds {len(data)} bytes of state, not {expected}; take another one")
-    return np.frombuffer(data, np.uint8)
+    found = np.frombuffer(data, np.uint8)
+    if wrong := _wrong_part(assembly, found):
+        raise ConfigError(
+            f"{path} holds {wrong}, which no checkpoint of this session can: it is damaged or was made to do harm; "
+            "take another one"
+        )
+    return found
+
+
+def _wrong_part(assembly: Assembly, data: NDArray[np.uint8]) -> str:
+    """Name what compiled code must not be given: it checks no index, and a checksum keeps nobody from writing a file.
+
+    What was configured must be as it is here, and what is used to find a place in an array must lead to one.
+    """
+    places, at = {}, 0
+    for part in assembly.parts():
+        places[id(part)] = at
+        at += part.nbytes
+
+    def saved(part: NDArray[Any]) -> NDArray[Any]:
+        start = places[id(part)]
+        # a copy, since the parts in a file need not be aligned
+        return np.frombuffer(data[start : start + part.nbytes].tobytes(), part.dtype).reshape(part.shape)
+
+    pipeline, front_end, encoder = assembly.pipeline, assembly.front_end.state, assembly.encoder.state
+    words, numbers = saved(pipeline.words), saved(pipeline.numbers)
+    configured = [
+        ("pipeline.words", words[_PIPELINE_WORDS], pipeline.words[_PIPELINE_WORDS]),
+        ("pipeline.numbers", numbers[_PIPELINE_NUMBERS], pipeline.numbers[_PIPELINE_NUMBERS]),
+        ("pipeline.scale", saved(pipeline.scale), pipeline.scale),
+        *((f"front_end.{name}", saved(getattr(front_end, name)), getattr(front_end, name)) for name in _FRONT_END),
+        *((f"encoder.{name}", saved(getattr(encoder, name)), getattr(encoder, name)) for name in _ENCODER),
+    ]
+    for name, found, here in configured:
+        if found.tobytes() != here.tobytes():
+            return f"another configuration ({name})"
+    return (
+        _wrong_words([int(word) for word in words], numbers, pipeline.queue.shape[0])
+        or _wrong_trains(saved(front_end.counters), saved(front_end.trains))
+        or _wrong_decoder(saved(assembly.decoder)[0], assembly.decoder[0])
+    )
+
+
+def _wrong_words(words: list[int], numbers: NDArray[np.float64], queue_length: int) -> str:
+    """Check where the pipeline stands; `words` as Python's integers, which do not overflow."""
+    head, tail = words[pipelines._QUEUE_HEAD], words[pipelines._QUEUE_TAIL]
+    if not 0 <= tail <= head <= tail + queue_length:
+        return f"a queue of stimuli from {tail} to {head}"
+    index, block, missing = words[pipelines.INDEX], words[pipelines._BLOCK], words[pipelines._MISSING]
+    # the open block is never whole: samples that it has no room for would be taken from before the array
+    if not (0 <= block <= _LARGEST_COUNT and index >= 0):
+        return f"sample {index} of block {block}"
+    if index >= math.floor((block + 1) * float(numbers[pipelines._BLOCK_SAMPLES]) + 1e-6):
+        return f"sample {index} of block {block}"
+    longest = float(numbers[pipelines._LONGEST_FILL]) / float(numbers[pipelines._PERIOD])
+    if not 0 <= missing <= longest + 1:
+        return f"a gap of {missing} samples"
+    return ""
+
+
+def _wrong_trains(counters: NDArray[np.int64], trains: NDArray[np.int64]) -> str:
+    n_trains = int(counters[front_ends._TRAINS])
+    if not 0 <= n_trains <= blanking.N_TRAINS:
+        return f"{n_trains} trains to be blanked"
+    electrodes = trains[:n_trains, blanking._ELECTRODE]
+    if not ((electrodes >= 0) & (electrodes < blanking.N_ELECTRODES)).all():
+        return "trains on an electrode that cannot be"
+    return ""
+
+
+def _wrong_decoder(found: Any, here: Any) -> str:
+    """Check a decoder; not necessarily the one that runs here, since another may have been swapped in before."""
+    for name in ("n_outputs", "dt_ms"):
+        if found[name] != here[name]:
+            return f"a decoder of another {name}"
+    for name, (least, most) in _DECODER_RANGES.items():
+        if not ((found[name] >= least) & (found[name] <= most)).all():
+            return f"a decoder whose {name} is beyond {least} to {most}"
+    return ""
 
 
 def _is_checkpoint(path: Path) -> bool:

@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import os
 import stat
 import threading
 from pathlib import Path
@@ -149,6 +150,22 @@ def test_a_file_that_was_cut_off_is_refused(tmp_path: Path, part: float) -> None
 def test_a_missing_file_says_how_to_make_one(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="neuromod calibrate"):
         load_decoder(tmp_path / "none-v1.json")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes with names")
+def test_a_pipe_is_refused_and_not_waited_on(tmp_path: Path) -> None:
+    path = tmp_path / "pipe-v1.json"
+    os.mkfifo(path)
+    with pytest.raises(ConfigError, match="no regular file"):
+        load_decoder(path)
+
+
+def test_a_file_without_end_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "large-v1.json"
+    with path.open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(ConfigError, match="larger than"):
+        load_decoder(path)
 
 
 def test_a_session_that_names_the_file_gets_its_decoder_and_version(tmp_path: Path) -> None:

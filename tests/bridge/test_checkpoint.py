@@ -15,12 +15,13 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from neuromod.adapters.base import StreamInfo
-from neuromod.bridge import checkpoint
+from neuromod.bridge import checkpoint, pipeline
 from neuromod.bridge.assembly import Assembly, assemble
 from neuromod.bridge.config import parse
 from neuromod.bridge.pipeline import TICK_NEXT, enqueue_stimuli
 from neuromod.engine.errors import ConfigError
 from neuromod.engine.tick import add_reward
+from neuromod.sorting import front_end
 
 RATE = 24414.0625
 N_CHANNELS = 4
@@ -245,6 +246,140 @@ def test_a_checkpoint_that_does_not_fit_is_refused_with_the_reason(
 )
 def test_a_checkpoint_of_a_loop_built_otherwise_is_refused(saved: Path, other: dict[str, Any]) -> None:
     assert "built otherwise" in refusal(saved, build(**other))
+
+
+# -- what would do harm, with a checksum that fits
+
+
+def spoil(path: Path, parts: Assembly, array: NDArray[Any], change: Callable[[NDArray[Any]], None]) -> None:
+    """Change one part of the state in a file, as who writes a file may."""
+    body = body_of(path)
+    data = bytearray(body["data"])
+    at = 0
+    for part in parts.parts():
+        if part is array:
+            break
+        at += part.nbytes
+    copy = np.frombuffer(bytes(data[at : at + array.nbytes]), array.dtype).reshape(array.shape).copy()
+    change(copy)
+    data[at : at + array.nbytes] = copy.tobytes()
+    body["data"], body["crc32"] = bytes(data), zlib.crc32(bytes(data))
+    path.write_bytes(msgpack.packb(body))
+
+
+def setting(at: Any, value: Any) -> Callable[[NDArray[Any]], None]:
+    def change(array: NDArray[Any]) -> None:
+        array[at] = value
+
+    return change
+
+
+@pytest.mark.parametrize("word", ["_REGULAR", "_TICKS_PER_BLOCK", "_FILL_ZERO"])
+def test_a_checkpoint_does_not_configure_the_words_of_the_pipeline(parts: Assembly, saved: Path, word: str) -> None:
+    spoil(saved, parts, parts.pipeline.words, setting(getattr(pipeline, word), 77))
+    assert "another configuration (pipeline.words)" in refusal(saved, parts)
+
+
+@pytest.mark.parametrize("number", ["_PERIOD", "_FOLLOW", "_TOLERANCE", "_LONGEST_FILL", "_BLOCK_SAMPLES"])
+@pytest.mark.parametrize("value", [0.0, -1.0, np.nan])
+def test_a_checkpoint_does_not_configure_the_numbers_of_the_pipeline(
+    parts: Assembly, saved: Path, number: str, value: float
+) -> None:
+    spoil(saved, parts, parts.pipeline.numbers, setting(getattr(pipeline, number), value))
+    assert "another configuration (pipeline.numbers)" in refusal(saved, parts)
+
+
+@pytest.mark.parametrize("name", ["settings", "paths", "sos", "blank_mask", "limits", "edges"])
+def test_a_checkpoint_does_not_configure_the_front_end(parts: Assembly, saved: Path, name: str) -> None:
+    array = getattr(parts.front_end.state, name)
+    spoil(saved, parts, array, setting(0, 99 if array.dtype != bool else ~array[0]))
+    assert f"another configuration (front_end.{name})" in refusal(saved, parts)
+
+
+@pytest.mark.parametrize("name", ["options", "numbers", "matrix", "reached"])
+def test_a_checkpoint_does_not_configure_the_encoder(parts: Assembly, saved: Path, name: str) -> None:
+    spoil(saved, parts, getattr(parts.encoder.state, name), setting(0, 99))
+    assert f"another configuration (encoder.{name})" in refusal(saved, parts)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ({"_QUEUE_HEAD": 3, "_QUEUE_TAIL": 4}, "queue"),
+        ({"_QUEUE_HEAD": 2000, "_QUEUE_TAIL": 0}, "queue"),
+        ({"_QUEUE_HEAD": -1, "_QUEUE_TAIL": -2}, "queue"),
+        ({"_QUEUE_HEAD": 2**63 - 1, "_QUEUE_TAIL": -(2**63)}, "queue"),
+        ({"INDEX": -5}, "sample -5"),
+        ({"INDEX": 2**62}, "block"),
+        ({"_BLOCK": -3}, "block -3"),
+        ({"_BLOCK": 2**63 - 1}, "block"),
+        ({"_MISSING": -1}, "gap"),
+        ({"_MISSING": 2**40}, "gap"),
+    ],
+    ids=str,
+)
+def test_a_checkpoint_whose_pipeline_stands_nowhere_is_refused(
+    parts: Assembly, saved: Path, words: dict[str, int], said: str
+) -> None:
+    for name, value in words.items():
+        spoil(saved, parts, parts.pipeline.words, setting(getattr(pipeline, name), value))
+    assert said in refusal(saved, parts)
+
+
+def test_trains_to_be_blanked_lie_in_their_array(parts: Assembly, saved: Path) -> None:
+    state = parts.front_end.state
+    whole = saved.read_bytes()
+    spoil(saved, parts, state.counters, setting(front_end._TRAINS, 257))
+    assert "257 trains" in refusal(saved, parts)
+    saved.write_bytes(whole)
+    spoil(saved, parts, state.counters, setting(front_end._TRAINS, 1))
+    spoil(saved, parts, state.trains, setting((0, 0), 32))
+    assert "electrode" in refusal(saved, parts)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("kind", 5), ("n_outputs", 9), ("n_lags", 11), ("n_states", 7), ("n_events", 17), ("newest", 10),
+        ("event_output", 8), ("event_channel", 16), ("output_state", 6), ("newest", -1), ("n_lags", -1),
+        ("output_state", -1), ("event_output", -1), ("bin_ticks", -1), ("in_bin", -1), ("dt_ms", 2.0),
+    ],
+)  # fmt: skip
+def test_a_decoder_that_would_reach_beyond_its_arrays_is_refused(
+    parts: Assembly, saved: Path, field: str, value: float
+) -> None:
+    def change(array: NDArray[Any]) -> None:
+        array[field] = value
+
+    spoil(saved, parts, parts.decoder, change)
+    assert field in refusal(saved, parts)
+
+
+# -- what is no file
+
+
+def test_a_pipe_is_refused_and_not_waited_on(parts: Assembly, tmp_path: Path) -> None:
+    path = tmp_path / "pipe.checkpoint"
+    os.mkfifo(path)
+    assert "no regular file" in refusal(path, parts)
+
+
+def test_a_device_without_end_is_refused(parts: Assembly) -> None:
+    assert "no regular file" in refusal(Path("/dev/zero"), parts)
+
+
+def test_a_file_that_is_too_large_is_refused_before_it_is_read(parts: Assembly, tmp_path: Path) -> None:
+    path = tmp_path / "large.checkpoint"
+    with path.open("wb") as file:
+        file.truncate(1 << 40)  # sparse; read, it would not fit into memory
+    assert "larger than" in refusal(path, parts)
+
+
+def test_a_pipe_in_the_way_of_the_half_file_is_not_waited_on(parts: Assembly, tmp_path: Path) -> None:
+    path = tmp_path / "a.checkpoint"
+    os.mkfifo(path.with_name(path.name + ".partial"))
+    checkpoint.save(path, parts, snapshot(parts), 3)
+    assert body_of(path)["tick"] == 3
 
 
 # -- a crash in the middle
