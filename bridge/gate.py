@@ -70,7 +70,7 @@ _REASONS = (
     ("shannon", "charge and charge density together are over the Shannon criterion"),
     ("balance", "the two phases do not take back each other's charge closely enough"),
     ("interphase", "the pause between the two phases is too long"),
-    ("rate", "the pulses of the train follow each other at too high a rate"),
+    ("rate", "the pulses follow each other, or the train before on the same electrode, at too high a rate"),
     ("pulses", "the train has too many pulses"),
     ("duration", "the train takes too long"),
     ("overlap", "a pulse would begin before the one before it has surely ended on the same electrode"),
@@ -526,7 +526,11 @@ def check(gate: Record, train: Record, now_ns: int, conditions: int) -> int:
     e = train["electrode"]
     if now_ns <= gate["busy_until_ns"][e]:
         return OVERLAP
-    if not float(now_ns - gate["busy_until_ns"][e]) >= product_up(gate["interval_us"][e], 1000.0):
+    since_ns = float(now_ns - gate["busy_until_ns"][e])
+    # from the end of the last pulse, which its start is before: no two starts are closer than the rate allows
+    if not product_down(min(since_ns, 0.5 * MAX_LIMIT), gate["rate_hz"][e]) >= 1e9:  # no time is as good as infinite
+        return RATE
+    if not since_ns >= product_up(gate["interval_us"][e], 1000.0):
         return INTERVAL
     # a train under way can only end: the sum of now is the greatest that is still to come
     strongest = max(abs(train["amplitude_ua"]), abs(train["amplitude2_ua"]))

@@ -81,7 +81,8 @@ class ElectrodeConfig(_Section, frozen=True, extra="forbid"):
     interphase_us : float
         Longest pause between the phases, in us.
     rate_hz : float
-        Greatest pulse rate within a train, in Hz.
+        Greatest rate of pulses, within a train and between trains, in Hz: no two pulses of the electrode start closer
+        than 1 / rate_hz. Between trains it counts from the latest end of the train before.
     pulses : int
         Most pulses of a train.
     duration_ms : float

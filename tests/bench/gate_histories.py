@@ -65,7 +65,7 @@ MUTATIONS = (
     "duration", "interval", "minute", "session", "compliance", "total_amplitude", "total_minute", "total_session",
     "late start", "heartbeat", "peers", "late ticks", "clock", "overlap between trains",
     "minute forgotten when disarmed", "dose forgotten at a restart", "no wait after a restart", "expiry",
-    "conditions", "disarm ignored", "restored armed", "dose of a checkpoint believed",
+    "conditions", "disarm ignored", "restored armed", "dose of a checkpoint believed", "rate between trains",
 )  # fmt: skip
 """What is taken from the gate to see whether the oracle misses it; the first takes nothing."""
 (
@@ -74,7 +74,7 @@ MUTATIONS = (
     _NO_TOTAL_MINUTE, _NO_TOTAL_SESSION, _NO_LATE_START, _NO_HEARTBEAT, _NO_PEERS, _NO_LATE_TICKS, _NO_CLOCK,
     _NO_OVERLAP_BETWEEN_TRAINS, _NO_MINUTE_FORGOTTEN_WHEN_DISARMED, _NO_DOSE_FORGOTTEN_AT_A_RESTART,
     _NO_NO_WAIT_AFTER_A_RESTART, _NO_EXPIRY, _NO_CONDITIONS, _NO_DISARM_IGNORED, _NO_RESTORED_ARMED,
-    _NO_DOSE_OF_A_CHECKPOINT_BELIEVED,
+    _NO_DOSE_OF_A_CHECKPOINT_BELIEVED, _NO_RATE_BETWEEN_TRAINS,
 ) = range(len(MUTATIONS))  # fmt: skip
 
 
@@ -276,7 +276,6 @@ def _judge_train(train: Any, limits: Any, totals: Any, broken: Any) -> None:
     broken[_K_PULSES] += n > limits[e, _PULSES]
     broken[_K_DURATION] += (n - 1) * period + length > limits[e, _DURATION]
     broken[_K_COMPLIANCE] += strongest * limits[e, _IMPEDANCE] > totals[_COMPLIANCE]
-    broken[_K_RATE] += n > 1 and limits[e, _RATE] != _NONE and period * limits[e, _RATE] < 1_000_000
 
 
 @compiled
@@ -299,6 +298,7 @@ def _judge_time(pulses: Any, n: int, limits: Any, totals: Any, broken: Any) -> N
             if k != i and other[2] == e and other[0] >= start:
                 broken[_K_OVERLAP] += other[0] < end
                 broken[_K_INTERVAL] += other[0] - end < limits[e, _INTERVAL] * _US
+                broken[_K_RATE] += limits[e, _RATE] != _NONE and (other[0] - start) * limits[e, _RATE] < _S
         broken[_K_CURRENT] += current > totals[_CURRENT]
         broken[_K_MINUTE] += sums[e] > limits[e, _MINUTE]
         broken[_K_ALL_MINUTE] += sums[_E] > totals[_ALL_MINUTE]
@@ -415,6 +415,10 @@ def _run(
                     if mutation == _NO_OVERLAP_BETWEEN_TRAINS:
                         for e in range(_E):
                             gate["busy_until_ns"][e] = -(2**61)
+                    if mutation == _NO_RATE_BETWEEN_TRAINS:  # a single pulse has no rate within it
+                        for e in range(_E):
+                            is_free = train["pulses"] == 1 or limits[e, _RATE] == _NONE
+                            gate["rate_hz"][e] = np.inf if is_free else float(limits[e, _RATE])
                     reason = _check(gate, train, told, seen)
                     asked[reason] += 1
                     if reason == g.ALLOWED:

@@ -117,6 +117,36 @@ def test_the_interval_holds_between_trains_from_the_latest_end_of_the_first() ->
     assert ask(gate, Train(), end + 600_000) == "allowed"
 
 
+def test_single_pulses_cannot_evade_the_rate() -> None:
+    """A pulse of 400 us that may begin 5 ms late; at 300 Hz the next comes 3,333,333.3 ns after its end or later."""
+    gate = make([Limits(rate_hz=300.0), Limits()], Totals(start_within_ns=5_000_000))
+    assert ask(gate, Train()) == "allowed"
+    end = T0 + 5_000_000 + 400_000
+    assert ask(gate, Train(), end) == "overlap"
+    assert ask(gate, Train(), end + 3_333_333) == "rate"
+    assert ask(gate, Train(electrode=1), end + 3_333_333) == "allowed"
+    assert ask(gate, Train(), end + 3_333_334) == "allowed"
+
+
+def test_the_rate_and_the_interval_hold_between_trains_each_where_the_other_does_not_bind() -> None:
+    end = T0 + 400_000
+    for limits, gap_ns, name in (
+        (Limits(rate_hz=1000.0, interval_us=600.0), 999_999, "rate"),
+        (Limits(rate_hz=1000.0, interval_us=1200.0), 1_199_999, "interval"),
+    ):
+        gate = make([limits])
+        assert ask(gate, Train()) == "allowed"
+        assert ask(gate, Train(), end + gap_ns) == name
+        assert ask(gate, Train(), end + gap_ns + 1) == "allowed"
+
+
+@pytest.mark.parametrize("rate_hz", [0.0, math.nan])
+def test_a_rate_that_is_not_given_forbids_single_pulses_too(rate_hz: float) -> None:
+    gate = make()
+    gate["rate_hz"] = rate_hz
+    assert ask(gate, Train()) == "rate"
+
+
 @pytest.mark.parametrize("name", ["minute", "total_minute"])
 def test_the_dose_of_a_minute_is_free_again_after_the_minute_and_not_before(name: str) -> None:
     limits = Limits(minute_pc=4000.0 if name == "minute" else math.inf)

@@ -364,6 +364,17 @@ def test_the_oracle_sees_each_limit_broken() -> None:
     assert duration_us(long) == 2_000_400
 
 
+def test_the_oracle_sees_single_pulses_that_come_at_too_high_a_rate() -> None:
+    limits = [Limits(rate_hz=1000.0), Limits(rate_hz=1000.0)]
+
+    def given(gap_ns: int, electrode: int) -> list[Delivered]:
+        return [Delivered(Fraction(T0 + gap_ns), Train(electrode=electrode)), Delivered(Fraction(T0), Train())]
+
+    assert violations(given(999_999, 0), limits, Totals()) == {"rate"}
+    assert violations(given(1_000_000, 0), limits, Totals()) == set()
+    assert violations(given(999_999, 1), limits, Totals()) == set()
+
+
 def load_bench() -> ModuleType:
     path = Path(__file__).parents[1] / "bench" / "gate_histories.py"
     spec = importlib.util.spec_from_file_location("gate_histories", path)
@@ -382,6 +393,7 @@ def test_no_history_gets_an_unsafe_pulse_past_the_gate_and_every_broken_gate_is_
     result = bench.run(3000, seed=7)
     assert result["unsafe"] == 0, result["broken"]
     assert result["pulses"] > 3000  # it lets trains pass
-    assert {"minute", "session", "total_minute", "overlap", "interval", "clock", "ledger"} <= set(result["refused"])
+    between_trains = {"overlap", "interval", "rate"}
+    assert between_trains | {"minute", "session", "total_minute", "clock", "ledger"} <= set(result["refused"])
     missed = [name for name, found in bench.check_oracle(20_000, seed=7).items() if not found["unsafe"]]
     assert missed == []

@@ -290,6 +290,8 @@ class NaiveGate:
             gap = now - max(x.end_ns for x in mine)
             if gap <= 0:
                 return g.OVERLAP
+            if limits.rate_hz != INF and gap * Fraction(limits.rate_hz) < 10**9:
+                return g.RATE
             if gap < Fraction(limits.interval_us) * 1000:
                 return g.INTERVAL
         current = sum(strongest(x.train) for x in [*self.issued, Issued(now, now, t)] if x.end_ns >= now)
@@ -357,9 +359,6 @@ def violations(
         }
         broken |= {name for name, is_broken in rules.items() if is_broken}
         starts = [d.t_ns + k * Fraction(t.period_us) * 1000 for k in range(t.pulses)]
-        for a, b in itertools.pairwise(starts):
-            if limits.rate_hz != INF and (b - a) * Fraction(limits.rate_hz) < 10**9:
-                broken.add("rate")
         pulses += [(a, a + pulse_us(t) * 1000, t.electrode, strongest(t), q) for a in starts]
     pulses.sort()
     for e, limits in enumerate(electrodes):
@@ -369,6 +368,8 @@ def violations(
                 broken.add("overlap")
             if other[0] - one[1] < Fraction(limits.interval_us) * 1000:
                 broken.add("interval")
+            if limits.rate_hz != INF and (other[0] - one[0]) * Fraction(limits.rate_hz) < 10**9:
+                broken.add("rate")
         broken |= _over_dose(own, limits.minute_pc, limits.session_pc, "", minute_ns)
     broken |= _over_dose(pulses, totals.minute_pc, totals.session_pc, "total_", minute_ns)
     for start, *_ in pulses:  # the sum of currents can only rise where a pulse begins
