@@ -206,7 +206,7 @@ GATE = np.dtype(
         ("alive_at_ns", np.int64, (MAX_PEERS,)),
         ("last_ns", np.int64),  # latest time that was told
         ("late_run", np.int64),  # late ticks in a row so far
-        ("conditions", np.int64),  # of the last `watch`
+        ("conditions", np.int64),  # of the last `watch`, and those of the last tick that hold until the next
         ("disarm_reason", np.int64),
         ("disarmed_ns", np.int64),
         ("arms", np.int64),
@@ -245,6 +245,8 @@ _ABOVE, _BELOW = 1.0 + 2.0**-52, 1.0 - 2.0**-52
 _DISARMING = (
     CONDITION_STOPPED | CONDITION_SILENT | CONDITION_DISCONTINUITY | CONDITION_PAUSED | CONDITION_NONFINITE_STATE
 )
+
+_LASTING = CONDITION_DISCONTINUITY | CONDITION_PAUSED | CONDITION_NONFINITE_STATE  # they hold until the next tick
 
 
 @jit
@@ -689,9 +691,12 @@ def watch(gate: Record, now_ns: int, conditions: int) -> int:
     Notes
     -----
     A tick that is late, filled in, not finite or of a front end that warms up only forbids trains (`check` says so);
-    `late_ticks` late ones in a row disarm.
+    `late_ticks` late ones in a row disarm. A turn without a tick does not end a pause, a discontinuity or a state that
+    is not finite: `arm` is refused until a tick without them.
     """
-    gate["conditions"] = conditions
+    # a turn without a tick has seen nothing that could have ended what the last tick found
+    kept = gate["conditions"] & _LASTING if conditions & CONDITION_IDLE else 0
+    gate["conditions"] = conditions | kept
     if conditions & CONDITION_LATE:
         gate["late_run"] += 1
     elif not conditions & CONDITION_IDLE:

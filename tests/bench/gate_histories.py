@@ -66,6 +66,7 @@ MUTATIONS = (
     "late start", "heartbeat", "peers", "late ticks", "clock", "overlap between trains",
     "minute forgotten when disarmed", "dose forgotten at a restart", "no wait after a restart", "expiry",
     "conditions", "disarm ignored", "restored armed", "dose of a checkpoint believed", "rate between trains",
+    "faults forgotten without a tick",
 )  # fmt: skip
 """What is taken from the gate to see whether the oracle misses it; the first takes nothing."""
 (
@@ -74,7 +75,7 @@ MUTATIONS = (
     _NO_TOTAL_MINUTE, _NO_TOTAL_SESSION, _NO_LATE_START, _NO_HEARTBEAT, _NO_PEERS, _NO_LATE_TICKS, _NO_CLOCK,
     _NO_OVERLAP_BETWEEN_TRAINS, _NO_MINUTE_FORGOTTEN_WHEN_DISARMED, _NO_DOSE_FORGOTTEN_AT_A_RESTART,
     _NO_NO_WAIT_AFTER_A_RESTART, _NO_EXPIRY, _NO_CONDITIONS, _NO_DISARM_IGNORED, _NO_RESTORED_ARMED,
-    _NO_DOSE_OF_A_CHECKPOINT_BELIEVED, _NO_RATE_BETWEEN_TRAINS,
+    _NO_DOSE_OF_A_CHECKPOINT_BELIEVED, _NO_RATE_BETWEEN_TRAINS, _NO_FAULTS_FORGOTTEN_WITHOUT_A_TICK,
 ) = range(len(MUTATIONS))  # fmt: skip
 
 
@@ -363,7 +364,7 @@ def _run(
         _copy(rows, 2, 0)
         n, before = 0, broken.sum()
         # the plain account: who armed, and what came since
-        armed, until, token, beat, latest, late, not_before = False, 0, 0, 0, 0, 0, 0
+        armed, until, token, beat, latest, late, not_before, fault = False, 0, 0, 0, 0, 0, 0, 0
         t_peer[:] = -(2**60)
         for _ in range(n_actions):
             jump = np.random.randint(100)  # noqa: NPY002
@@ -404,6 +405,7 @@ def _run(
                 if _chance(4):
                     conditions |= g.CONDITION_LATE
                 late = late + 1 if conditions & g.CONDITION_LATE else 0
+                fault = conditions & (8 | 16 | 128)  # until the next tick
                 if conditions & (8 | 16 | 32 | 128 | 256) or late >= totals[_LATE]:
                     armed = False
                 seen: Any = np.int64(0) if mutation == _NO_CONDITIONS else conditions
@@ -447,12 +449,20 @@ def _run(
                         _alive(gate, i, told)
                         if is_clock:
                             t_peer[i] = told
+                if mutation == _NO_FAULTS_FORGOTTEN_WITHOUT_A_TICK:
+                    gate["conditions"] = 0
                 if mutation != _NO_NO_WAIT_AFTER_A_RESTART and _chance(50):
                     _watch(gate, told, g.CONDITION_IDLE)
                 goal = told + np.random.randint(-_S, 2 * totals[_LONGEST]) if is_clock else told  # noqa: NPY002
                 offered = np.random.randint(0, 5)  # noqa: NPY002
                 if _arm(gate, told, goal, offered) == g.ALLOWED:
-                    fits = offered != 0 and told < goal <= told + totals[_LONGEST] and told >= not_before and is_clock
+                    fits = (
+                        offered != 0
+                        and fault == 0
+                        and told < goal <= told + totals[_LONGEST]
+                        and told >= not_before
+                        and is_clock
+                    )
                     for i in range(_P):
                         fits = fits and told - t_peer[i] <= totals[_PEER]
                     broken[_K_ARMING] += not fits
@@ -501,7 +511,7 @@ def _run(
                 now += np.random.randint(1, _S)  # noqa: NPY002
                 not_before = now + 63 * _S
                 gate["arm_after_ns"] = 0 if mutation == _NO_NO_WAIT_AFTER_A_RESTART else not_before
-                armed, latest, late = False, 0, 0
+                armed, latest, late, fault = False, 0, 0, 0
                 t_peer[:] = -(2**60)
             if _chance(30):  # a thread, which comes when it may
                 _top_up(gate, ledger)

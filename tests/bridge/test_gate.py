@@ -360,6 +360,27 @@ def test_a_grave_condition_disarms_and_must_be_over_before_the_next_arming(name:
     assert g.arm(gate, T0, T0 + S, 7) == g.ALLOWED
 
 
+@pytest.mark.parametrize("name", ["NONFINITE_STATE", "DISCONTINUITY", "PAUSED"])
+def test_a_fault_of_the_last_tick_forbids_arming_through_turns_without_a_tick(name: str) -> None:
+    gate, bit, reason = make(armed=False), getattr(g, f"CONDITION_{name}"), getattr(g, name)
+    g.watch(gate, T0, bit)
+    for turn in (g.CONDITION_IDLE, g.CONDITION_IDLE | g.CONDITION_LATE, g.CONDITION_IDLE):
+        g.watch(gate, T0, turn)
+        assert g.arm(gate, T0, T0 + S, 7) == reason
+    g.watch(gate, T0, 0)
+    g.watch(gate, T0, g.CONDITION_IDLE)
+    assert g.arm(gate, T0, T0 + S, 7) == g.ALLOWED
+
+
+@pytest.mark.parametrize("name", ["STOPPED", "SILENT"])
+def test_a_fault_that_turns_without_a_tick_see_too_is_over_when_they_see_it_no_more(name: str) -> None:
+    gate = make(armed=False)
+    g.watch(gate, T0, g.CONDITION_IDLE | getattr(g, f"CONDITION_{name}"))
+    assert g.arm(gate, T0, T0 + S, 7) == getattr(g, name)
+    g.watch(gate, T0, g.CONDITION_IDLE)
+    assert g.arm(gate, T0, T0 + S, 7) == g.ALLOWED
+
+
 @pytest.mark.parametrize("name", INHIBITING)
 def test_a_passing_condition_forbids_the_trains_of_its_tick_alone(name: str) -> None:
     gate, bit = make(), getattr(g, f"CONDITION_{name}")

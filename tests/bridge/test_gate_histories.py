@@ -116,6 +116,8 @@ def test_the_gate_decides_as_its_slow_twin_does(seed: int) -> None:
         kind = rng.random()
         if kind < 0.6:
             conditions = 1 << rng.randrange(10) if rng.random() < 0.1 else 0
+            if rng.random() < 0.1:
+                conditions |= g.CONDITION_IDLE
             assert g.watch(gate, told, conditions) == twin.watch(told, conditions)
             train = draw_train(rng)
             reason = g.check(gate, record(train), told, conditions)
@@ -178,7 +180,7 @@ class Histories(RuleBasedStateMachine):
         self.checked = 0
         self.spell: dict[str, int] | None = None
         self.peers: dict[int, int] = {}
-        self.late = 0
+        self.late = self.fault = 0
         g.watch(self.gate[0], T0, 0)
         self.saved = self.gate.copy()
 
@@ -215,6 +217,7 @@ class Histories(RuleBasedStateMachine):
         until = self.now + round(seconds * S)
         if g.arm(self.gate[0], self.now, until, token) == g.ALLOWED:
             assert token != 0
+            assert not self.fault
             assert self.now < until <= self.now + self.totals.longest_arming_ns
             self.spell, self.late = {"until": until, "token": token, "beat": self.now}, 0
 
@@ -244,7 +247,7 @@ class Histories(RuleBasedStateMachine):
         self.spell = None
         if by == "watch":
             g.watch(gate, told, 0)
-            self.late = 0
+            self.late = self.fault = 0
         elif by == "arm":
             assert g.arm(gate, told, told + S, 1) == g.CLOCK
         elif by == "alive":
@@ -294,6 +297,8 @@ class Histories(RuleBasedStateMachine):
         grave = conditions & (8 | 16 | 32 | 128 | 256) or self.late >= self.totals.late_ticks
         if grave:
             self.spell = None
+        if not conditions & g.CONDITION_IDLE:
+            self.fault = conditions & (8 | 16 | 128)
         g.watch(gate, self.now, conditions)
         for train in asked:
             before = gate.copy()

@@ -256,7 +256,11 @@ class NaiveGate:
             self.alive[peer] = now
 
     def watch(self, now: int, conditions: int) -> int:
-        self.conditions = conditions
+        if conditions & g.CONDITION_IDLE:  # the faults of the last tick hold on
+            lasting = g.CONDITION_PAUSED | g.CONDITION_NONFINITE_STATE | g.CONDITION_DISCONTINUITY
+            self.conditions = conditions | (self.conditions & lasting)
+        else:
+            self.conditions = conditions
         if conditions & g.CONDITION_LATE:
             self.late += 1
         elif not conditions & g.CONDITION_IDLE:
