@@ -5,18 +5,23 @@ import threading
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from neuromod.bridge import loop_state as rt
 from neuromod.bridge.collector import Collector
+from neuromod.bridge.gate import MAX_ELECTRODES
 from neuromod.bridge.ledger import Ledger, LedgerError
 
 log = logging.getLogger(__name__)
 
 _EVERY_S = 0.01
+_AGAIN = 100  # turns after which a grant that the loop took, and the gate has not, is sent once more
 
 
 class Guard:
-    """Looks every 10 ms; one thread calls `run`.
+    """Looks every 10 ms, with a thread for each of two things: a disk that is slow to take a grant delays no stop.
+
+    `run` watches the stop file, `run_ledger` the dose.
 
     Parameters
     ----------
@@ -31,36 +36,53 @@ class Guard:
     def __init__(self, collector: Collector, stop_file: Path | None, ledger: Ledger | None) -> None:
         self._collector, self._stop_file, self._ledger = collector, stop_file, ledger
         self._is_held = False
+        self._sent_pc = np.full(MAX_ELECTRODES + 1, -np.inf)  # what the loop has been told
+        self._turns = 0
         self.fault = ""  # what is wrong with the ledger, in a sentence
 
     def run(self, stop: threading.Event) -> None:
-        """Watch until `stop` is set."""
+        """Watch the stop file until `stop` is set."""
         while not stop.wait(_EVERY_S):
-            self.turn()
+            self.look()
 
-    def turn(self) -> None:
-        """Look once."""
-        if self._stop_file is not None:
-            is_there = self._stop_file.exists()
-            if is_there != self._is_held:
-                self._collector.hold(is_there)
-                if is_there:
-                    self._collector.halt()
-                log.warning("stop file %s: %s", self._stop_file, "stimulation is held" if is_there else "removed")
-                self._is_held = is_there
-        if self._ledger is not None:
-            self._grant(self._ledger)
+    def run_ledger(self, stop: threading.Event) -> None:
+        """Grant dose as it is used, until `stop` is set."""
+        while not stop.wait(_EVERY_S):
+            self.grant()
 
-    def _grant(self, ledger: Ledger) -> None:
+    def look(self) -> None:
+        """Look for the stop file once."""
+        if self._stop_file is None:
+            return
+        is_there = self._stop_file.exists()
+        if is_there != self._is_held:
+            self._collector.hold(is_there)
+            if is_there:
+                self._collector.halt()
+            log.warning("stop file %s: %s", self._stop_file, "stimulation is held" if is_there else "removed")
+            self._is_held = is_there
+
+    def grant(self) -> None:
+        """Look once at how much of the dose is left, and see to it that the gate knows of what is granted."""
+        if self._ledger is None:
+            return
         try:
-            granted = ledger.top_up(self._collector.assembly.stimulation.gate[0]["dose_pc"].copy())
+            self._ledger.top_up(self._collector.assembly.stimulation.gate[0]["dose_pc"].copy())
         except LedgerError as error:
             if not self.fault:
                 # what was granted still holds: the gate itself refuses what goes beyond
                 log.error("%s", error)
             self.fault = str(error)
-            return
-        self.fault = ""
-        if granted is not None:
-            for index in np.flatnonzero(granted):
-                self._collector.submit(rt.GRANT, word=int(index), values=[float(granted[index])])
+        else:
+            self.fault = ""
+        self._tell(self._ledger.granted_pc)
+
+    def _tell(self, granted_pc: NDArray[np.float64]) -> None:
+        """Leave for the loop what the gate does not know of; again where there was no room for it the last time."""
+        self._turns += 1
+        if self._turns % _AGAIN == 0:
+            self._sent_pc.fill(-np.inf)
+        known_pc = np.fmax(self._collector.assembly.stimulation.gate[0]["granted_pc"], self._sent_pc)
+        for index in np.flatnonzero(known_pc < granted_pc):
+            if self._collector.submit(rt.GRANT, word=int(index), values=[float(granted_pc[index])]):
+                self._sent_pc[index] = granted_pc[index]

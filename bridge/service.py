@@ -1,7 +1,8 @@
 """The daemon: opens sockets and source, runs the loop in a thread of its own, and takes it down in the right order.
 
 Threads: the loop (compiled; alone on source, output and ingest); the collector (results, state, health, events);
-control; and whatever looks after the source. Main waits on one event that signals and the command `stop` set.
+control; guard and ledger of stimulation; and whatever looks after the source. Main waits on one event that signals and
+the command `stop` set.
 """
 
 import contextlib
@@ -52,6 +53,7 @@ log = logging.getLogger(__name__)
 
 _LONGEST_STOP_S = 0.4
 _LONGEST_JOIN_S = 0.35
+_LONGEST_FILES_S = 1.0  # for the record, where a thread is stuck
 _SOURCE_TIMEOUT_MS = 5  # how long the loop waits on the ingest socket where stimuli messages are the source
 _MAX_MESSAGE_BYTES = 1 << 20
 _INGEST_HWM = 10_000
@@ -145,6 +147,7 @@ class Daemon:
                 os._exit(1)
         self._stop_threads.set()
         deadline = time.monotonic() + _LONGEST_JOIN_S
+        self._send_last(deadline)
         for thread in self._threads:
             if thread is not threading.current_thread():
                 thread.join(max(0.0, deadline - time.monotonic()))
@@ -154,6 +157,7 @@ class Daemon:
             self.is_stuck = True
             if "output" in self._sockets and not {"neuromod-exchange", "neuromod-collector"} & set(stuck):
                 self._say_goodbye()
+            self._leave_files(stuck)
             return
         self._threads.clear()
         self._close_ledger()
@@ -175,6 +179,34 @@ class Daemon:
         if self._context is not None:
             self._context.term()
             self._context = None
+
+    def _send_last(self, deadline: float) -> None:
+        """Send what the loop left for the exchange thread, a last "stop" of stimulation too, before anything waits."""
+        if self._loop_done is None or "output" not in self._sockets:
+            return
+        for thread in self._threads:
+            if thread.name == "neuromod-exchange":
+                thread.join(max(0.0, deadline - time.monotonic()))
+                if thread.is_alive():
+                    return  # the socket is still its own
+        with contextlib.suppress(zmq.ZMQError):
+            _send_all(self._sockets["output"], self.rings.out)
+
+    def _leave_files(self, stuck: list[str]) -> None:
+        """End record and ledger where threads are stuck; no longer than a bound, since the process is to end."""
+        ledger, recorder = self._ledger, self.recorder
+
+        def end() -> None:
+            if ledger is not None and "neuromod-ledger" not in stuck:  # it holds the lock, and the file is right
+                ledger.close(None)  # all that was granted counts as spent
+            if recorder is not None:
+                recorder.close(f"stopped; {', '.join(stuck)} did not end")
+
+        thread = threading.Thread(target=end, name="neuromod-files", daemon=True)
+        thread.start()
+        thread.join(_LONGEST_FILES_S)
+        if thread.is_alive():
+            log.error("the record could not be ended within %g s; what is on the disk stays as it is", _LONGEST_FILES_S)
 
     def __enter__(self) -> Self:
         return self.open()
@@ -252,7 +284,7 @@ class Daemon:
         stimulation = config.stimulation
         yoked = None
         if stimulation is not None and stimulation.yoked_session is not None:
-            yoked = yoked_trains(stimulation.yoked_session)
+            yoked = yoked_trains(stimulation.yoked_session, [e.name for e in stimulation.electrodes])
         self.assembly: Assembly = assemble(config, info, scale=scale, yoked=yoked)
 
     def _open_stimulation(self) -> Arming:
@@ -380,8 +412,11 @@ class Daemon:
         self._spawn("neuromod-collector", lambda: collecting.run(self.collector, self._stop_threads))
         guard = Guard(self.collector, config.stimulation.stop_file if config.stimulation else None, self._ledger)
         if config.stimulation is not None:
-            guard.turn()  # before anybody can arm
+            guard.look()  # before anybody can arm
+            guard.grant()
             self._spawn("neuromod-guard", lambda: guard.run(self._stop_threads))
+            if self._ledger is not None:
+                self._spawn("neuromod-ledger", lambda: guard.run_ledger(self._stop_threads))
         control = Control(
             self._sockets["control"],
             self.collector,
