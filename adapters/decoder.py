@@ -473,8 +473,10 @@ def install(decoder: Any, other: Any) -> None:
     Filtered rates are kept where both decoders read rates with the same time constant; whole bins and the one that is
     filling where both count in bins of the same length. Then the outputs hold too, within the new limits, until the
     new decoder moves them. A Kalman state and its covariance are kept where both have the same states in bins of the
-    same length. Everything else starts anew, outputs at 0. An event keeps its level and refractory period where it
-    watches the same output or channel as before.
+    same length. Everything else starts anew, outputs at 0. An event that watches
+    the same output or channel as the one of its number before keeps its level and what is left of its refractory
+    period; any other begins with its full refractory period. Where an output was above the new threshold already,
+    the level is high: a swap alone is no upward crossing.
     """
     same_filter = (
         decoder["n_outputs"] > 0
@@ -494,17 +496,7 @@ def install(decoder: Any, other: Any) -> None:
         x, old_mean, new_mean = decoder["state"], decoder["state_mean"], other["state_mean"]
         for i in range(decoder["n_states"]):
             x[i] += old_mean[i] - new_mean[i]
-    level, wait = decoder["event_level"], decoder["event_wait"]
-    for j in range(MAX_EVENTS):
-        same_event = (
-            j < decoder["n_events"]
-            and j < other["n_events"]
-            and decoder["event_channel"][j] == other["event_channel"][j]
-            and decoder["event_output"][j] == other["event_output"][j]
-        )
-        if not same_event:
-            level[j] = 0
-            wait[j] = 0
+    _install_events(decoder, other)
     _copy_parameters(decoder, other)
     if not same_filter:
         _start_filters(decoder)
@@ -520,6 +512,26 @@ def install(decoder: Any, other: Any) -> None:
         elif value < -limit[o]:
             value = -limit[o]
         held[o] = value
+
+
+@jit
+def _install_events(decoder: Any, other: Any) -> None:
+    """Set levels and refractory periods for the events of `other`, by the outputs as they were: a swap is no edge."""
+    level, wait, held = decoder["event_level"], decoder["event_wait"], decoder["held"]
+    for j in range(MAX_EVENTS):
+        if j >= other["n_events"]:
+            level[j] = 0
+            wait[j] = 0
+            continue
+        channel, output = other["event_channel"][j], other["event_output"][j]
+        same_event = (
+            j < decoder["n_events"] and decoder["event_channel"][j] == channel and decoder["event_output"][j] == output
+        )
+        if not same_event:
+            level[j] = 0
+            wait[j] = other["event_refractory"][j]
+        if channel < 0 and np.float64(held[output]) > other["event_above"][j]:
+            level[j] = 1
 
 
 @jit

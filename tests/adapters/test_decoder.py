@@ -16,6 +16,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from naive.decoder import RUNNING
 from naive.decoder import Decoder as NaiveDecoder
 from neuromod.adapters.decoder import (
     DECODER,
@@ -553,6 +554,77 @@ def test_a_level_that_is_high_at_a_swap_is_no_new_edge() -> None:
     install(decoder[0], make_decoder(settings_(2.0), 1.0)[0])
     _, events = decoded(decoder, [0xF0, 0, 0xF0])
     assert events.tolist() == [0, 0, 1]
+
+
+def counting(*events: dict[str, Any], n_outputs: int = 1) -> Any:
+    """Return a decoder whose every output is the count of spikes of a tick."""
+    return config(kind="linear", weights=[[1.0] * 16] * n_outputs, bin_ms=1.0, events=list(events))
+
+
+def events_around_a_swap(old: Any, new: Any, before: Sequence[int], after: Sequence[int]) -> tuple[list[int], ...]:
+    """Events before and after a swap, for outputs that take these levels."""
+    decoder = make_decoder(old, 1.0)
+    _, first = decoded(decoder, [(1 << level) - 1 for level in before])
+    install(decoder[0], make_decoder(new, 1.0)[0])
+    _, second = decoded(decoder, [(1 << level) - 1 for level in after])
+    return first.tolist(), second.tolist()
+
+
+def test_an_event_at_another_place_does_not_happen_because_of_a_swap() -> None:
+    watched = {"output": 0, "above": 3.0}
+    old, new = counting(watched, {"channel": 15}), counting({"channel": 15}, watched)
+    assert events_around_a_swap(old, new, [0, 5, 5], [5, 5, 0, 5]) == ([0, 1, 0], [0, 0, 0, 2])
+
+
+def test_an_event_that_is_new_does_not_happen_because_of_a_swap() -> None:
+    new = counting({"output": 0, "above": 3.0})
+    assert events_around_a_swap(counting(), new, [5, 5], [5, 5, 0, 5]) == ([0, 0], [0, 0, 0, 1])
+    assert events_around_a_swap(counting(), new, [0, 0], [5, 5, 0, 5]) == ([0, 0], [1, 0, 0, 1])
+
+
+def test_a_threshold_that_sinks_below_its_output_by_a_swap_is_no_edge() -> None:
+    old, new = counting({"output": 0, "above": 6.0}), counting({"output": 0, "above": 3.0})
+    assert events_around_a_swap(old, new, [5, 5], [5, 5, 0, 5]) == ([0, 0], [0, 0, 0, 1])
+
+
+@pytest.mark.parametrize("watched", [{"channel": 4}, {"output": 0, "above": 3.0}])
+def test_an_event_at_another_place_begins_with_its_full_refractory_period(watched: dict[str, Any]) -> None:
+    event = watched | {"refractory_ms": 3.0}
+    old, new = counting(event, {"channel": 15}), counting({"channel": 15}, event)
+    assert events_around_a_swap(old, new, [0, 5, 0], [5, 0, 5, 0, 5]) == ([0, 1, 0], [0, 0, 2, 0, 0])
+
+
+def test_an_event_at_the_same_place_keeps_what_is_left_of_its_refractory_period() -> None:
+    event = counting({"channel": 4, "refractory_ms": 3.0})
+    assert events_around_a_swap(event, event, [0, 5, 0], [5, 5, 5]) == ([0, 1, 0], [0, 1, 0])
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_swaps_go_as_those_of_the_naive_twin(seed: int) -> None:
+    """Every kind after every other, with events in changing places: outputs, events and running state are equal."""
+    rng = np.random.default_rng(seed)
+    makers = list(EVERY_KIND.values())
+    possible = [{"output": 0, "above": 0.1, "refractory_ms": 4.0}, {"output": 0, "above": 1.0, "below": 0.5}]
+    possible += [{"channel": 3, "refractory_ms": 20.0}, {"channel": 4}]
+    decoder = make_decoder(makers[0](), 1.0)
+    twin = NaiveDecoder(decoder[0])
+    seen = 0
+    for k in range(30):
+        made = makers[rng.integers(len(makers))]()
+        places = rng.permutation(len(possible))[: rng.integers(len(possible) + 1)]
+        made = type(made).model_validate(made.model_dump() | {"events": [possible[i] for i in places]})
+        other = make_decoder(made, 1.0)
+        install(decoder[0], other[0])
+        twin.install(NaiveDecoder(other[0]))
+        masks = random_masks(int(rng.integers(1, 30)), seed=100 * seed + k, p=0.3)
+        outputs, events = decoded(decoder, masks)
+        expected = [twin.decode(int(mask)) for mask in masks]
+        assert outputs.tobytes() == np.array([row for row, _ in expected], np.float32).tobytes()
+        assert events.tolist() == [bits for _, bits in expected]
+        for name in RUNNING:
+            assert decoder[0][name].tolist() == getattr(twin, name), name
+        seen += int(np.count_nonzero(events))
+    assert seen > 20, "events that never happen compare nothing"
 
 
 @pytest.mark.parametrize("kind", EVERY_KIND)

@@ -11,10 +11,17 @@ from typing import Any
 Row = list[float]
 Matrix = list[Row]
 
+RUNNING = (
+    "n_ticks", "in_bin", "newest", "n_bins", "runaways", "rates_hz", "filling", "counts", "state", "covariance",
+    "event_level", "event_wait", "held",
+)  # fmt: skip
+
 
 class Decoder:
     """One decoder of `neuromod.adapters.decoder`, with every field of its record as an attribute of Python's own."""
 
+    dt_ms: float
+    state_id: int
     n_outputs: int
     n_events: int
     n_states: int
@@ -81,6 +88,41 @@ class Decoder:
                 values = self._kalman(lagged[0]) if self.n_states else self._weighted(lagged)
                 self._publish(values, self.n_bins >= self.n_lags)
         return list(self.held), self._events(spiked)
+
+    def install(self, other: "Decoder") -> None:
+        """Go on as another decoder."""
+        before = dict(vars(self))
+        counts_alike = self.bin_ticks == other.bin_ticks and self.dt_ms == other.dt_ms
+        rates_alike = self.bin_ticks > 0 or self.rate_decay == other.rate_decay
+        same_filter = bool(self.n_outputs and other.n_outputs and counts_alike and rates_alike)
+        both_kalman = self.n_states > 0 and other.n_states > 0
+        same_states = same_filter and both_kalman and (self.n_states, self.state_id) == (other.n_states, other.state_id)
+        for name, value in vars(other).items():
+            if name not in RUNNING:
+                setattr(self, name, value)
+        for j in range(16):
+            old = (before["event_channel"][j], before["event_output"][j]) if j < before["n_events"] else None
+            if j >= self.n_events:
+                self.event_level[j] = self.event_wait[j] = 0
+                continue
+            watched = (self.event_channel[j], self.event_output[j])
+            was_high = self.event_channel[j] < 0 and self.held[self.event_output[j]] > self.event_above[j]
+            self.event_level[j] = int(was_high or (watched == old and self.event_level[j] == 1))
+            self.event_wait[j] = self.event_wait[j] if watched == old else self.event_refractory[j]
+        if not same_filter:
+            self.n_ticks = self.in_bin = self.newest = self.n_bins = 0
+            self.rates_hz, self.filling = [0.0] * 16, [0.0] * 16
+            self.counts = [[0.0] * 16 for _ in self.counts]
+            self.held = [0.0] * 8
+        if same_states:
+            for i in range(self.n_states):
+                self.state[i] += before["state_mean"][i] - self.state_mean[i]
+        else:
+            self.state = [0.0] * len(self.state)
+            self.covariance = [list(row) for row in self.initial_covariance]
+        for o, value in enumerate(self.held):
+            clipped = max(-self.limit[o], min(self.limit[o], value)) if o < self.n_outputs else 0.0
+            self.held[o] = struct.unpack("f", struct.pack("f", clipped))[0]
 
     def _weighted(self, lagged: Matrix) -> Row:
         features = [value for row in lagged for value in row]
