@@ -201,6 +201,8 @@ def run(
                     n,
                     loop.records,
                 )
+                if words[W_SOURCE] == SOURCE_ZMQ and n_records > 0:
+                    loop.records[0]["t_sent"] = state["sent"][0]
                 for k in range(n_records):
                     _complete(state, loop.records[k], now)
                     _send_command(loop, rings, k, decoder)

@@ -66,8 +66,11 @@ _EXTERNAL = CONDITION_LATE | CONDITION_STOPPED  # what the loop, and not the pip
 
 COMPUTED = ("record", "tick", "modulators", "spikes", "membrane", "events", "outputs", "conditions")
 """Fields of a TICK record that are compared whatever the replay begins from."""
-FROM_SAMPLES = ("sample", "stimuli", "t_sent", "flags")
-"""Fields that are compared too where it begins from samples; of the flags, LATE is the clock's and left out."""
+FROM_SAMPLES = ("sample", "stimuli", "flags")
+"""Fields that are compared too where it begins from samples; of the flags, LATE is the clock's and left out.
+
+Not `t_sent`: where stimuli are the source, only their sender knows it, and nothing is computed from it.
+"""
 
 _TICKS_AT_ONCE = 8192
 _BYTES_AT_ONCE = 16_000_000  # of samples
@@ -525,7 +528,7 @@ class _Replayer:
         stimulation = config.stimulation
         yoked = None
         if stimulation is not None and stimulation.yoked_session is not None:
-            yoked = yoked_trains(stimulation.yoked_session)
+            yoked = yoked_trains(stimulation.yoked_session, [e.name for e in stimulation.electrodes])
         parts = assemble(config, info, scale=scale, yoked=yoked)
         now = versions()
         for name, then in header["versions"].items():

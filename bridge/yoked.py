@@ -12,16 +12,16 @@ from neuromod.bridge.stimulation import YOKED_TRAIN
 from neuromod.engine.errors import ConfigError
 
 
-def yoked_trains(folder: Path, electrodes: Sequence[str] | None = None) -> NDArray[Any]:
+def yoked_trains(folder: Path, electrodes: Sequence[str]) -> NDArray[Any]:
     """Read the delivered trains of a recorded session, in the order of their ticks.
 
     Parameters
     ----------
     folder : Path
         Of the recorded session.
-    electrodes : sequence of str, optional
+    electrodes : sequence of str
         Names of this session's electrodes, in their order: a train goes to the electrode of the name that it was
-        delivered to. Where not given, to that of the same number.
+        delivered to.
 
     Raises
     ------
@@ -36,8 +36,7 @@ def yoked_trains(folder: Path, electrodes: Sequence[str] | None = None) -> NDArr
     trains = np.zeros(len(sent), YOKED_TRAIN)
     for name in YOKED_TRAIN.names or ():
         trains[name] = sent[name]
-    if electrodes is not None:
-        trains["electrode"] = _by_name(session, trains["electrode"], electrodes)
+    trains["electrode"] = _by_name(session, trains["electrode"], electrodes)
     return trains[np.argsort(trains["tick"], kind="stable")]
 
 

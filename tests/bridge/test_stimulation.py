@@ -317,7 +317,7 @@ def test_the_shannon_criterion_is_refused_for_microelectrodes() -> None:
         ({"triggers": [{"event": 1, "program": "nobody"}]}, "expected one of left, right, got nobody"),
         ({"triggers": [{"event": 1, "program": "left"}, {"event": 1, "program": "right"}]}, "each only once"),
         ({"peers": ["x", "x"]}, "each only once"),
-        ({"lease_ms": 5.0}, "start_within_ms"),
+        ({"lease_ms": 20.0, "start_within_ms": 30.0}, "start_within_ms"),
         ({"lease_ms": float("nan")}, "lease_ms"),
         ({"unknown": 1}, "unknown"),
         ({"electrodes": []}, "electrodes"),
