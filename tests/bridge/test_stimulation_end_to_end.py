@@ -277,9 +277,10 @@ def test_a_trigger_leads_to_its_pulses_and_the_death_of_the_stimulator_disarms(t
                 assert (end["electrode"], end["asked"], end["pulses"]) == (0, 8, len(pulses))
                 # a pulse for which the stimulator had no time is left out, never made up for
                 assert 5 <= len(pulses) <= 8
+                assert all(b["start_ns"] - a["start_ns"] >= 4_000_000 for a, b in itertools.pairwise(pulses))
                 for pulse in pulses:
                     late_ns = pulse["start_ns"] - pulses[0]["start_ns"] - pulse["index"] * 4_000_000
-                    assert 0 <= late_ns <= LATEST_NS
+                    assert abs(late_ns) <= LATEST_NS  # as far as each may be behind its place, the first one too
                     assert (pulse["amplitude_ua"], pulse["amplitude2_ua"]) == (-10.0, 5.0)
                     assert (pulse["phase_us"], pulse["interphase_us"], pulse["phase2_us"]) == (200.0, 50.0, 400.0)
             assert len({pulse["train"] for pulse in at.pulses}) == len(ends(heard))
@@ -438,7 +439,7 @@ def _nothing(_: Watched) -> None:
     ("reason", "cause", "undo"),
     [
         pytest.param("stopped", lambda w: w.client.send_stop(), _nothing, id="a message"),
-        pytest.param("disarmed", lambda w: w.client.request("disarm"), _nothing, id="a command"),
+        pytest.param("disarmed stopped", lambda w: w.client.request("disarm"), _nothing, id="a command"),
         pytest.param("stopped", lambda w: kill(w.daemon, signal.SIGUSR1), _nothing, id="a signal"),
         pytest.param(
             "stopped", lambda w: (w.folder / "STOP").touch(), lambda w: (w.folder / "STOP").unlink(), id="a file"
@@ -466,8 +467,8 @@ def test_stimulation_stops_and_only_a_new_arming_brings_it_back(
     cause(watched)
 
     stop = heard.until(lambda: stops(heard)[n:], "the stop")[0]
-    assert REASONS[stop.reason] == reason
-    assert told(watched.client)["disarmed_by"] == reason
+    assert REASONS[stop.reason] in reason.split()
+    assert told(watched.client)["disarmed_by"] == REASONS[stop.reason]
     undo(watched)
     before = refusals(watched.client)
     wait_until(lambda: refusals(watched.client) > before + 2, "triggers that are refused")
@@ -713,6 +714,7 @@ def test_inputs_act_on_the_next_tick_and_their_latency_is_what_a_subscriber_meas
         "reward": (lambda client, t: client.send_reward(0.5, t), Flag.MODULATED),
         "stress": (lambda client, t: client.send_stress(0.1, t), Flag.MODULATED),
         "levels": (lambda client, t: client.send_modulators(acetylcholine=0.7, t=t), Flag.MODULATED),
+        "stimuli": (lambda client, t: client.send_stimuli(QUIET, t), Flag(0)),
     }
     with Running(parse(rig(tmp_path))) as running:
         heard = running.listen("spikes", "health")
@@ -721,7 +723,8 @@ def test_inputs_act_on_the_next_tick_and_their_latency_is_what_a_subscriber_meas
             last, seen = heard.of(SpikesMessage)[-1], len(heard.messages)
             t = now()
             send(running.client, t)
-            running.client.send_stimuli(QUIET)
+            if name != "stimuli":  # which are a tick by themselves
+                running.client.send_stimuli(QUIET)
             health = heard.health(lambda h: h.body["ingest_latency_us"], f"the latency of {name}")
             (tick,) = [m for m in heard.messages[seen:] if isinstance(m, SpikesMessage)]
             assert tick.tick == last.tick + 1
