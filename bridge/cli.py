@@ -278,7 +278,8 @@ def demo(
     seconds: Annotated[float, typer.Option(min=1.0, max=3600.0, help="How long to run.")] = 20.0,
     recording: Annotated[Path | None, typer.Option(help="Your own recording instead of a generated one.")] = None,
     config: Annotated[
-        Path | None, typer.Option("--config", "-c", help="Session file for the recording; its [source] is replaced.")
+        Path | None,
+        typer.Option("--config", "-c", help="Session file; its source section is replaced."),
     ] = None,
     bin_ms: Annotated[
         float | None, typer.Option(min=1.0, max=100.0, help="The recording holds features of so many ms, not signal.")
@@ -303,6 +304,10 @@ def demo(
 
     Exits with 0 only where the loop really ran, without loss; with --task, where it was learnt.
     """
+    if task and (recording, config, bin_ms, stream) != (None, None, None, None):
+        raise _usage("--task makes its own signal: leave --recording, --config, --bin-ms and --stream out")
+    if not task and (seeds, real_time, controls) != (1, False, False):
+        raise _usage("--seeds, --real-time and --controls go with --task")
     if task:
         from neuromod.bridge.task_demo import run_task_demo
 
@@ -333,7 +338,7 @@ def start(config: ConfigFile) -> None:
 def replay(
     recording: Annotated[Path, typer.Argument(help="File or folder; a recorded session too.", show_default=False)],
     config: Annotated[
-        Path | None, typer.Option("--config", "-c", help="Session file; its [source] is replaced.")
+        Path | None, typer.Option("--config", "-c", help="Session file; its source section is replaced.")
     ] = None,
     speed: Annotated[
         str | None, typer.Option(help="1 for true time, a multiple, or max.", show_default="max; 1 with --lsl")

@@ -50,7 +50,8 @@ def add_commands(app: typer.Typer, panel: str) -> None:
 
 def subscribe(
     topics: Annotated[
-        list[str] | None, typer.Argument(help="Any of spikes, stimuli, state, health, event.", show_default="all")
+        list[str] | None,
+        typer.Argument(help="spikes, stimuli, command, stimulation, state, health, event.", show_default="all"),
     ] = None,
     config: Config = None,
     address: Address = None,

@@ -7,7 +7,7 @@ import math
 import sys
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -283,11 +283,12 @@ class Collector:
             case wire.StressInput():
                 taken = self.submit(rt.STRESS, values=[message.amount], t_sent=message.t)
             case wire.AliveInput():
-                taken = self._submit_named(rt.ALIVE, "peer", self.peers, message.name)
+                # an actuator that nothing depends on may live, too
+                taken = message.name not in self.peers or self.submit(rt.ALIVE, word=self.peers.index(message.name))
             case wire.HeartbeatInput():
                 taken = self.submit(rt.HEARTBEAT, word=message.token)
             case wire.StimulateInput():
-                taken = self._submit_named(rt.STIMULATE, "program", self.programs, message.program)
+                taken = self._submit_program(message.program)
             case wire.StopInput():
                 self.halt()
                 taken = True
@@ -299,12 +300,12 @@ class Collector:
         if not taken:
             self.refuse("overflow", "too many inputs wait for the loop")
 
-    def _submit_named(self, kind: int, what: str, names: Sequence[str], name: str) -> bool:
-        if name not in names:
-            known = ", ".join(names) or "none"
-            self.refuse(wire.Reason.RANGE, f"{name!r} is no {what} of this session; it has {known}")
+    def _submit_program(self, name: str) -> bool:
+        if name not in self.programs:
+            known = ", ".join(self.programs) or "none"
+            self.refuse(wire.Reason.RANGE, f"{name!r} is no program of this session; it has {known}")
             return True  # it is counted already
-        return self.submit(kind, word=names.index(name))
+        return self.submit(rt.STIMULATE, word=self.programs.index(name))
 
     def refuse(self, reason: str, sentence: str) -> None:
         """Count a refused message; the log gets one line a second at the most."""

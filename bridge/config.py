@@ -14,7 +14,7 @@ from pydantic import Field
 from pydantic_core import PydanticCustomError
 
 from neuromod.adapters.config import LslConfig, MarkerConfig, SourceConfig, XdfConfig
-from neuromod.adapters.decoder_config import DecoderConfig
+from neuromod.adapters.decoder_config import DecoderConfig, DecoderFileConfig
 from neuromod.bridge import wire
 from neuromod.bridge.config_errors import explain
 from neuromod.bridge.safety_config import StimulationConfig
@@ -269,6 +269,7 @@ class SessionConfig(_Section, frozen=True, extra="forbid"):
                 "timing.block_ms",
                 f"timing.block_ms cuts a signal into blocks; here {length} says how long one is: remove it",
             )
+        self._triggers_have_events()
         if kind == "zmq" or self.source_content == "signal":
             # a block is at least so long: the ticks of the session are no shorter
             block_ms = getattr(self.source, "block_ms", self.timing.block_ms)
@@ -277,6 +278,18 @@ class SessionConfig(_Section, frozen=True, extra="forbid"):
             except ConfigError as error:
                 raise _combination("network", str(error)) from None
         return self
+
+    def _triggers_have_events(self) -> None:
+        """Refuse triggers that could never fire; those of a decoder's file are seen when it is read."""
+        if self.stimulation is None or not self.stimulation.triggers or isinstance(self.decoder, DecoderFileConfig):
+            return
+        n_events = len(self.decoder.events) if self.decoder is not None else 0
+        for k, trigger in enumerate(self.stimulation.triggers):
+            if trigger.event >= n_events:
+                key = f"stimulation.triggers.{k}.event"
+                raise _combination(
+                    key, f"{key} is {trigger.event}, but the decoder has {n_events} events; add it to decoder.events"
+                )
 
     @property
     def source_content(self) -> Literal["signal", "features", "stimuli"] | None:

@@ -445,7 +445,7 @@ class Report:
         gaps, missing: places where numbers of records are left out, and how many; steps_missing: the same of steps;
         backward: places where the number of the step went back, as a restored checkpoint makes it.
     decisions : dict
-        allowed, delivered, refused.
+        allowed, refused and, unless the session is blind, delivered.
     faults : list of Fault
         What is torn, damaged or missing in the files.
     damaged_files : list of str
@@ -583,6 +583,8 @@ def verify(folder: Path, on_progress: Callable[[int, int], None] = lambda done, 
             lost[kind] += max(0, written - expected[kind])
     report.records = {kind: records[kind] for kind in session.kinds}
     report.lost = {kind: n for kind, n in lost.items() if n}
+    if session.is_blind:  # allowed and never delivered: so a sham would show
+        del decisions["delivered"]
     report.ticks, report.decisions = ticks.result(), {**decisions}
     report.faults = list(reader.faults)
     kept = [(index, entry) for index, entry in enumerate(session.metadata["files"]) if entry["is_kept"]]

@@ -53,7 +53,6 @@ from neuromod.bridge.pipeline import (
 )
 from neuromod.bridge.recorder import SAMPLES
 from neuromod.bridge.session import Session, versions
-from neuromod.bridge.session_log import segments
 from neuromod.bridge.stimulation import MAX_DECISIONS_PER_TICK
 from neuromod.bridge.wire import Flag
 from neuromod.bridge.yoked import yoked_trains
@@ -170,11 +169,6 @@ class SessionReplay:
         """Return the result as plain data."""
         rate = self.stream_s / self.wall_s if self.wall_s > 0.0 else None
         return {"verdict": self.verdict, "ticks": self.ticks, **asdict(self), "times_real_time": rate}
-
-
-def is_session(path: Path) -> bool:
-    """Say whether a path is the folder of a recorded session."""
-    return path.is_dir() and bool(segments(path))
 
 
 def replay_session(

@@ -306,7 +306,7 @@ def neuromod(*args: str) -> Iterator[Process]:
 def started(config: Path) -> Iterator[tuple[Process, Client]]:
     """Give `neuromod start CONFIG` once it runs, and a client of it."""
     with neuromod("start", str(config)) as child:
-        child.wait_for_line("Ctrl-C stops")
+        child.wait_for_line("Ctrl-C stops", timeout_s=240.0)  # it may have to compile first
         addresses = {name: child.wait_for_line(rf"\b{name}: (\S+)")[1] for name in ("ingest", "output", "control")}
         with Client(**addresses, timeout_s=WAIT_S) as client:
             yield child, client
