@@ -168,10 +168,11 @@ class Collector:
         """Return the local clock, in seconds."""
         return self._clock()
 
-    def halt(self) -> None:
+    def halt(self, reason: int = safety.STOPPED) -> None:
         """Have stimulation stop at once: the loop looks before every tick, and sooner than at any input."""
         with self._inputs_lock:
             shared = self.loop.block[0]["shared"]
+            native.set_word(shared, rt.HALT_REASON, reason)
             native.set_word(shared, rt.HALTS, native.get_word(shared, rt.HALTS) + 1)
 
     def hold(self, is_held: bool) -> None:

@@ -246,7 +246,7 @@ class Control:
 
     def _disarm(self) -> dict[str, Any]:
         self._check_stimulation("disarm")
-        self._collector.halt()  # waits behind nothing; the call then says from which tick on it holds
+        self._collector.halt(safety.DISARMED)  # waits behind nothing; the call then says from which tick on it holds
         return _tick(self._collector.call(rt.DISARM, word=safety.DISARMED))
 
     def _check_stimulation(self, cmd: str) -> None:

@@ -52,6 +52,7 @@ from neuromod.bridge.loop_state import (
     ENDED,
     FILLER_S,
     FRAME_HEAD,
+    HALT_REASON,
     HALTS,
     HOLD,
     LAST_DATA,
@@ -180,7 +181,7 @@ def run(
         now = clock(state)
         if load_acquire(shared, HALTS) != words[W_HALTS]:
             words[W_HALTS] = load_acquire(shared, HALTS)
-            report_fault(loop, rings, pipeline, network, decoder, stimulation, STOPPED)
+            report_fault(loop, rings, pipeline, network, decoder, stimulation, load_acquire(shared, HALT_REASON))
         record, index = pipeline.words[RECORDS], pipeline.words[INDEX]
         if n > 0:
             if words[W_KEEP_SAMPLES]:

@@ -86,6 +86,7 @@ FRAME_HEAD = 16  # bytes of a frame before its data
 
 # items of `shared` that cross threads, a cache line each
 STOP, STATE, SOURCE_ENDED, HALTS, HOLD = 0, 8, 16, 24, 32
+HALT_REASON = 25  # beside HALTS: why the last time
 # HALTS: how often stimulation was to stop at once, whoever said so; HOLD: 1 as long as it must not be armed
 PULLED = 9  # beside STATE, also the loop's to write: whether the inlet has been pulled from
 
