@@ -1,5 +1,6 @@
 """The command that drives an actuator."""
 
+import json as jsonlib
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,6 +21,7 @@ def actuate(
     output: Annotated[str | None, typer.Option(help="Output address of the daemon.")] = None,
     ingest: Annotated[str | None, typer.Option(help="Ingest address of the daemon.")] = None,
     list_: Annotated[bool, typer.Option("--list", help="List the kinds of actuators that are installed.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="The list as JSON.")] = False,
 ) -> None:
     """Drive an actuator with what a running daemon publishes, until it is stopped (Ctrl-C or SIGTERM).
 
@@ -34,10 +36,7 @@ def actuate(
     Exits with 0 after a signal, 2 where the actuator cannot be reached.
     """
     if list_:
-        from neuromod.adapters.actuators.base import actuator_kinds
-
-        for known, point in sorted(actuator_kinds().items()):
-            typer.echo(f"{known}\t{point.value}")
+        _list(json)
         return
     from neuromod.bridge import actuate as process
 
@@ -53,6 +52,24 @@ def actuate(
     checked = process.check(raw, text, where)
     code = process.actuate(checked, ready=lambda sentence: typer.echo(f"neuromod: {sentence}", err=True))
     raise typer.Exit(code)
+
+
+def _list(json: bool) -> None:
+    """Print each kind of actuator with what its class says of itself."""
+    from neuromod.adapters.actuators.base import actuator_kinds
+
+    rows = []
+    for kind, point in sorted(actuator_kinds().items()):
+        try:
+            about = (point.load().__doc__ or "").strip().partition("\n")[0]
+        except ImportError as error:
+            about = f"cannot be used: {error}"
+        rows.append({"kind": kind, "about": about, "from": point.value})
+    if json:
+        typer.echo(jsonlib.dumps(rows, indent=2))
+        return
+    for row in rows:
+        typer.echo(f"{row['kind']:<12}{row['about']}")
 
 
 def _read(config: Path | None) -> tuple[dict[str, Any], str, str]:

@@ -6,6 +6,7 @@ nothing to fit.
 
 import json as jsonlib
 import re
+import shlex
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -107,7 +108,8 @@ def calibrate(
     for note in result.notes:
         typer.echo(f"note: {note}", err=True)
     if path is not None:
-        typer.echo(f"wrote {path}; swap it in: neuromod decoder {path}; and undo that: neuromod rollback", err=True)
+        swap = f"neuromod decoder {shlex.quote(str(path))}"
+        typer.echo(f"wrote {path}; swap it in: {swap}; and undo that: neuromod rollback", err=True)
     if not is_better:
         raise typer.Exit(1)
 

@@ -195,6 +195,7 @@ def stimulate(
     """
     with _client("ingest", config, address, timeout) as client:
         client.send_stimulate(program)
+    typer.echo("asked; what the gate says comes as an event: 'neuromod subscribe event'", err=True)
 
 
 @send_app.command()

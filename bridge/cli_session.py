@@ -37,8 +37,10 @@ def list_(
     [bold]neuromod session list /data/sessions --json[/bold]
     """
     from neuromod.bridge.session import Session, find_sessions
-    from neuromod.engine.errors import SessionLogError
+    from neuromod.engine.errors import ConfigError, SessionLogError
 
+    if not folder.is_dir():
+        raise ConfigError(f"{folder}: no such folder; name the one that [record] names")
     rows: list[dict[str, Any]] = []
     for path in find_sessions(folder):
         size = sum(file.stat().st_size for file in path.glob("log-*.nmlog"))
@@ -63,7 +65,7 @@ def list_(
             )
         _print(table)
     else:
-        typer.echo(f"no session in {folder}; name the folder that [record] names", err=True)
+        typer.echo(f"no session in {folder}", err=True)
 
 
 @app.command()
@@ -209,9 +211,9 @@ def _report_table(report: "Report") -> Any:
     for kind, count in report.records.items():
         if count or kind in report.lost:
             lost = f", [red]{report.lost[kind]} lost" if kind in report.lost else ""
-            table.add_row(kind, f"{count}{lost}")
+            table.add_row(f"records of {kind}", f"{count}{lost}")
     if report.decisions:
-        table.add_row("decisions", ", ".join(f"{count} {name}" for name, count in report.decisions.items()))
+        table.add_row("decided", ", ".join(f"{count} {name}" for name, count in report.decisions.items()))
     for fault in report.faults:
         table.add_row("[yellow]torn" if fault.what == "torn" else f"[red]{fault.what}", escape(str(fault)))
     for key in report.damaged_files:

@@ -260,7 +260,7 @@ class SessionConfig(_Section, frozen=True, extra="forbid"):
             raise _combination(
                 "front_end", f"front_end works on a signal, but source {kind!r} brings features: remove [front_end]"
             )
-        if self.source_content == "stimuli" and (unused := {"front_end", "encoder"} & given):
+        if self.source_content == "stimuli" and (unused := {"front_end", "encoder", "artefacts"} & given):
             section = max(unused)
             raise _combination(section, f"source 'zmq' brings stimuli straight to the network: remove [{section}]")
         if self.source_content in ("features", "stimuli") and "block_ms" in self.timing.model_fields_set:

@@ -95,11 +95,10 @@ def _sentence(detail: ErrorDetails, path: Path, model: type[pydantic.BaseModel])
         return f"{key} is missing; give it a value ('neuromod init' writes a commented example)"
     if kind == "combination":
         return message
-    if kind == "union_tag_invalid":
-        tag, expected = detail["ctx"]["tag"], detail["ctx"]["expected_tags"]
-        return f"{key}.{detail['ctx']['discriminator'].strip(chr(39))} is {tag!r}, but must be one of {expected}"
+    if kind == "union_tag_invalid":  # every union of ours goes by its members' kind
+        return f"{key}.kind is {detail['ctx']['tag']!r}, but must be one of {detail['ctx']['expected_tags']}"
     if kind == "union_tag_not_found":
-        return f"{key}.{detail['ctx']['discriminator'].strip(chr(39))} is missing; it says of what kind {key} is"
+        return f"{key}.kind is missing; it says of what kind {key} is"
     message = _plain(message)
     if kind in ("value_error", "assertion_error"):
         return f"{key}: {message}" if key else message

@@ -89,7 +89,7 @@ duration_ms = @
 [sockets]                        # loopback only, until encrypted sockets come with a later release
 ingest = @  # stimuli, modulators, rewards and events come in
 output = @  # spikes, state, health and events go out
-control = @  # status, pause, resume, stop, set, learning, checkpoint, restore
+control = @  # commands, as those of 'neuromod status', 'arm' or 'set', are answered here
 
 [publish]
 spikes = @  # "every" tick, or "spiking" ticks only
@@ -118,7 +118,9 @@ min_free_mb = @  # and below which recording ends; the session goes on
 # events = [{channel = 14, refractory_ms = 100.0}]    # what may trigger stimulation
 
 # [stimulation]                  # nothing is ever stimulated without it; read "Stimulation" in the README first
-# mode = "dry_run"               # the default: everything is judged, nothing is sent
+# mode = "dry_run"               # the default: everything is judged, nothing is sent; others need the next two
+# key_file = "lab.key"           # 'neuromod key lab.key' writes one
+# ledger = "dose.ledger"         # in which the dose survives restarts
 # [[stimulation.electrodes]]
 # name = "e1"
 # area_um2 = 2000.0              # geometric; with the material it limits the charge density

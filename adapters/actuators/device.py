@@ -25,6 +25,7 @@ from neuromod.adapters.actuators.frames import Frame, Kind, Status
 from neuromod.engine.errors import AdapterError
 
 _POLL_S = 0.005
+_HELD_UP_S = 0.002  # by which a wait may overrun before its end is no longer taken for the time of what came
 _READ = 4096
 
 
@@ -54,7 +55,7 @@ class LineDevice:
         self._clock = clock
         self._parser = frames.Parser()
         self._number = 0
-        self._heard = clock()
+        self._heard = self._looked = clock()
         self.lease_s = 0.25
         os.set_blocking(fd, False)
         actuator.open()
@@ -73,13 +74,17 @@ class LineDevice:
             If the line is gone.
         """
         readable, _, _ = select.select([self._fd], [], [], timeout_s)
+        now = self._clock()
+        # Held up (a stopped process, say), it cannot tell when a frame came, and takes it for as old as it may be.
+        arrived = now if now - self._looked <= timeout_s + _HELD_UP_S else self._looked
+        self._looked = now
         if readable:
             data = os.read(self._fd, _READ)
             if not data:
                 raise OSError("the line was closed")
             for frame in self._parser.feed(data):
-                self._heard = self._clock()
-                self._answer(Kind.ACK, struct.pack("<BBB", frame.kind, frame.number, self._act(frame)))
+                self._heard = arrived
+                self._answer(Kind.ACK, struct.pack("<BBB", frame.kind, frame.number, self._act(frame, arrived)))
         if self._clock() - self._heard > self.lease_s:
             self._actuator.disarm()
         for answer in self._actuator.poll():
@@ -91,7 +96,7 @@ class LineDevice:
         """Go to the safe state."""
         self._actuator.close()
 
-    def _act(self, frame: Frame) -> Status:
+    def _act(self, frame: Frame, arrived: float) -> Status:
         try:
             if frame.kind is Kind.HEARTBEAT and len(frame.payload) == 4:
                 self.lease_s = 1e-6 * int.from_bytes(frame.payload, "little")
@@ -101,7 +106,7 @@ class LineDevice:
             elif frame.kind is Kind.DISARM:
                 self._actuator.disarm()
             else:
-                message = frames.unpack_message(frame, self._clock())
+                message = frames.unpack_message(frame, arrived)
                 if message is None or not self._actuator.send(message):
                     return Status.DROPPED
         except AdapterError:

@@ -32,7 +32,7 @@ _LATE_S = 0.02
 
 
 class SerialLine:
-    """An actuator that speaks frames.
+    """An actuator on a serial line that speaks frames.
 
     Parameters
     ----------

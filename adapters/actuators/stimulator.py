@@ -33,7 +33,7 @@ _AWAKE_NS = 300_000
 
 
 class VirtualStimulator:
-    """Pulses on a timer of its own.
+    """A simulated stimulator: pulses on a timer of its own.
 
     Parameters
     ----------

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import socket
 import sys
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ from neuromod.adapters.actuators.base import (
     actuator_kinds,
     create_actuator,
 )
+from neuromod.adapters.actuators.device import LineDevice
 from neuromod.adapters.actuators.frames import Kind, Parser
 from neuromod.adapters.actuators.lsl_outlets import LslOutlets, RateBins
 from neuromod.adapters.actuators.memory import MemoryActuator
@@ -84,6 +86,23 @@ def test_a_train_arrives_with_what_remains_of_its_lease_on_another_clock() -> No
     (frame,) = Parser().feed(frames.pack_message(train(7, 10.0, 10.1), 3, 10.04))
     got = frames.unpack_message(frame, 500.0)
     assert got == train(7, 500.0, pytest.approx(500.06, abs=2e-6), tick=0)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("start_within_s", "status"), [(0.05, frames.Status.DROPPED), (0.9, frames.Status.TAKEN)])
+def test_a_device_that_was_held_up_begins_no_train_that_it_got_meanwhile_too_late(
+    start_within_s: float, status: frames.Status
+) -> None:
+    host, line = socket.socketpair()
+    with host, line:
+        device = LineDevice(line.fileno(), MemoryActuator(MemoryConfig()))
+        device.step(0.0)
+        now = pylsl.local_clock()
+        host.sendall(frames.pack(Kind.ARM, 1) + frames.pack_message(train(7, now, now + start_within_s), 2, now))
+        wait_until(lambda: pylsl.local_clock() > now + 0.1, "held up for longer than the train may wait")
+        device.step(0.0)
+        _, answer = (frame for frame in Parser().feed(host.recv(4096)) if frame.kind is Kind.ACK)
+        assert frames.Status(answer.payload[2]) is status
+        device.close()
 
 
 def test_what_has_run_out_has_nothing_left_whatever_its_number() -> None:

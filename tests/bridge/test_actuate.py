@@ -437,10 +437,13 @@ def test_a_killed_daemon_disarms_an_actuator_that_has_no_lease_of_its_own(daemon
 
 
 def test_the_command_lists_what_is_installed(capsys: pytest.CaptureFixture[str]) -> None:
+    cli_actuate.actuate(list_=True, json=True)
+    rows = json.loads(capsys.readouterr().out)
+    assert {row["kind"] for row in rows} >= {"lsl", "memory", "serial", "stimulator", "zmq"}
     cli_actuate.actuate(list_=True)
-    assert {line.split("\t")[0] for line in capsys.readouterr().out.splitlines()} >= {
-        "lsl", "memory", "serial", "stimulator", "zmq",
-    }  # fmt: skip
+    shown = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in shown] == [row["kind"] for row in rows]
+    assert all(row["about"] and row["about"] in line for row, line in zip(rows, shown, strict=True))
 
 
 @pytest.mark.parametrize(

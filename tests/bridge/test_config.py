@@ -198,6 +198,8 @@ def test_a_folder_is_no_session_file(tmp_path: Path) -> None:
         ("[source]\n", "source.kind is missing"),
         # combinations
         (ZMQ + "[front_end]", "line 2: source 'zmq' brings stimuli straight to the network: remove [front_end]"),
+        (ZMQ + '[decoder]\nkind = "nope"', "line 2: decoder.kind is 'nope', but must be one of 'rates',"),
+        (ZMQ + "[artefacts]", "line 2: source 'zmq' brings stimuli straight to the network: remove [artefacts]"),
         (ZMQ + "[encoder]", "line 2: source 'zmq' brings stimuli straight to the network: remove [encoder]"),
         (LSL + 'content = "features"\n[front_end]', "line 5: front_end works on a signal, but source 'lsl'"),
         (ZMQ + "[timing]\nblock_ms = 1", "line 3: timing.block_ms cuts a signal into blocks; here source.block_ms"),

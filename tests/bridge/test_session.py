@@ -329,6 +329,8 @@ def test_the_commands_list_show_and_verify(tmp_path: Path) -> None:
     assert [Path(row["folder"]) for row in listed] == [session.folder]
     assert (listed[0]["source"], listed[0]["error"]) == ("amplifier", None)
     assert "my_session" in run("list", str(tmp_path)).stdout
+    with pytest.raises(ConfigError, match=r"nowhere: no such folder; name the one that \[record\] names"):
+        CliRunner().invoke(app, ["list", str(tmp_path / "nowhere")], catch_exceptions=False)
     shown = json.loads(run("show", str(session.folder), "--json").stdout)
     assert shown["config"] == json.loads(json.dumps(parse(CONFIG).effective()))
     assert shown["end"]["why"] == "closed"
