@@ -2,12 +2,13 @@
 
 import ipaddress
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import pydantic
 from pydantic import AfterValidator, Discriminator, Field, Tag
 
-from neuromod.adapters.actuators.base import Topic, actuator_kinds
+from neuromod.adapters import plugins
+from neuromod.adapters.actuators.base import ENTRY_POINT_GROUP, Topic
 from neuromod.adapters.actuators.lease import Limits
 
 
@@ -206,32 +207,15 @@ class StimulatorConfig(_Config, frozen=True, extra="forbid"):
     limits: LimitsConfig = LimitsConfig()
 
 
-class PluginConfig(pydantic.BaseModel, frozen=True, extra="allow"):
+class PluginConfig(plugins.PluginConfig, frozen=True, extra="allow"):
     """An actuator that another package brings through the entry-point group `neuromod.actuators`.
 
     All keys but `kind` belong to that package, which validates `options` by itself.
     """
 
-    kind: str
-
-    @pydantic.field_validator("kind")
-    @classmethod
-    def _is_installed(cls, kind: str) -> str:
-        known = {*BUILT_IN_KINDS, *actuator_kinds()}
-        if kind not in known:
-            raise ValueError(
-                f'no actuator of kind "{kind}" is installed; known kinds: {", ".join(sorted(known))}. '
-                "Mend the word, or install the package that brings it"
-            )
-        return kind
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """Every key but `kind`."""
-        return dict(self.model_extra or {})
-
-
-BUILT_IN_KINDS = ("lsl", "memory", "serial", "stimulator", "zmq")
+    group = ENTRY_POINT_GROUP
+    what = "actuator"
+    built_in = ("lsl", "memory", "serial", "stimulator", "zmq")
 
 
 def _check_times(ask_ms: float, lost_ms: float, lease_ms: float) -> None:
@@ -242,11 +226,6 @@ def _check_times(ask_ms: float, lost_ms: float, lease_ms: float) -> None:
         )
 
 
-def _tag(value: Any) -> str:
-    kind = value.get("kind") if isinstance(value, dict) else getattr(value, "kind", None)
-    return kind if kind in BUILT_IN_KINDS else "plugin"
-
-
 ActuatorConfig = Annotated[
     Annotated[LslOutletsConfig, Tag("lsl")]
     | Annotated[MemoryConfig, Tag("memory")]
@@ -254,6 +233,6 @@ ActuatorConfig = Annotated[
     | Annotated[StimulatorConfig, Tag("stimulator")]
     | Annotated[ZmqPeerConfig, Tag("zmq")]
     | Annotated[PluginConfig, Tag("plugin")],
-    Discriminator(_tag),
+    Discriminator(PluginConfig.tag),
 ]
 """An actuator, told apart by `kind`."""

@@ -6,15 +6,15 @@ members of `Source`, named in the entry-point group `neuromod.sources`; `neuromo
 copy and `tests/conformance/` the suite to subclass.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from neuromod.engine.errors import AdapterError, ConfigError
+from neuromod.adapters import plugins
+from neuromod.engine.errors import AdapterError
 
 ENTRY_POINT_GROUP = "neuromod.sources"
 
@@ -168,18 +168,6 @@ def empty_chunk(n_channels: int) -> Chunk:
     return Chunk(np.empty((0, n_channels), np.float32), np.empty(0, np.float64))
 
 
-def source_kinds() -> dict[str, EntryPoint]:
-    """Return every installed kind of source by name, ours and those of third parties.
-
-    The first of several distributions that claim one name is taken, ours before any other.
-    """
-    found: dict[str, EntryPoint] = {}
-    for point in entry_points(group=ENTRY_POINT_GROUP):
-        if point.name not in found or point.value.startswith("neuromod."):
-            found[point.name] = point
-    return found
-
-
 def create_source(config: Any) -> Source:
     """Build the source that a configuration describes, without opening it.
 
@@ -194,21 +182,8 @@ def create_source(config: Any) -> Source:
     ConfigError
         If no installed source has this kind, or its module cannot be imported.
     """
-    kinds = source_kinds()
-    point = kinds.get(config.kind)
-    if point is None:
-        raise ConfigError(
-            f'source kind "{config.kind}" is not installed; known kinds: {", ".join(sorted(kinds)) or "none"}. '
-            f"Install the package that brings it (entry-point group {ENTRY_POINT_GROUP}), "
-            "or reinstall neuromod-bridge if its own kinds are missing"
-        )
-    try:
-        build: Callable[[Any], Source] = point.load()
-    except ImportError as error:
-        raise ConfigError(
-            f'source kind "{config.kind}" ({point.value}) cannot be imported: {error}; install what it needs'
-        ) from error
-    return build(config)
+    built: Source = plugins.create(ENTRY_POINT_GROUP, "source", config)
+    return built
 
 
 def open_source(config: Any) -> Source:

@@ -1,12 +1,13 @@
 """What a session file may say about its sources of signal and markers."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import pydantic
 from pydantic import Discriminator, Field, Tag
 
-from neuromod.adapters.base import source_kinds
+from neuromod.adapters import plugins
+from neuromod.adapters.base import ENTRY_POINT_GROUP
 
 FeatureBinMs = Annotated[float, Field(ge=1.0, le=100.0)]
 Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
@@ -200,37 +201,15 @@ class ZmqConfig(_Config, frozen=True, extra="forbid"):
     block_ms: Annotated[float, Field(gt=0.0, le=100.0)] = 1.0
 
 
-class PluginConfig(pydantic.BaseModel, frozen=True, extra="allow"):
+class PluginConfig(plugins.PluginConfig, frozen=True, extra="allow"):
     """A source that another package brings through the entry-point group `neuromod.sources`.
 
     All keys but `kind` belong to that package, which validates `options` by itself.
     """
 
-    kind: str
-
-    @pydantic.field_validator("kind")
-    @classmethod
-    def _is_installed(cls, kind: str) -> str:
-        known = {*BUILT_IN_KINDS, *source_kinds()}
-        if kind not in known:
-            raise ValueError(
-                f'no source of kind "{kind}" is installed; known kinds: {", ".join(sorted(known))}. '
-                "Mend the word, or install the package that brings it"
-            )
-        return kind
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """Every key but `kind`."""
-        return dict(self.model_extra or {})
-
-
-BUILT_IN_KINDS = ("lsl", "recording", "xdf", "features", "units", "zmq")
-
-
-def _tag(value: Any) -> str:
-    kind = value.get("kind") if isinstance(value, dict) else getattr(value, "kind", None)
-    return kind if kind in BUILT_IN_KINDS else "plugin"
+    group = ENTRY_POINT_GROUP
+    what = "source"
+    built_in = ("lsl", "recording", "xdf", "features", "units", "zmq")
 
 
 SourceConfig = Annotated[
@@ -241,6 +220,6 @@ SourceConfig = Annotated[
     | Annotated[UnitsConfig, Tag("units")]
     | Annotated[ZmqConfig, Tag("zmq")]
     | Annotated[PluginConfig, Tag("plugin")],
-    Discriminator(_tag),
+    Discriminator(PluginConfig.tag),
 ]
 """The `source` of a session, told apart by `kind`."""

@@ -56,10 +56,11 @@ def actuate(
 
 def _list(json: bool) -> None:
     """Print each kind of actuator with what its class says of itself."""
-    from neuromod.adapters.actuators.base import actuator_kinds
+    from neuromod.adapters import plugins
+    from neuromod.adapters.actuators.base import ENTRY_POINT_GROUP
 
     rows = []
-    for kind, point in sorted(actuator_kinds().items()):
+    for kind, point in sorted(plugins.installed(ENTRY_POINT_GROUP).items()):
         try:
             about = (point.load().__doc__ or "").strip().partition("\n")[0]
         except ImportError as error:

@@ -316,7 +316,7 @@ class SessionConfig(_Section, frozen=True, extra="forbid"):
         for section in ("decoder", "stimulation", "record"):
             if body[section] is None:
                 del body[section]
-        if self.stimulation is None:
+        if self.stimulation is None or self.source_content == "stimuli":
             del body["artefacts"]
         if self.source_content in ("features", "stimuli"):
             del body["front_end"], body["timing"]["block_ms"]

@@ -359,14 +359,6 @@ def public_mode(state: StimulationState) -> str:
     return "blinded" if block["blind"] else MODES[int(block["mode"])]
 
 
-def public_decision(state: StimulationState, decision: Any) -> Any:
-    """Return a copy of a decision as the operator may see it: blind, it does not tell the mode or what was sent."""
-    shown = decision.copy()
-    if state.block[0]["blind"]:
-        shown["mode"] = shown["delivered"] = -1
-    return shown
-
-
 def count(state: StimulationState) -> dict[str, int]:
     """Return the counters by name, those of refusals as `refused_` and the reason, where there were any."""
     block = state.block[0]

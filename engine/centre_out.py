@@ -37,7 +37,7 @@ from neuromod.engine import four_choice
 from neuromod.engine.config import ModulationConfig, NetworkConfig
 from neuromod.engine.errors import ConfigError, StimulusError
 from neuromod.engine.layout import N_CHANNELS
-from neuromod.engine.network import SpikingNetwork
+from neuromod.engine.network import SpikingNetwork, checked_seed
 
 N_INPUTS, N_OUTPUTS = four_choice.N_INPUTS, four_choice.N_CHOICES
 INPUTS, OUTPUTS = four_choice.INPUTS, four_choice.OUTPUTS
@@ -267,7 +267,7 @@ class CentreOutTask:
         noise: float = 0.2,
         rewards: ArrayLike | None = None,
     ) -> None:
-        seed = _checked_seed(seed)
+        seed = checked_seed(seed)
         shortest, longest = delay_bins
         lengths = (n_trials, limit_bins, shortest, longest, rest_bins)
         whole = all(isinstance(length, int | np.integer) and not isinstance(length, bool) for length in lengths)
@@ -651,7 +651,7 @@ def practise(
     if condition == "shuffled":
         if earned is None:
             earned = play(CentreOutTask(seed, n_trials, n_targets=n_targets), fresh()).reward
-        rewards = np.random.default_rng([_checked_seed(seed), _SHUFFLE]).permutation(np.asarray(earned))
+        rewards = np.random.default_rng([checked_seed(seed), _SHUFFLE]).permutation(np.asarray(earned))
     task = CentreOutTask(seed, n_trials, n_targets=n_targets, rewards=rewards)
     own = fresh()
     loop: Loop = own
@@ -672,12 +672,12 @@ def practise(
 
 def bystander_seed(seed: int) -> int:
     """Seed of the network that acts in `sham`."""
-    return int(np.random.default_rng([_checked_seed(seed), _BYSTANDER]).integers(2**31))
+    return int(np.random.default_rng([checked_seed(seed), _BYSTANDER]).integers(2**31))
 
 
 def probe_seed(seed: int) -> int:
     """Seed of the trials of a probe: others than those of the practice."""
-    return int(np.random.default_rng([_checked_seed(seed), _BYSTANDER, 1]).integers(2**31))
+    return int(np.random.default_rng([checked_seed(seed), _BYSTANDER, 1]).integers(2**31))
 
 
 def success_rate(trials: Trials, last: int = 200) -> float:
@@ -713,10 +713,3 @@ def wilson_interval(n_successes: int, n: int, z: float = 1.959963984540054) -> t
     middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z / (1 + z**2 / n) * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
     return max(middle - half, 0.0), min(middle + half, 1.0)
-
-
-def _checked_seed(seed: int) -> int:
-    """The seed, where it is one that a network takes as well."""
-    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed < 2**63:
-        raise ConfigError(f"seed must be a whole number within 0 and 2**63 - 1, got {seed!r}")
-    return int(seed)

@@ -41,7 +41,7 @@ from neuromod.engine.config import (
 )
 from neuromod.engine.errors import ConfigError, StimulusError
 from neuromod.engine.layout import INHIBITORY, N_CHANNELS
-from neuromod.engine.network import SpikingNetwork
+from neuromod.engine.network import SpikingNetwork, checked_seed
 
 N_INPUTS, N_CHOICES = 8, 4
 INPUTS = slice(0, N_INPUTS)
@@ -160,7 +160,7 @@ class FourChoiceTask:
         rest_ticks: int = 500,
         rewards: ArrayLike | None = None,
     ) -> None:
-        seed = _checked_seed(seed)
+        seed = checked_seed(seed)
         shortest, longest = delay_ticks
         lengths = (n_trials, cue_ticks, shortest, longest, rest_ticks)
         whole = all(isinstance(length, int | np.integer) for length in lengths)
@@ -335,7 +335,7 @@ def network_config(seed: int) -> NetworkConfig:
     cue. Rates from 3 to 40 all learn; this one shows the way from chance. Bounds of 0 and 5 mV are far enough not to
     be what stops it: reward comes to be expected, and dopamine to nothing.
     """
-    seed = _checked_seed(seed)
+    seed = checked_seed(seed)
     jitter = np.random.default_rng([seed, _WEIGHTS]).uniform(-0.1, 0.1, (N_INPUTS, N_CHOICES))
     weights = np.zeros((N_CHANNELS, N_CHANNELS))
     weights[INPUTS, OUTPUTS] = 2.0 + jitter
@@ -436,13 +436,6 @@ def accuracy(trials: Trials, last: int = 200) -> float:
     if last < 1 or not len(trials.correct):
         raise ConfigError(f"expected at least one trial to judge by, got the last {last} of {len(trials.correct)}")
     return float(trials.correct[-last:].mean())
-
-
-def _checked_seed(seed: int) -> int:
-    """The seed, where it is one that a network takes as well."""
-    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed < 2**63:
-        raise ConfigError(f"seed must be a whole number within 0 and 2**63 - 1, got {seed!r}")
-    return int(seed)
 
 
 def _as_rows(spikes: int | ArrayLike) -> NDArray[np.bool_]:

@@ -81,10 +81,7 @@ class SpikingNetwork:
                 "and a seed goes by name: seed=7"
             )
         if seed is not None:
-            if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed < 2**63:
-                raise ConfigError(f"seed must be a whole number within 0 and 2**63 - 1, got {seed!r}")
-            seed = int(seed)
-            config = config.model_copy(update={"seed": seed})
+            config = config.model_copy(update={"seed": checked_seed(seed)})
         check_step(config, dt_ms)
         self.config = config
         self._state = allocate() if state is None else state
@@ -286,6 +283,19 @@ class SpikingNetwork:
         kernels.set_modulator(state, 0, np.float32(0.0))
         kernels.set_parameter(state, 0, np.float64(1.0))
         self.reset()
+
+
+def checked_seed(seed: int) -> int:
+    """Return a seed as an int.
+
+    Raises
+    ------
+    ConfigError
+        If it is no whole number within 0 and 2**63 - 1.
+    """
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed < 2**63:
+        raise ConfigError(f"seed must be a whole number within 0 and 2**63 - 1, got {seed!r}")
+    return int(seed)
 
 
 def check_step(config: NetworkConfig, dt_ms: float) -> None:

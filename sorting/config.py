@@ -123,8 +123,8 @@ class BlankingConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
     lead_us: Annotated[float, Field(ge=0, le=100_000)] = 500.0
     """Blanked before the nominal time of a pulse: the jitter of its delivery and the filters of the amplifier."""
     blank_us: Annotated[float, Field(ge=0, le=1_000_000)] = 1500.0
-    """Blanked after the end of a pulse: until the amplifier has come back. Windows lie where a train sent at once falls: a
-    stimulator that may begin it later, up to `stimulation.start_within_ms`, needs that much more here."""
+    """Blanked after the end of a pulse: until the amplifier has come back. Windows lie where a train sent at once
+    falls: a stimulator that may begin it later, up to `stimulation.start_within_ms`, needs that much more here."""
     delay_us: Annotated[float, Field(ge=0, le=1_000_000)] = 0.0
     """From the sample that follows the tick of the decision to the artefact of a pulse sent at once, in stream time:
     delivery and acquisition together. Measure it with one pulse."""

@@ -28,6 +28,23 @@ from neuromod.bridge.wire import Flag, HealthMessage, OutputMessage, SpikesMessa
 
 WAIT_S = 20.0  # for what takes milliseconds: two busy cores may be busy with something else
 
+ONE_PROGRAM = """
+[[stimulation.electrodes]]
+name = "e1"
+area_um2 = 2000.0
+material = "sirof"
+impedance_kohm = 50.0
+[[stimulation.programs]]
+name = "pulse"
+electrode = "e1"
+amplitude_ua = -10.0
+phase_us = 200.0
+[[stimulation.triggers]]
+event = 0
+program = "pulse"
+"""
+"""One electrode, and a pulse on it at the decoder's first event; it follows a table [stimulation]."""
+
 FREE_PORTS = """
 [sockets]
 ingest = "tcp://127.0.0.1:*"

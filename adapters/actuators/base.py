@@ -10,15 +10,15 @@ A new actuator is a class with the members of `Actuator`, named in the entry-poi
 All times are seconds, as float64, on `pylsl.local_clock` of the daemon's host, where actuator processes run as well.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from neuromod.engine.errors import AdapterError, ConfigError
+from neuromod.adapters import plugins
+from neuromod.engine.errors import AdapterError
 
 ENTRY_POINT_GROUP = "neuromod.actuators"
 
@@ -258,18 +258,6 @@ class Actuator(Protocol):
         """Disarm, then let go of everything held. Safe to call twice; it never raises."""
 
 
-def actuator_kinds() -> dict[str, EntryPoint]:
-    """Return every installed kind of actuator by name, ours and those of third parties.
-
-    The first of several distributions that claim one name is taken, ours before any other.
-    """
-    found: dict[str, EntryPoint] = {}
-    for point in entry_points(group=ENTRY_POINT_GROUP):
-        if point.name not in found or point.value.startswith("neuromod."):
-            found[point.name] = point
-    return found
-
-
 def create_actuator(config: Any) -> Actuator:
     """Build the actuator that a configuration describes, without opening it.
 
@@ -284,21 +272,8 @@ def create_actuator(config: Any) -> Actuator:
     ConfigError
         If no installed actuator has this kind, or its module cannot be imported.
     """
-    kinds = actuator_kinds()
-    point = kinds.get(config.kind)
-    if point is None:
-        raise ConfigError(
-            f'actuator kind "{config.kind}" is not installed; known kinds: {", ".join(sorted(kinds)) or "none"}. '
-            f"Install the package that brings it (entry-point group {ENTRY_POINT_GROUP}), "
-            "or reinstall neuromod-bridge if its own kinds are missing"
-        )
-    try:
-        build: Callable[[Any], Actuator] = point.load()
-    except ImportError as error:
-        raise ConfigError(
-            f'actuator kind "{config.kind}" ({point.value}) cannot be imported: {error}; install what it needs'
-        ) from error
-    return build(config)
+    built: Actuator = plugins.create(ENTRY_POINT_GROUP, "actuator", config)
+    return built
 
 
 def topic_of(message: ActuatorMessage) -> Topic:

@@ -18,6 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from conformance.actuators import make, train
 from conformance.test_actuators import Firmware
+from neuromod.adapters import plugins
 from neuromod.adapters.actuator_config import (
     ActuatorConfig,
     LslOutletsConfig,
@@ -28,13 +29,13 @@ from neuromod.adapters.actuator_config import (
 )
 from neuromod.adapters.actuators import frames
 from neuromod.adapters.actuators.base import (
+    ENTRY_POINT_GROUP,
     Acknowledgement,
     Command,
     Event,
     Reward,
     Spikes,
     Stimuli,
-    actuator_kinds,
     create_actuator,
 )
 from neuromod.adapters.actuators.device import LineDevice
@@ -359,7 +360,7 @@ def test_every_kind_of_ours_is_found_through_its_entry_point() -> None:
     examples = {
         "lsl": {}, "memory": {}, "stimulator": {}, "zmq": {}, "serial": {"port": "/dev/ttyUSB0"},
     }  # fmt: skip
-    assert set(examples) <= set(actuator_kinds())
+    assert set(examples) <= set(plugins.installed(ENTRY_POINT_GROUP))
     for kind, options in examples.items():
         assert create_actuator(ACTUATOR.validate_python({"kind": kind} | options)).name
 

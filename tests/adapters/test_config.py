@@ -6,7 +6,7 @@ from typing import Any
 import pydantic
 import pytest
 
-from neuromod.adapters import base
+from neuromod.adapters import base, plugins
 from neuromod.adapters.config import LslConfig, PluginConfig, SourceConfig, ZmqConfig
 from neuromod.adapters.memory import MemorySource
 from neuromod.engine.errors import ConfigError
@@ -50,8 +50,8 @@ def third_party(monkeypatch: pytest.MonkeyPatch) -> None:
         EntryPoint("thirdparty", f"{__name__}:build_third_party", base.ENTRY_POINT_GROUP),
         EntryPoint("broken", "no_such_module_anywhere:build", base.ENTRY_POINT_GROUP),
     ]
-    ours = list(base.source_kinds().values())
-    monkeypatch.setattr(base, "entry_points", lambda group: [*ours, *points])
+    ours = list(plugins.installed(base.ENTRY_POINT_GROUP).values())
+    monkeypatch.setattr(plugins, "entry_points", lambda group: [*ours, *points])
 
 
 def test_a_third_party_kind_passes_with_its_own_options(third_party: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,8 +68,8 @@ def test_a_kind_that_cannot_be_imported_says_what_is_missing(third_party: None) 
 
 
 def test_our_kinds_are_found_through_entry_points() -> None:
-    assert {"lsl", "recording", "xdf", "features", "units"} <= set(base.source_kinds())
-    for kind, point in base.source_kinds().items():
+    assert {"lsl", "recording", "xdf", "features", "units"} <= set(plugins.installed(base.ENTRY_POINT_GROUP))
+    for kind, point in plugins.installed(base.ENTRY_POINT_GROUP).items():
         assert callable(point.load()), kind
 
 

@@ -9,7 +9,7 @@ import msgpack
 import numpy as np
 import pytest
 import zmq
-from harness import FREE_PORTS, WAIT_S, GatedSource, Listener, Running, wait_until
+from harness import FREE_PORTS, ONE_PROGRAM, WAIT_S, GatedSource, Listener, Running, wait_until
 
 from neuromod.adapters.actuators.base import Command, Stimulation
 from neuromod.adapters.base import Chunk
@@ -47,19 +47,7 @@ def closed_loop(folder: Path, *, mode: str = "live", more: str = "", stimulation
         ledger = "{folder / "dose.json"}"
         heartbeat_ms = 0.0
         {stimulation}
-        [[stimulation.electrodes]]
-        name = "e1"
-        area_um2 = 2000.0
-        material = "sirof"
-        impedance_kohm = 50.0
-        [[stimulation.programs]]
-        name = "pulse"
-        electrode = "e1"
-        amplitude_ua = -10.0
-        phase_us = 200.0
-        [[stimulation.triggers]]
-        event = 0
-        program = "pulse"
+        {ONE_PROGRAM}
         """
         + FREE_PORTS,
         folder=folder,

@@ -7,6 +7,7 @@ from typing import Any, get_args
 
 import numpy as np
 import pytest
+from harness import ONE_PROGRAM
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -67,6 +68,13 @@ def test_the_effective_configuration_reads_back_as_the_same_session(kind: Source
 
     assert again.effective() == config.effective()
     assert json.loads(config.effective_json()) == config.effective()
+
+
+@pytest.mark.parametrize("source", [ZMQ, LSL], ids=["stimuli", "signal"])
+def test_a_session_that_stimulates_reads_back_as_the_same_session(source: str) -> None:
+    decoder = 'decoder = {kind = "rates", tau_ms = 50.0, events = [{channel = 0}]}\n'
+    config = parse(decoder + source + "[stimulation]" + ONE_PROGRAM)
+    assert parse(config.effective_toml()).effective() == config.effective()
 
 
 def test_the_effective_configuration_has_every_default_and_no_section_that_the_source_does_not_use() -> None:

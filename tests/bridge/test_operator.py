@@ -20,7 +20,7 @@ from typing import Any, Self
 
 import pytest
 import zmq
-from harness import FREE_PORTS, WAIT_S, Process, Running, process, started, wait_until
+from harness import FREE_PORTS, ONE_PROGRAM, WAIT_S, Process, Running, process, started, wait_until
 from typer.testing import CliRunner, Result
 
 from neuromod.bridge import operator
@@ -58,19 +58,7 @@ def text(folder: Path, heartbeat_ms: float) -> str:
         key_file = "{key}"
         ledger = "{folder / "dose.json"}"
         heartbeat_ms = {heartbeat_ms}
-        [[stimulation.electrodes]]
-        name = "e1"
-        area_um2 = 2000.0
-        material = "sirof"
-        impedance_kohm = 50.0
-        [[stimulation.programs]]
-        name = "pulse"
-        electrode = "e1"
-        amplitude_ua = -10.0
-        phase_us = 200.0
-        [[stimulation.triggers]]
-        event = 0
-        program = "pulse"
+        {ONE_PROGRAM}
         """
         + FREE_PORTS
     )

@@ -13,7 +13,18 @@ from typing import Any
 import numpy as np
 import pylsl
 import pytest
-from harness import FREE_PORTS, WAIT_S, GatedSource, Listener, Running, neuromod, playback, process, wait_until
+from harness import (
+    FREE_PORTS,
+    ONE_PROGRAM,
+    WAIT_S,
+    GatedSource,
+    Listener,
+    Running,
+    neuromod,
+    playback,
+    process,
+    wait_until,
+)
 from numpy.typing import NDArray
 
 from neuromod.adapters.decoder_config import LinearConfig
@@ -56,19 +67,7 @@ def loop_of(folder: Path, source: str, *, raw: bool, mode: str = "live", more: s
         key_file = "{key}"
         ledger = "{folder / "dose.json"}"
         heartbeat_ms = 20000.0
-        [[stimulation.electrodes]]
-        name = "e1"
-        area_um2 = 2000.0
-        material = "sirof"
-        impedance_kohm = 50.0
-        [[stimulation.programs]]
-        name = "pulse"
-        electrode = "e1"
-        amplitude_ua = -10.0
-        phase_us = 200.0
-        [[stimulation.triggers]]
-        event = 0
-        program = "pulse"
+        {ONE_PROGRAM}
         """
         + FREE_PORTS,
         folder=folder,
