@@ -1,16 +1,18 @@
 """The guard: a stop file counts at once whatever the disk does, and no grant is lost on its way to the gate."""
 
 import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pytest
 from harness import wait_until
 
 from neuromod.bridge import gate as g
 from neuromod.bridge import loop_state as rt
-from neuromod.bridge.guard import Guard
+from neuromod.bridge.guard import Guard, asleep
 from neuromod.bridge.ledger import LedgerError
 
 N = g.MAX_ELECTRODES + 1
@@ -60,8 +62,8 @@ class Disk:
         self.granted_pc = self.next_pc.copy()
 
 
-def guard(loop: Loop, stop_file: Path | None = None, disk: Disk | None = None) -> Guard:
-    return Guard(loop, stop_file, disk)  # type: ignore[arg-type]
+def guard(loop: Loop, stop_file: Path | None = None, disk: Disk | None = None, **options: Any) -> Guard:
+    return Guard(loop, stop_file, disk, **options)  # type: ignore[arg-type]
 
 
 def test_a_stop_file_counts_while_the_ledger_waits_for_its_disk(tmp_path: Path) -> None:
@@ -83,6 +85,26 @@ def test_a_stop_file_counts_while_the_ledger_waits_for_its_disk(tmp_path: Path) 
         for thread in threads:
             thread.join(5.0)
     assert loop.halts == 1
+
+
+def test_a_host_that_slept_stops_stimulation_once() -> None:
+    loop, slept_s = Loop(), [40.0]  # it slept before the daemon started, which is nobody's matter
+    watching = guard(loop, asleep=lambda: slept_s[0])
+    watching.look()
+    assert loop.halts == 0
+    slept_s[0] += 3.0
+    watching.look()
+    slept_s[0] -= 1.0  # the readings of its two clocks were held apart
+    watching.look()
+    slept_s[0] += 1.0
+    watching.look()
+    assert loop.halts == 1
+
+
+@pytest.mark.skipif(not hasattr(time, "CLOCK_BOOTTIME"), reason="this system does not tell how long it was suspended")
+def test_a_host_that_does_not_sleep_is_not_taken_for_one_that_does() -> None:
+    readings = sorted(asleep() for _ in range(1000))
+    assert readings[-1] - readings[500] < 0.01
 
 
 def test_a_grant_for_which_there_was_no_room_is_sent_again() -> None:
