@@ -41,6 +41,7 @@ from neuromod.sorting.config import EncoderConfig, FrontEndConfig
 from neuromod.sorting.encoder import Encoder, encode
 from neuromod.sorting.front_end import FrontEnd, finish_block, push
 
+TINY = float(np.finfo(np.float32).smallest_subnormal)
 N_EXAMPLES = 60 if JIT_ENABLED else 10
 QUEUE_LENGTH = 1024
 
@@ -208,7 +209,9 @@ STEPS = st.one_of(
     st.none(),
 )
 VALUES = st.one_of(
-    st.floats(-1e4, 1e4, width=32), st.sampled_from([0.0, -0.0, np.nan, np.inf, -np.inf, 3.0]), st.integers(-2, 2)
+    st.floats(-1e4, 1e4, width=32),
+    st.sampled_from([0.0, -0.0, -TINY, np.nan, np.inf, -np.inf, 3.0]),
+    st.integers(-2, 2),
 )
 
 

@@ -39,7 +39,7 @@ def mean_of(block: Sequence[Row]) -> Row:
     stimuli = np.zeros(16, np.float32)
     for c in range(len(block[0])):
         stimuli[c] = sum(float(sample[c]) for sample in block) / len(block)
-    return stimuli
+    return stimuli + np.float32(0.0)  # a mean too small for float32 may be -0.0, which the encoder's sum makes 0.0
 
 
 class NaivePipeline:
