@@ -430,6 +430,10 @@ class LogReader:
                 continue
             after = self._offset + HEAD_BYTES + head.length
             if after > size:
+                found = _find(file, self._offset + 1, size, self._tag)
+                if found is not None:  # it is not cut off: bytes of it are gone
+                    self._note_hole(name, found, "a chunk is shorter than it says")
+                    continue
                 if is_whole:
                     self._note_tail(name, size, has_later)
                 return has_ended
@@ -437,9 +441,10 @@ class LogReader:
             is_wanted = not kinds or known in kinds or head.kind < FIRST_KIND
             payload = file.read(head.length) if is_wanted else b""
             if is_wanted and zlib.crc32(payload) != head.crc:
-                next_head = file.read(HEAD_BYTES)
-                if _parse(next_head, self._tag) is None and not self._is_cut(next_head, file):
-                    after = _find(file, self._offset + 1, size, self._tag) or size
+                is_cut = self._is_cut(file.read(HEAD_BYTES), file)
+                # where bytes are gone, the next chunk begins within the length that this one claims
+                found = _find(file, self._offset + 1, size, self._tag)
+                after = found or (after if is_cut else size)
                 self._note_hole(name, after, f"the checksum of {known or 'a chunk'} is wrong")
                 continue
             self._close_hole(head.sequence, name)

@@ -10,8 +10,14 @@ import uuid
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from neuromod.engine.compiled import JIT_ENABLED
+
+# The same examples each time: a change is judged by what it changes. `HYPOTHESIS_PROFILE=search` draws new ones.
+settings.register_profile("steady", derandomize=True)
+settings.register_profile("search")
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "steady"))
 
 RECORDINGS = Path(__file__).resolve().parents[2] / "shared" / "recordings"
 

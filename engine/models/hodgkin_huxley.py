@@ -70,6 +70,8 @@ HODGKIN_HUXLEY = Model(
 
 NUMBER = HODGKIN_HUXLEY.number
 _ZERO, _ONE, _HALF = np.float32(0.0), np.float32(1.0), np.float32(0.5)
+# a potential this small is 0; left alone it would decay into subnormal numbers, slow on many processors
+_TINY_MV = np.float32(1e-30)
 # walls that no axon meets: between them every rate is finite and no power of a gate is a subnormal number
 _LOWEST_MV, _HIGHEST_MV = np.float32(-150.0), np.float32(200.0)
 _REFERENCE_C = np.float32(6.3)
@@ -153,6 +155,7 @@ def advance(block: Record, step_ms: np.float32, threshold_gain: np.float32) -> N
             after = before + (current / total - before) * rise32(membrane_step[i] * goes * total)
             after = after if after > _LOWEST_MV else _LOWEST_MV
             after = after if after < _HIGHEST_MV else _HIGHEST_MV
+            after = after if abs(after) > _TINY_MV else _ZERO
             fires = after >= v_spike[i] and before < v_spike[i]
             m[i] = now_m if mine else m[i]
             h[i] = now_h if mine else h[i]

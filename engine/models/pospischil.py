@@ -153,6 +153,8 @@ POSPISCHIL = Model(
 
 NUMBER = POSPISCHIL.number
 _ZERO, _ONE, _HALF = np.float32(0.0), np.float32(1.0), np.float32(0.5)
+# a potential this small is 0; left alone it would decay into subnormal numbers, slow on many processors
+_TINY_MV = np.float32(1e-30)
 _LOWEST, _HIGHEST = np.float32(LOWEST_MV), np.float32(HIGHEST_MV)
 _REFERENCE_C = np.float32(36.0)
 _LIMIT_MS = np.float64(SUBSTEP_MS)
@@ -259,6 +261,7 @@ def advance(block: Record, step_ms: np.float32, threshold_gain: np.float32) -> N
             after = before + (current / total - before) * rise32(membrane_step[i] * goes * total)
             after = after if after > _LOWEST else _LOWEST
             after = after if after < _HIGHEST else _HIGHEST
+            after = after if abs(after) > _TINY_MV else _ZERO
             fires = after >= v_spike[i] and before < v_spike[i]
             m[i] = now_m if mine else m[i]
             h[i] = now_h if mine else h[i]

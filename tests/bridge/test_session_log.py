@@ -222,6 +222,16 @@ def test_reading_goes_on_behind_anything_written_over_the_middle(
     assert reader.end == {"why": "closed"}
 
 
+def test_a_chunk_whose_end_is_gone_does_not_swallow_the_next_one(tmp_path: Path) -> None:
+    write_log(tmp_path, 20)
+    path = segment_path(tmp_path, 0)
+    whole, starts = path.read_bytes(), offsets(path)
+    for cut in range(2, len(starts) - 1):
+        path.write_bytes(whole[: starts[cut] + HEAD_BYTES] + whole[starts[cut + 1] :])
+        chunks, _ = read(tmp_path)
+        assert {chunk.sequence for chunk in chunks} >= set(range(2, len(starts) - 1)) - {cut}
+
+
 def test_a_segment_that_is_gone_is_missed(tmp_path: Path) -> None:
     write_log(tmp_path, 40, segment_bytes=4096)
     for gone in range(len(segments(tmp_path))):
