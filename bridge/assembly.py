@@ -15,7 +15,7 @@ from neuromod.adapters.base import StreamInfo
 from neuromod.adapters.config import ZmqConfig
 from neuromod.adapters.decoder import make_decoder
 from neuromod.bridge.config import SessionConfig, complete
-from neuromod.bridge.pipeline import N_DECISIONS, TICK, TICK_NEXT, Pipeline, consume, make_pipeline, set_time
+from neuromod.bridge.pipeline import N_DECISIONS, N_UNITS, TICK, TICK_NEXT, Pipeline, consume, make_pipeline, set_time
 from neuromod.bridge.safety_config import StimulationConfig
 from neuromod.bridge.stimulation import StimulationState, make_stimulation
 from neuromod.engine.layout import N_CHANNELS
@@ -92,11 +92,11 @@ class Assembly:
     def parts(self) -> list[NDArray[Any]]:
         """Return the arrays that together are the state of the loop: what a checkpoint holds.
 
-        Decisions of the gate are none: they are made, and sent, within one turn of the loop.
+        Decisions of the gate and spikes of units are none: they are made, and sent, within one turn of the loop.
         """
         return [
-            *(part for name, part in self.pipeline._asdict().items() if name != "decisions"),
-            *self.front_end.state,
+            *(part for name, part in self.pipeline._asdict().items() if name not in ("decisions", "units")),
+            *self.front_end.parts(),
             *self.encoder.state,
             self.network.state,
             self.decoder,
@@ -108,7 +108,7 @@ class Assembly:
     ) -> tuple[int, int]:
         """Call `pipeline.consume` on the parts, without a loop: the gate goes by the time of the network."""
         words = self.pipeline.words
-        words[N_DECISIONS] = 0
+        words[N_DECISIONS] = words[N_UNITS] = 0
         set_time(self.pipeline, int(words[TICK_NEXT] * self.network.dt_ms * 1e6), 0)
         done: tuple[int, int] = consume(*self.states, samples, stamps, first, stamps.shape[0], records)
         return done
@@ -184,6 +184,7 @@ def assemble(
         names,
         baseline,
         block_ms=block_ms,
+        bundle=front_end.bundle,
     )
     timing = config.timing
     built_from = hashlib.sha256(repr((info.kind, info.n_channels, info.sampling_frequency, block_ms)).encode())
@@ -196,6 +197,7 @@ def assemble(
         config.decoder.model_dump_json() if config.decoder is not None else "",
         config.stimulation.model_dump_json() + config.artefacts.model_dump_json() if config.stimulation else "",
         baseline.model_dump_json() if baseline is not None else "",
+        front_end.bundle.info.model_dump_json() if front_end.bundle is not None else "",
     ):
         built_from.update(part.encode() + b"\0")
     if encoder.config.matrix_path is not None:

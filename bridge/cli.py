@@ -74,6 +74,14 @@ class SourceKind(StrEnum):
     ZMQ = "zmq"
 
 
+class Mode(StrEnum):
+    """What becomes of raw signal."""
+
+    CROSSINGS = "crossings"
+    SORTED = "sorted"
+    FEATURES = "features"
+
+
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, for programs.")]
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="Session file (TOML).", show_default=False)]
 
@@ -109,6 +117,12 @@ def _options(
 def init(
     path: Annotated[Path, typer.Argument(metavar="[CONFIG]", help="File to write.")] = Path("session.toml"),
     source: Annotated[SourceKind, typer.Option(help="Where signal comes from.")] = SourceKind.LSL,
+    mode: Annotated[
+        Mode | None,
+        typer.Option(
+            help="Of raw signal: threshold crossings, spikes of sorted units, or power.", show_default="crossings"
+        ),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
 ) -> None:
     """Write a commented session file to edit.
@@ -116,13 +130,17 @@ def init(
     [bold]neuromod init[/bold]    for an LSL stream
 
     [bold]neuromod init replay.toml --source recording[/bold]    for a recording
+
+    [bold]neuromod init sorted.toml --mode sorted[/bold]    for units that 'neuromod sort' found
     """
     from neuromod.bridge.template import session_toml
 
+    if mode is not None and source not in (SourceKind.LSL, SourceKind.RECORDING):
+        raise _usage(f"--mode is of raw signal, and --source {source} brings none: leave it out")
     if path.exists() and not force:
         raise _usage(f"{path} is there already; give another name, or --force to replace it")
     try:
-        path.write_text(session_toml(source.value), encoding="utf-8")
+        path.write_text(session_toml(source.value, (mode or Mode.CROSSINGS).value), encoding="utf-8")
     except OSError as error:
         raise _usage(f"{path} cannot be written ({error.strerror}); choose another folder") from None
     typer.echo(f"wrote {path}; edit [source], then: neuromod check {path}", err=True)

@@ -150,7 +150,7 @@ class Subscription:
 
     def _count(self, topic: bytes, message: wire.OutputMessage) -> None:
         self.received += 1
-        if not isinstance(message, wire.SpikesMessage | wire.StimuliMessage):
+        if not isinstance(message, wire.SpikesMessage | wire.StimuliMessage | wire.UnitMessage):
             return
         expected = self._next_seq.get(topic, message.seq)
         if message.seq > expected:

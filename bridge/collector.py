@@ -21,7 +21,7 @@ from neuromod.bridge import native, wire
 from neuromod.bridge import stimulation as stimulating
 from neuromod.bridge.assembly import Assembly
 from neuromod.bridge.events import EventAligner
-from neuromod.bridge.pipeline import COUNTERS, PAUSED, TICK
+from neuromod.bridge.pipeline import COUNTERS, PAUSED, TICK, UNIT
 from neuromod.bridge.recorder import Recorder
 from neuromod.bridge.ring import append, available, drain, refused
 from neuromod.bridge.wire import EventMessage
@@ -59,8 +59,8 @@ class Collector:
         How often `state` and `health` are published.
     describe_source : callable
         Returns what health says of the source.
-    on_ticks : callable, optional
-        Gets every drained array of TICK records.
+    on_ticks, on_units : callable, optional
+        Gets every drained array of TICK records, and of UNIT.
     is_timed : bool
         Whether stamps are on our clock. Those of a recording that plays as fast as it can are not: it has no latency.
     recorder : Recorder, optional
@@ -78,6 +78,7 @@ class Collector:
         health_s: float,
         describe_source: Callable[[], dict[str, Any]],
         on_ticks: Callable[[NDArray[Any]], None] | None = None,
+        on_units: Callable[[NDArray[Any]], None] | None = None,
         is_timed: bool = True,
         recorder: Recorder | None = None,
     ) -> None:
@@ -90,6 +91,7 @@ class Collector:
         self.is_stopping = False
         self.disconnects = 0
         self._clock, self._describe_source, self._on_ticks = clock, describe_source, on_ticks
+        self._on_units = on_units
         self._is_timed = is_timed
         self.recorder = recorder
         stimulation = assembly.stimulation_config
@@ -194,8 +196,13 @@ class Collector:
         if len(ticks):
             self._take_ticks(ticks)
         decided = drain(self.rings.decisions, safety.DECISION)
+        units = drain(self.rings.units, UNIT, limit=65536)
+        if self._on_units is not None and len(units):
+            self._on_units(units)
         if self.recorder is not None:
             self.recorder.add("decisions", decided)
+            if len(units):
+                self.recorder.add("units", units)
         for frame in drain(self.rings.odd, rt.INGEST_FRAME):
             middle = int(frame["topic"])
             data = frame["data"].tobytes()
@@ -382,7 +389,7 @@ class Collector:
         found["ingest_disconnects"] = self.disconnects
         for name in _REFUSED_BY_LOOP:
             del found[name]
-        for name in ("ticks", "decisions", "echoes", "odd", "inputs", "frames", "out"):
+        for name in ("ticks", "decisions", "units", "echoes", "odd", "inputs", "frames", "out"):
             found[f"{name}_overflow"] = int(refused(getattr(self.rings, name).ends))
         return found
 
@@ -415,6 +422,7 @@ class Collector:
             "warming_up": not (self.assembly.front_end.is_ready and self.assembly.encoder.is_ready),
             "excluded_channels": self.assembly.front_end.excluded,
             "blanked": self.assembly.front_end.blanked._asdict(),
+            "units": self.assembly.front_end.describe_units(),
             "learning": has_plasticity and bool(network.state[0]["learning"]),
             "decoder": self._describe_decoder(),
             "stimulation": self._describe_stimulation(now),

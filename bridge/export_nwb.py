@@ -100,7 +100,7 @@ def export_nwb(
     Returns
     -------
     dict of str to int
-        What was written: ticks, spikes, samples, events, inputs, decisions.
+        What was written: ticks, spikes, unit_spikes, samples, events, inputs, decisions.
 
     Raises
     ------
@@ -279,6 +279,7 @@ class _Writer:
         counts = {
             "ticks": self._ticks.axis.n,
             "spikes": sum(len(times) for times in self._ticks.spike_times),
+            "unit_spikes": self._add_sorted_units(),
             "samples": self._add_samples(),
             "events": self._add_events(),
             "inputs": self._add_inputs(),
@@ -340,6 +341,23 @@ class _Writer:
             role = {14: "coincidence detector", 15: "inhibitory interneuron"}.get(channel, "sensory")
             units.add_unit(id=channel, spike_times=times, channel=channel, role=role, obs_intervals=observed)
         self._nwb.units = units
+
+    def _add_sorted_units(self) -> int:
+        """Add the units that the loop recognised in the signal; their spikes stand at their troughs."""
+        from pynwb.misc import Units
+
+        if self._session.kinds.get("units") is None:
+            return 0
+        found = self._session.records("units")
+        found = found[np.argsort(found["t_sample"], kind="stable")]
+        times = found["t_sample"] - self._ticks.zero_s
+        units = Units(name="sorted_units", description="Spikes that the online sorter recognised, by their troughs")
+        units.add_column("unit_name", "Id of the unit in its sorting")
+        observed = self._ticks.observed()
+        for k, name in enumerate(self._session.metadata["unit_ids"]):
+            units.add_unit(id=k, spike_times=times[found["unit"] == k], unit_name=name, obs_intervals=observed)
+        self._module.add(units)
+        return len(found)
 
     def _add_samples(self) -> int:
         from pynwb import TimeSeries

@@ -22,6 +22,7 @@ TOPIC_REWARD = np.frombuffer(wire.TOPIC_REWARD, np.uint8)
 TOPIC_STRESS = np.frombuffer(wire.TOPIC_STRESS, np.uint8)
 TOPIC_COMMAND = np.frombuffer(wire.TOPIC_COMMAND, np.uint8)
 TOPIC_STIMULATION = np.frombuffer(wire.TOPIC_STIMULATION, np.uint8)
+TOPIC_UNITS = np.frombuffer(wire.TOPIC_UNITS, np.uint8)
 TOPIC_STOP = np.frombuffer(wire.TOPIC_STOP, np.uint8)
 
 _F64, _FIXMAP = 0xCB, 0x80
@@ -52,6 +53,12 @@ _M_SEQ, _M_TICK, _M_T, _M_KIND, _M_ID, _M_ELECTRODE, _M_PULSES, _M_EXPIRES, _M_R
 _M_AMPLITUDE, _M_PHASE, _M_INTERPHASE, _M_AMPLITUDE2, _M_PHASE2, _M_PERIOD = (
     _STIMULATION.offsets[key]
     for key in ("amplitude_ua", "phase_us", "interphase_us", "amplitude2_ua", "phase2_us", "period_us")
+)
+
+_UNITS = wire.units_frame()
+_U_SEQ, _U_TICK, _U_SAMPLE, _U_T_SAMPLE, _U_T_TICK, _U_UNIT, _U_AMPLITUDE, _U_RESIDUAL, _U_FLAGS = (
+    _UNITS.offsets[key]
+    for key in ("seq", "tick", "sample", "t_sample", "t_tick", "unit", "amplitude", "residual", "flags")
 )
 
 _INGEST_STIMULI_T = np.frombuffer(
@@ -163,6 +170,25 @@ def fill_stimulation(
     store_big_endian(frame, _M_PERIOD, bits_of(decision["period_us"]))
     store_big_endian(frame, _M_EXPIRES, bits_of(expires))
     store_big_endian(frame, _M_REASON, np.uint16(reason))
+
+
+def units_frame() -> NDArray[np.uint8]:
+    """Return a units frame to be filled again and again."""
+    return np.frombuffer(_UNITS.template, np.uint8).copy()
+
+
+@jit
+def fill_units(frame: NDArray[np.uint8], seq: int, t_tick: float, record: Any) -> None:
+    """Store the numbers of one units message: those of a UNIT record."""
+    store_big_endian(frame, _U_SEQ, np.uint64(seq))
+    store_big_endian(frame, _U_TICK, np.uint64(record["tick"]))
+    store_big_endian(frame, _U_SAMPLE, np.uint64(record["sample"]))
+    store_big_endian(frame, _U_T_SAMPLE, bits_of(record["t_sample"]))
+    store_big_endian(frame, _U_T_TICK, bits_of(t_tick))
+    store_big_endian(frame, _U_UNIT, np.uint16(record["unit"]))
+    store_big_endian(frame, _U_AMPLITUDE, bits_of(record["amplitude"]))
+    store_big_endian(frame, _U_RESIDUAL, bits_of(record["residual"]))
+    store_big_endian(frame, _U_FLAGS, np.uint32(record["flags"]))
 
 
 @jit

@@ -24,10 +24,12 @@ from neuromod.bridge.frames import (
     TOPIC_SPIKES,
     TOPIC_STIMULATION,
     TOPIC_STIMULI,
+    TOPIC_UNITS,
     fill_command,
     fill_spikes,
     fill_stimulation,
     fill_stimuli,
+    fill_units,
 )
 from neuromod.bridge.gate import (
     CONDITION_IDLE,
@@ -95,6 +97,7 @@ from neuromod.bridge.loop_state import (
     W_STARTED,
     W_STIMULATION_SEQ,
     W_TIED,
+    W_UNIT_SEQ,
     Loop,
     Rings,
     clock,
@@ -118,6 +121,7 @@ from neuromod.bridge.pipeline import (
     FLAG_PAUSED,
     INDEX,
     N_DECISIONS,
+    N_UNITS,
     RECORDS,
     TICK_NEXT,
     Pipeline,
@@ -211,6 +215,7 @@ def run(
                 for k in range(n_records):
                     _send_tick(loop, rings, k)
                     put(rings.ticks, loop.record_rows, k)
+                _send_units(loop, rings, pipeline)
                 if n_records > 0:
                     copy(loop.record_rows[-1], loop.record_rows[n_records - 1])
             if pipeline.words[INDEX] != index:  # a source that repeats itself brings no data
@@ -460,6 +465,24 @@ def _send_decisions(loop: Loop, rings: Rings, pipeline: Pipeline) -> None:
             _send_stimulation(loop, rings, _TRAIN, pipeline.decisions[k]["tick"], 0, pipeline.decisions, k)
         put(rings.decisions, loop.decision_rows, k)
     pipeline.words[N_DECISIONS] = 0
+
+
+@jit
+def _send_units(loop: Loop, rings: Rings, pipeline: Pipeline) -> None:
+    """Send the spikes of sorted units, and hand them to the rest of the daemon."""
+    state, topic = loop.block[0], TOPIC_UNITS
+    words, numbers, frame = state["words"], state["numbers"], state["units_frame"]
+    if pipeline.words[N_UNITS] == 0:
+        return
+    now = clock(state)
+    for k in range(pipeline.words[N_UNITS]):
+        unit = pipeline.units[k]
+        unit["t_sample"] = numbers[OFFSET] + numbers[RATE] * unit["t_sample"]
+        fill_units(frame, words[W_UNIT_SEQ], now, unit)
+        words[W_UNIT_SEQ] += 1
+        _send(loop, rings.out, topic.ctypes.data, topic.shape[0], frame.ctypes.data, frame.shape[0])
+        put(rings.units, loop.unit_rows, k)
+    pipeline.words[N_UNITS] = 0
 
 
 @jit

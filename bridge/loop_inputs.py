@@ -76,6 +76,7 @@ from neuromod.bridge.pipeline import (
     FLAG_MODULATED,
     FLAGS_NEXT,
     N_DECISIONS,
+    N_UNITS,
     PAUSED,
     RECORDS,
     TAKEN,
@@ -292,7 +293,7 @@ def _apply(loop: Loop, rings: Rings, pipeline: Pipeline, network: Any, decoder: 
         _copy_parts(loop, kind == RESTORE)
         pipeline.words[PAUSED] = was_paused  # whether the session runs is the operator's word, not the checkpoint's
         pipeline.words[RECORDS], pipeline.words[TAKEN] = records, taken
-        pipeline.words[N_DECISIONS] = 0  # no file may have anything sent
+        pipeline.words[N_DECISIONS] = pipeline.words[N_UNITS] = 0  # no file may have anything sent
         if kind == RESTORE:
             # the gate stays as it is, but for doses that the checkpoint knows of; and a restart is always disarmed
             _copy_record(state, loop.gate_restored, stimulation.gate)

@@ -13,6 +13,7 @@ from neuromod.bridge.frames import (
     spikes_frame,
     stimulation_frame,
     stimuli_frame,
+    units_frame,
 )
 from neuromod.bridge.gate import DECISION, GATE
 from neuromod.bridge.native import (
@@ -25,7 +26,7 @@ from neuromod.bridge.native import (
     call_clock,
     call_sleep,
 )
-from neuromod.bridge.pipeline import TICK
+from neuromod.bridge.pipeline import TICK, UNIT
 from neuromod.bridge.ring import (
     Ring,
     SampleRing,
@@ -114,7 +115,8 @@ PULLED = 9  # beside STATE, also the loop's to write: whether the inlet has been
     W_ARMED,  # whether the last message on stimulation said that it may go on
     W_KEEP_SAMPLES,  # hand raw samples to the recorder
     W_DISARMS,  # ends of armings that stimulators were told of
-) = range(22)
+    W_UNIT_SEQ,
+) = range(23)
 
 # items of `numbers`; local clock = OFFSET + RATE x stamp
 (
@@ -161,6 +163,7 @@ RING_POLL_S = 100e-6  # how often a ring or a queue is looked at while there is 
 
 
 _SPIKES_BYTES, _STIMULI_BYTES, _STIMULATION_BYTES = spikes_frame().size, stimuli_frame().size, stimulation_frame().size
+_UNITS_BYTES = units_frame().size
 
 LOOP = np.dtype(
     [
@@ -172,6 +175,7 @@ LOOP = np.dtype(
         ("spikes_frame", np.uint8, (_SPIKES_BYTES,)),
         ("stimuli_frame", np.uint8, (_STIMULI_BYTES,)),
         ("stimulation_frame", np.uint8, (_STIMULATION_BYTES,)),
+        ("units_frame", np.uint8, (_UNITS_BYTES,)),
         ("topic", np.uint8, (64,)),
         ("payload", np.uint8, (wire.MAX_INBOUND_BYTES,)),
         ("scratch", np.int64, (4,)),  # where C functions leave an int, a size or an error code
@@ -200,6 +204,7 @@ class Loop(NamedTuple):
     echo_rows: NDArray[np.uint8]
     command_frame: NDArray[np.uint8]
     decision_rows: NDArray[np.uint8]  # the memory of the pipeline's decisions
+    unit_rows: NDArray[np.uint8]  # the memory of the pipeline's units
     no_decision: NDArray[Any]  # DECISION, shape (1,), all zero: the train of a message that has none
     next_decoder: NDArray[Any]  # DECODER, shape (1,): what DECODER_SWAP installs
     gate_before: NDArray[Any]  # GATE, shape (1,): the gate before a checkpoint was copied over it
@@ -217,6 +222,7 @@ class Rings(NamedTuple):
     echoes: Ring  # from the loop: INPUT, with the tick of its effect
     ticks: Ring  # from the loop: TICK
     decisions: Ring  # from the loop: DECISION
+    units: Ring  # from the loop: UNIT
     raw: SampleRing  # from the loop: samples as they came, for the recorder
     frames: Ring  # to the loop: FRAME, to be published
     odd: Ring  # from the loop: INGEST_FRAME, for Python to read
@@ -238,6 +244,7 @@ def make_rings(
         echoes=make_ring(INPUT, 4096),
         ticks=make_ring(TICK, ticks_capacity),
         decisions=make_ring(DECISION, 4096),
+        units=make_ring(UNIT, 16384),
         raw=make_sample_ring(n_channels, raw_capacity),
         frames=make_ring(FRAME, 64),
         odd=make_ring(INGEST_FRAME, 256),
@@ -260,6 +267,7 @@ def make_loop(
     paced_rate: float,
     parts: list[NDArray[Any]],
     decisions: NDArray[Any],
+    units: NDArray[Any],
     n_outputs: int = 0,
     lease_s: float = 0.1,
     keep_samples: bool = False,
@@ -284,7 +292,7 @@ def make_loop(
         SOURCE_RING: seconds of recording per second, 0 to take samples as they come.
     parts : list of ndarray
         Contiguous arrays that a checkpoint holds.
-    decisions : ndarray of DECISION
+    decisions, units : ndarray of DECISION, and of UNIT
         The pipeline's.
     n_outputs : int
         Of the decoder; 0 publishes no commands.
@@ -313,6 +321,7 @@ def make_loop(
     state["spikes_frame"][:] = spikes_frame()
     state["stimuli_frame"][:] = stimuli_frame()
     state["stimulation_frame"][:] = stimulation_frame()
+    state["units_frame"][:] = units_frame()
     state["level_keys"][:] = keys_table((*MODULATORS, "t"))
     state["level_limits"][:] = [wire.MODULATOR_LIMITS[name] for name in MODULATORS]
     state["amount_keys"][:] = keys_table(("amount", "t"))
@@ -327,6 +336,7 @@ def make_loop(
         echo_rows=rows_of(echo),
         command_frame=command_frame(n_outputs),
         decision_rows=rows_of(decisions),
+        unit_rows=rows_of(units),
         no_decision=np.zeros(1, DECISION),
         next_decoder=np.zeros(1, DECODER),
         gate_before=np.zeros(1, GATE),

@@ -1,10 +1,10 @@
 """From samples to commands: the one compiled function that live service, replay, benchmarks and tests all call.
 
-`consume` lays samples on the grid of their stream, fills gaps by the stated policy, runs the front end, closes blocks,
-encodes stimuli, steps the network, decodes its spikes and asks the safety gate, and appends one record per tick, and
-one per decision of the gate. It does no I/O and reads no clock: the time that the gate goes by is given to it
-(`set_time`), who paces it, and what becomes of the records, is its caller's business. How the samples are split over
-calls makes no difference to any bit of the result.
+`consume` lays samples on the grid of their stream, fills gaps by the stated policy, runs the front end, closes
+blocks, encodes stimuli, steps the network, decodes its spikes and asks the safety gate, and appends one record per
+tick, one per spike of a sorted unit, and one per decision of the gate. It does no I/O and reads no clock: the time
+that the gate goes by is given to it (`set_time`), who paces it, and what becomes of the records, is its caller's
+business. How the samples are split over calls makes no difference to any bit of the result.
 """
 
 import math
@@ -32,6 +32,7 @@ from neuromod.engine.compiled import jit
 from neuromod.engine.layout import N_CHANNELS
 from neuromod.engine.tick import levels, membrane, tick
 from neuromod.sorting.encoder import encode, is_encoding
+from neuromod.sorting.events import MAX_EVENTS, N_EVENTS
 from neuromod.sorting.front_end import blank, finish_block, is_blanked, is_ready, push, skip
 
 TICK = np.dtype(
@@ -58,6 +59,21 @@ TICK = np.dtype(
     align=True,
 )
 """One record per tick. All that a subscriber, the recorder or a test may want to know of it."""
+
+UNIT = np.dtype(
+    [
+        ("record", np.uint64),  # of the first tick that its block gives
+        ("tick", np.uint64),  # of that tick
+        ("sample", np.uint64),  # at which its template has its trough, counted as in TICK
+        ("t_sample", np.float64),  # stamp of that sample, s; the loop maps it to the local clock
+        ("amplitude", np.float64),  # multiple of the template
+        ("residual", np.float64),  # RMS of what is left, in multiples of the noise
+        ("unit", np.uint32),  # row of the sorting
+        ("flags", np.uint32),  # of the tick
+    ],
+    align=True,
+)
+"""One record per spike of a sorted unit."""
 
 # plain integers, which is what compiled code takes
 FLAG_FILLED, FLAG_EXTERNAL, FLAG_NONFINITE = int(Flag.FILLED), int(Flag.EXTERNAL), int(Flag.NONFINITE)
@@ -87,7 +103,8 @@ _SLOT, _PERIOD, _FOLLOW, _TOLERANCE, _LONGEST_FILL, _BLOCK_SAMPLES, _LAST_STAMP 
     NOW_NS,  # the time that the gate goes by
     CONDITIONS,  # what the caller knows against stimulation at this time: CONDITION_* of neuromod.bridge.gate
     N_DECISIONS,  # rows of `decisions` in use; the caller sets it to 0 once it has read them
-) = range(19)
+    N_UNITS,  # rows of `units` in use; likewise
+) = range(20)
 
 COUNTERS = (
     "samples",
@@ -142,6 +159,7 @@ class Pipeline(NamedTuple):
     added: NDArray[np.float32]  # the row that is being added
     added_sent: NDArray[np.float64]  # when it was sent
     decisions: NDArray[Any]  # DECISION: what the gate decided on since the caller last looked
+    units: NDArray[Any]  # UNIT: spikes of sorted units since the caller last looked
 
 
 def make_pipeline(
@@ -207,6 +225,7 @@ def make_pipeline(
         added=np.zeros(N_CHANNELS, np.float32),
         added_sent=np.zeros(1, np.float64),
         decisions=np.zeros(ticks_per_block * MAX_DECISIONS_PER_TICK, DECISION),
+        units=np.zeros(4 * MAX_EVENTS, UNIT),
     )
 
 
@@ -357,6 +376,7 @@ def _close_block(
     encode(encoder, pipeline.features, pipeline.encoded, blanked)
     words[_BLOCK] += 1
     counters[_BLOCKS] += 1
+    _take_units(pipeline, front_end, stamp)
     warming = 0 if is_ready(front_end) and is_encoding(encoder) else CONDITION_WARMING
     for _ in range(words[_TICKS_PER_BLOCK]):
         record = records[n_records]
@@ -392,6 +412,26 @@ def _close_block(
         n_records += 1
     words[FLAGS_NEXT] &= FLAG_MODULATED
     return n_records
+
+
+@jit
+def _take_units(pipeline: Pipeline, front_end: Any, stamp: float) -> None:
+    """Move the spikes that the front end recognised in the block into `Pipeline.units`."""
+    words = pipeline.words
+    events = front_end.sorter.events
+    for k in range(events.counters[N_EVENTS]):
+        event = events.rows[k]
+        row = pipeline.units[words[N_UNITS]]
+        row["record"] = words[RECORDS]
+        row["tick"] = max(0, words[TICK_NEXT] - 1) if words[PAUSED] else words[TICK_NEXT]
+        row["sample"] = event["sample"] + 1
+        row["t_sample"] = stamp - (words[INDEX] - 1 - event["sample"]) * pipeline.numbers[_PERIOD]
+        row["amplitude"] = event["amplitude"]
+        row["residual"] = event["residual"]
+        row["unit"] = event["unit"]
+        row["flags"] = words[FLAGS_NEXT] | (FLAG_PAUSED if words[PAUSED] else 0)
+        words[N_UNITS] += 1
+    events.counters[N_EVENTS] = 0
 
 
 @jit
@@ -519,6 +559,7 @@ def consume(
         i < n
         and n_records + words[_TICKS_PER_BLOCK] <= records.shape[0]
         and words[N_DECISIONS] + words[_TICKS_PER_BLOCK] * MAX_DECISIONS_PER_TICK <= pipeline.decisions.shape[0]
+        and words[N_UNITS] + MAX_EVENTS <= pipeline.units.shape[0]
     ):
         room = block_end(pipeline) - words[INDEX]
         stamp = 0.0

@@ -23,7 +23,7 @@ from neuromod.adapters.base import Source, create_source
 from neuromod.bridge.assembly import Assembly, assemble
 from neuromod.bridge.config import SessionConfig
 from neuromod.bridge.events import EventAligner
-from neuromod.bridge.pipeline import COUNTERS
+from neuromod.bridge.pipeline import COUNTERS, N_UNITS, UNIT
 from neuromod.bridge.wire import EventMessage, Flag
 from neuromod.engine.errors import ConfigError
 from neuromod.engine.layout import N_CHANNELS
@@ -39,6 +39,7 @@ class SpikeLog:
     """Spikes of a session, tick by tick; what a replay is compared by."""
 
     chunks: list[dict[str, NDArray[Any]]] = field(default_factory=list)
+    units: list[NDArray[Any]] = field(default_factory=list)
     n_ticks: int = 0
 
     def add(self, records: NDArray[Any]) -> None:
@@ -46,6 +47,15 @@ class SpikeLog:
         live = records[(records["flags"] & (Flag.FILLER | Flag.PAUSED)) == 0]
         self.chunks.append({name: live[name].copy() for name in _KEPT})
         self.n_ticks += len(live)
+
+    def add_units(self, units: NDArray[Any]) -> None:
+        """Keep spikes of sorted units (UNIT)."""
+        if len(units):
+            self.units.append(units.copy())
+
+    def unit_spikes(self) -> NDArray[Any]:
+        """Return the spikes of sorted units: records of UNIT, in the order in which they were recognised."""
+        return np.concatenate([np.empty(0, UNIT), *self.units])
 
     def column(self, name: str) -> NDArray[Any]:
         """Return one of tick, sample, t_sample, flags, spikes (bit i = channel i), one item a tick."""
@@ -57,15 +67,20 @@ class SpikeLog:
         return [int((masks >> i & 1).sum()) for i in range(N_CHANNELS)]
 
     def digest(self) -> str:
-        """Hash ticks and spikes: equal for equal spikes, bit for bit."""
+        """Hash ticks, spikes and spikes of units: equal for equal ones, bit for bit."""
         hasher = hashlib.sha256()
         hasher.update(self.column("tick").astype("<u8").tobytes())
         hasher.update(self.column("spikes").astype("<u4").tobytes())
+        units = self.unit_spikes()
+        for name in ("sample", "unit", "amplitude"):
+            hasher.update(units[name].tobytes())
         return hasher.hexdigest()
 
     def save(self, path: Path, events: list[EventMessage]) -> None:
-        """Write everything as an .npz: the columns, and event_name, event_t, event_tick."""
+        """Write everything as an .npz: the columns, unit_sample, ..., and event_name, event_t, event_tick."""
         columns: dict[str, Any] = {name: self.column(name) for name in _KEPT}
+        units = self.unit_spikes()
+        columns |= {f"unit_{name}": units[name] for name in ("sample", "t_sample", "unit", "amplitude", "residual")}
         np.savez_compressed(
             path,
             **columns,
@@ -91,6 +106,7 @@ class Replay:
         return {
             "ticks": self.log.n_ticks,
             "spikes": self.log.spikes_per_channel(),
+            "unit_spikes": sum(map(len, self.log.units)),
             "digest": self.log.digest(),
             "events": len(self.events),
             "counters": self.counters,
@@ -155,6 +171,8 @@ def _play(assembly: Assembly, source: Source, on_progress: Callable[[float], Non
             if until_tick is not None:
                 n_records = min(n_records, until_tick - log.n_ticks)
             log.add(records[:n_records])
+            units = assembly.pipeline.units[: assembly.pipeline.words[N_UNITS]]
+            log.add_units(units if until_tick is None else units[units["tick"] < until_tick])
             aligner.add_ticks(records["t_sample"][:n_records], records["tick"][:n_records])
         events += aligner.take(0.0)
         on_progress(n_samples / fs)
@@ -175,7 +193,7 @@ def _play_paced(config: SessionConfig, speed: float, on_progress: Callable[[floa
 
     log = SpikeLog()
     started = time.perf_counter()
-    with Daemon(config, speed=speed, on_ticks=log.add) as daemon:
+    with Daemon(config, speed=speed, on_ticks=log.add, on_units=log.add_units) as daemon:
         stop_on_signals(daemon.stopped)
         print(f"neuromod: spikes at {daemon.addresses['output']}; Ctrl-C stops", file=sys.stderr)
         info = daemon.assembly.info
@@ -248,6 +266,8 @@ def _print(result: Replay, *, as_json: bool, title: str) -> None:
     table.add_row("played", f"{result.stream_s:.2f} s in {result.wall_s:.2f} s ({rate:.1f} x real time)")
     table.add_row("ticks", str(summary["ticks"]))
     table.add_row("spikes per channel", " ".join(map(str, summary["spikes"])))
+    if result.log.units:
+        table.add_row("spikes of sorted units", str(summary["unit_spikes"]))
     table.add_row("events", str(summary["events"]))
     odd = {k: v for k, v in result.counters.items() if v and k not in ("samples", "blocks", "ticks")} | result.quirks
     table.add_row("samples", f"{result.counters['samples']}" + "".join(f", {k} {v}" for k, v in odd.items()))

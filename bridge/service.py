@@ -39,7 +39,7 @@ from neuromod.bridge.guard import Guard
 from neuromod.bridge.intake import Feeder, Keeper, ring_capacity
 from neuromod.bridge.ledger import Ledger, LedgerError
 from neuromod.bridge.loop import run
-from neuromod.bridge.pipeline import TICK
+from neuromod.bridge.pipeline import TICK, UNIT
 from neuromod.bridge.recorder import SAMPLES, Recorder, sample_dtype
 from neuromod.bridge.ring import Ring, available, drain
 from neuromod.bridge.safety_config import is_sent
@@ -86,12 +86,13 @@ class Daemon:
         source: Source | None = None,
         speed: float = 1.0,
         on_ticks: Callable[[NDArray[Any]], None] | None = None,
+        on_units: Callable[[NDArray[Any]], None] | None = None,
     ) -> None:
         self.config = config
         self.stopped = threading.Event()
         self.failure: Exception | None = None
         self._source: Source | None = source
-        self._speed, self._on_ticks = speed, on_ticks
+        self._speed, self._on_ticks, self._on_units = speed, on_ticks, on_units
         self._context: zmq.Context[zmq.Socket[bytes]] | None = None
         self._sockets: dict[str, zmq.Socket[bytes]] = {}
         self._monitor: zmq.Socket[bytes] | None = None
@@ -325,6 +326,8 @@ class Daemon:
             return
         # inputs before the ticks that they act on: the recorder keeps this order where it has both
         kinds = {"inputs": rt.INPUT, "ticks": TICK, "decisions": DECISION}
+        if assembly.front_end.unit_ids:
+            kinds["units"] = UNIT
         if record.raw:
             kinds[SAMPLES] = sample_dtype(assembly.info.n_channels)
         self.recorder = start_session(
@@ -337,7 +340,12 @@ class Daemon:
             built_from=assembly.built_from,
             local_clock=pylsl.local_clock(),
             scale=self._scale,
-            extra={"is_timed": is_timed, "clock_rate": clock_rate, "pulls": int(self._pulls)},
+            extra={
+                "is_timed": is_timed,
+                "clock_rate": clock_rate,
+                "pulls": int(self._pulls),
+                "unit_ids": list(assembly.front_end.unit_ids),
+            },
             announce=self._announce,
             min_free_bytes=int(record.min_free_mb * 1e6),
             warn_free_bytes=int(record.warn_free_mb * 1e6),
@@ -383,6 +391,7 @@ class Daemon:
             paced_rate=paced_rate,
             parts=assembly.parts(),
             decisions=assembly.pipeline.decisions,
+            units=assembly.pipeline.units,
             n_outputs=int(assembly.decoder[0]["n_outputs"]),
             lease_s=(config.stimulation.lease_ms if config.stimulation is not None else _LEASE_MS) / 1000.0,
             keep_samples=keeps_samples,
@@ -404,6 +413,7 @@ class Daemon:
             health_s=config.publish.health_s,
             describe_source=self.describe_source,
             on_ticks=self._on_ticks,
+            on_units=self._on_units,
             is_timed=is_timed,
             recorder=self.recorder,
         )

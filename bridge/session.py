@@ -31,6 +31,7 @@ from neuromod.bridge.session_log import Chunk, Fault, LogReader, segments
 from neuromod.bridge.toml_text import to_toml
 from neuromod.engine.errors import ConfigError, SessionLogError
 from neuromod.engine.layout import LAYOUT_VERSION
+from neuromod.sorting import bundle
 
 MESSAGES = ("events", "notes", "health", "timing", "decoders", "checkpoints", "files")
 """Kinds of messages that every session has, beside the records it is given.
@@ -41,6 +42,7 @@ summaries of how late ticks were. decoders, checkpoints: what was put into the l
 
 CONFIG_FILE = "session.toml"
 LARGEST_FILE = 32 << 20
+_SORTING_KEY = "front_end.units.bundle"
 """Bytes. A file that the configuration names is kept in the log up to this size; of a larger one, the hash."""
 
 _PART = 1 << 20
@@ -79,7 +81,8 @@ def start_session(
     config : SessionConfig
         The session, as loaded.
     records : mapping of str to dtype
-        Kinds of records: "ticks", "inputs", "decisions", and "samples" (`recorder.sample_dtype`) for raw samples.
+        Kinds of records: "ticks", "inputs", "decisions", "units" of a sorting, and "samples"
+        (`recorder.sample_dtype`) for raw samples.
     info : StreamInfo
         The stream of the source.
     block_ms, ticks_per_block, built_from
@@ -184,7 +187,10 @@ def _named_files(config: SessionConfig) -> tuple[list[dict[str, Any]], dict[int,
     files: list[dict[str, Any]] = []
     contents: dict[int, bytes] = {}
     for key, named in ((key, named) for key, named in paths_in(config, "") if key not in _OUTPUTS):
-        inside = sorted(path for path in named.rglob("*") if path.is_file()) if named.is_dir() else [named]
+        if key == _SORTING_KEY:  # reports and exports beside it are nothing that the loop was built from
+            inside = [named / name for name in bundle.FILES]
+        else:
+            inside = sorted(path for path in named.rglob("*") if path.is_file()) if named.is_dir() else [named]
         for path in inside:
             entry: dict[str, Any] = {"key": key, "path": str(named), "part": str(path.relative_to(named))}
             entry |= {"size": None, "sha256": None, "is_kept": False}
@@ -323,7 +329,7 @@ class Session:
         yield from LogReader(self.folder).chunks(*kinds)  # one of its own, so that several may be read side by side
 
     def records(self, kind: str) -> NDArray[Any]:
-        """Return all records of a kind: "ticks", "inputs", "decisions", "samples".
+        """Return all records of a kind: "ticks", "inputs", "decisions", "units", "samples".
 
         Raises
         ------

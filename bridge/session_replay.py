@@ -1,9 +1,9 @@
 """Replays a recorded session bit for bit, and says at which tick it comes out otherwise.
 
-The parts of the loop are built anew from the header of the log and begin as the log says that they began. Then all that
-came from outside is brought in where it took effect, and everything that was computed is compared with the record:
-spikes, decoded outputs and events, membranes, modulators, what spoke against stimulation, every decision of the gate,
-and its answer to every arming. `consume` and `advance` are those of the live loop.
+The parts of the loop are built anew from the header of the log and begin as the log says that they began. Then all
+that came from outside is brought in where it took effect, and everything that was computed is compared with the
+record: spikes, decoded outputs and events, membranes, modulators, what spoke against stimulation, spikes of units,
+every decision of the gate, and its answer to every arming. `consume` and `advance` are those of the live loop.
 
 From samples, where they were recorded: front end and encoder too, so that stimuli and flags are compared as well. From
 recorded stimuli, where they were not, or are not complete: all that follows the encoder.
@@ -41,11 +41,13 @@ from neuromod.bridge.loop_state import ARM, DECODER_SWAP, INPUT, INPUT_NAMES, RE
 from neuromod.bridge.pipeline import (
     ANCHORED,
     N_DECISIONS,
+    N_UNITS,
     PAUSED,
     RECORDS,
     TAKEN,
     TICK,
     TICK_NEXT,
+    UNIT,
     Pipeline,
     advance,
     consume,
@@ -74,12 +76,14 @@ Not `t_sent`: where stimuli are the source, only their sender knows it, and noth
 _TICKS_AT_ONCE = 8192
 _BYTES_AT_ONCE = 16_000_000  # of samples
 _DECISIONS_AT_ONCE = 65536
+_UNITS_AT_ONCE = 65536
+_OF_A_UNIT = ("record", "tick", "sample", "unit", "amplitude", "residual", "flags")  # the time is the clock's
 _BLIND_FIELDS = ("mode", "delivered")  # which tell the condition
 
 # what a compiled stretch ended with
 _DONE, _SPECIAL, _LOST_INPUT, _FULL, _MORE_SAMPLES = range(5)
 # where it is
-_TICK, _INPUT, _NUMBER, _DECISION, _SAMPLE = range(5)
+_TICK, _INPUT, _NUMBER, _DECISION, _SAMPLE, _UNIT = range(6)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +94,7 @@ class Difference:
     ----------
     record, tick : int
         Number of the record, and of the network step, as recorded.
-    what : {"tick", "decision", "input"}
+    what : {"tick", "decision", "unit", "input"}
         What was compared.
     field : str
         Which of its fields.
@@ -128,6 +132,8 @@ class SessionReplay:
         Records of ticks that were not compared, since the state was unknown.
     decisions_lost : int
         Decisions that the replay came to and the log has lost, or was cut off before.
+    units, units_lost : int
+        The same of spikes of sorted units.
     losses : list of str
         Where the state became unknown or samples ran out, and where the replay went on.
     notes : list of str
@@ -147,6 +153,8 @@ class SessionReplay:
     inputs: int = 0
     skipped: int = 0
     decisions_lost: int = 0
+    units: int = 0
+    units_lost: int = 0
     losses: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     difference: Difference | None = None
@@ -221,6 +229,15 @@ def _keep_decisions(pipeline: Pipeline, decisions: NDArray[Any], at: NDArray[np.
 
 
 @jit
+def _keep_units(pipeline: Pipeline, units: NDArray[Any], at: NDArray[np.int64]) -> None:
+    """Move the spikes of units into `units`."""
+    for k in range(pipeline.words[N_UNITS]):
+        units[at[_UNIT]] = pipeline.units[k]
+        at[_UNIT] += 1
+    pipeline.words[N_UNITS] = 0
+
+
+@jit
 def _play_stimuli(
     pipeline: Pipeline,
     network: Any,
@@ -249,7 +266,7 @@ def _play_stimuli(
         Gets what the gate decides on.
     stimuli : ndarray of float32, shape (16,)
         Room.
-    at : ndarray of int64, shape (5,)
+    at : ndarray of int64, shape (6,)
         Places in `ticks`, `given`, the number of the next input, the place in `decisions`; moved on.
     """
     words = pipeline.words
@@ -293,6 +310,7 @@ def _play_samples(
     made: NDArray[Any],
     given: NDArray[Any],
     decisions: NDArray[Any],
+    units: NDArray[Any],
     stimuli: NDArray[np.float32],
     at: NDArray[np.int64],
     ticks_per_block: int,
@@ -309,7 +327,10 @@ def _play_samples(
     is_zmq : bool
         Whether messages of stimuli are the samples, so that as inputs they must not be added once more.
 
-    Others as of `_play_stimuli`; `at` has the place in `samples` too.
+    units : ndarray of UNIT
+        Gets the spikes of sorted units.
+
+    Others as of `_play_stimuli`; `at` has the places in `samples` and `units` too.
     """
     words = pipeline.words
     while True:
@@ -331,6 +352,8 @@ def _play_samples(
         if at[_TICK] + ticks_per_block > ticks.shape[0]:
             return _DONE
         if at[_DECISION] + ticks_per_block * MAX_DECISIONS_PER_TICK > decisions.shape[0]:
+            return _FULL
+        if at[_UNIT] + pipeline.units.shape[0] > units.shape[0]:
             return _FULL
         n = stamps.shape[0] - at[_SAMPLE]
         if at[_INPUT] < given.shape[0]:
@@ -355,6 +378,7 @@ def _play_samples(
             block,
         )
         at[_SAMPLE] = done
+        _keep_units(pipeline, units, at)
         if n_records > 0:
             if np.int64(tick["inputs"]) != at[_NUMBER]:
                 return _LOST_INPUT
@@ -470,8 +494,8 @@ class _Replayer:
     ) -> None:
         self.session, self.on_progress = session, on_progress
         self.result = SessionReplay(str(session.folder))
-        for kind, dtype in (("ticks", TICK), ("inputs", INPUT), ("decisions", DECISION)):
-            if session.kinds.get(kind) != dtype:
+        for kind, dtype in (("ticks", TICK), ("inputs", INPUT), ("decisions", DECISION), ("units", UNIT)):
+            if session.kinds.get(kind, UNIT if kind == "units" else None) != dtype:
                 raise SessionLogError(
                     f"{session.folder} was recorded by version {session.metadata['versions']['neuromod']}, whose "
                     f"{kind} are laid out otherwise: replay it with that version"
@@ -483,8 +507,10 @@ class _Replayer:
         self.inputs = _Feed(session, "inputs", INPUT)
         self.decisions = _Feed(session, "decisions", DECISION)
         self.samples = _Samples(session, self.parts.info.n_channels)
-        self.at = np.zeros(5, np.int64)
+        self.units = _Feed(session, "units", UNIT) if "units" in session.kinds else None
+        self.at = np.zeros(6, np.int64)
         self.made_decisions = np.zeros(max(_DECISIONS_AT_ONCE, self.parts.pipeline.decisions.shape[0]), DECISION)
+        self.made_units = np.zeros(_UNITS_AT_ONCE, UNIT)
         self.stimuli = np.zeros(N_CHANNELS, np.float32)
         self.is_known = False  # the state of the loop
         self.by_samples = False  # that of front end and encoder too
@@ -656,6 +682,12 @@ class _Replayer:
     def _drop_decisions(self, record: int) -> None:
         self.decisions.read(record)
         self.decisions.drop(self.decisions.n_until(record))
+        self._drop_units(record)
+
+    def _drop_units(self, record: int) -> None:
+        if self.units is not None:
+            self.units.read(record)
+            self.units.drop(self.units.n_until(record))
 
     def _play(self, ticks: NDArray[Any]) -> tuple[int, bool]:
         """Play ticks as far as they go, and compare them; return how many, and whether all were that can be for now."""
@@ -665,13 +697,13 @@ class _Replayer:
         given = _unanswered(inputs)
         made = np.zeros(len(ticks), TICK) if self.by_samples else _stripped(ticks)
         at, started_by_samples = self.at, self.by_samples
-        at[_TICK] = at[_INPUT] = at[_DECISION] = 0
+        at[_TICK] = at[_INPUT] = at[_DECISION] = at[_UNIT] = 0
         status = _FULL
         while status in (_FULL, _SPECIAL, _MORE_SAMPLES):
             status = self._stretch(ticks, made, given)
             if status == _SPECIAL and not self._apply_special(given[at[_INPUT]]):
                 break
-            if status == _FULL and at[_DECISION] == 0:
+            if status == _FULL and at[_DECISION] == at[_UNIT] == 0:
                 raise SessionLogError("a block has more decisions than there is room for")
             if status == _FULL:
                 break  # compare these, then go on
@@ -701,7 +733,7 @@ class _Replayer:
         inputs, self.by_samples = self.inputs.rows[:n], False
         given, last = _unanswered(inputs), np.zeros(1, TICK)
         last["flags"], last["record"], last["inputs"] = FLAG_FILLER, 1 << 60, self.at[_NUMBER] + len(inputs)
-        self.at[_TICK] = self.at[_INPUT] = self.at[_DECISION] = 0
+        self.at[_TICK] = self.at[_INPUT] = self.at[_DECISION] = self.at[_UNIT] = 0
         while (status := self._stretch(last, last, given)) == _SPECIAL and self._apply_special(given[self.at[_INPUT]]):
             pass
         if status == _LOST_INPUT:
@@ -720,6 +752,7 @@ class _Replayer:
                 made,
                 given,
                 self.made_decisions,
+                self.made_units,
                 self.stimuli,
                 self.at,
                 parts.ticks_per_block,
@@ -769,7 +802,7 @@ class _Replayer:
         """Set what a checkpoint does not change."""
         words = self.parts.pipeline.words
         words[PAUSED], words[RECORDS], words[TAKEN], words[ANCHORED] = is_paused, records, taken, 0
-        words[N_DECISIONS] = 0
+        words[N_DECISIONS] = words[N_UNITS] = 0
 
     # -- comparing
 
@@ -794,12 +827,15 @@ class _Replayer:
             _first(ticks, made, fields, "tick", ticks["record"], ticks["tick"]),
             _first(inputs, given, ("tick", "values"), "input", inputs["record"], inputs["tick"]),
             *self._compare_decisions(ticks),
+            *self._compare_units(ticks, by_samples=by_samples),
         ]
         differences = [one for one in found if one is not None]
         n = len(ticks)
         if differences:
             # an input acts before its tick, a decision comes after it
-            result.difference = min(differences, key=lambda d: (d.record, ("input", "tick", "decision").index(d.what)))
+            result.difference = min(
+                differences, key=lambda d: (d.record, ("input", "unit", "tick", "decision").index(d.what))
+            )
             if self.session.is_blind and result.difference.field in _BLIND_FIELDS:
                 d = result.difference
                 result.difference = Difference(d.record, d.tick, d.what, d.field, "sealed", "sealed")
@@ -843,6 +879,38 @@ class _Replayer:
                 found.append(_difference(one, "id", "no such decision", int(one["id"])))
                 break
         self.decisions.drop(n)
+        return found
+
+    def _compare_units(self, ticks: NDArray[Any], *, by_samples: bool) -> list[Difference | None]:
+        if self.units is None or not len(ticks):
+            return []
+        last = int(ticks[-1]["record"])
+        if not by_samples:
+            self._drop_units(last)
+            return []
+        self.units.read(last)
+        n = self.units.n_until(last)
+        recorded, made = self.units.rows[:n], self.made_units[: self.at[_UNIT]]
+        self.units.drop(n)
+        made = made[made["record"] <= last]
+        keys = [rows["sample"].astype(np.int64) << 16 | rows["unit"] for rows in (recorded, made)]
+        _, in_recorded, in_made = np.intersect1d(*keys, return_indices=True)
+        a, b = recorded[in_recorded], made[in_made]
+        found = [_first(a, b, _OF_A_UNIT, "unit", a["record"], a["tick"])]
+        self.result.units += len(a)
+        extra, absent = recorded[~np.isin(keys[0], keys[1])], made[~np.isin(keys[1], keys[0])]
+        if len(extra):
+            one = extra[0]
+            found.append(
+                Difference(int(one["record"]), int(one["tick"]), "unit", "unit", int(one["unit"]), "no such spike")
+            )
+        if self.end is None or self.end["lost"].get("units"):
+            self.result.units_lost += len(absent)
+        elif len(absent):
+            one = absent[0]
+            found.append(
+                Difference(int(one["record"]), int(one["tick"]), "unit", "unit", "no such spike", int(one["unit"]))
+            )
         return found
 
     def _check_end(self) -> None:
@@ -978,6 +1046,9 @@ def _print(result: SessionReplay) -> None:
         table.add_row("", told)
     lost = f", {result.decisions_lost} not in the log" if result.decisions_lost else ""
     table.add_row("decisions", f"{result.decisions} compared{lost}")
+    if result.units or result.units_lost:
+        lost = f", {result.units_lost} not in the log" if result.units_lost else ""
+        table.add_row("spikes of units", f"{result.units} compared{lost}")
     table.add_row("inputs", str(result.inputs))
     for sentence in result.losses:
         table.add_row("[yellow]loss", escape(sentence))

@@ -16,6 +16,7 @@ from neuromod.bridge.wire import (
     SpikesMessage,
     StateMessage,
     StimuliMessage,
+    UnitMessage,
 )
 
 
@@ -40,6 +41,8 @@ def as_json(message: OutputMessage) -> dict[str, Any]:
             body = {"topic": "stimulation", **dataclasses.asdict(message), "reason": REASONS[message.reason]}
         case StimuliMessage():
             body = {"topic": "stimuli", "seq": message.seq, "tick": message.tick, "values": message.values}
+        case UnitMessage():
+            body = {"topic": "units", **dataclasses.asdict(message), "flags": flag_names(message)}
         case StateMessage():
             body = {
                 "topic": "state",
@@ -84,6 +87,12 @@ def as_line(message: OutputMessage) -> str:
             return f"{message.kind:<7} {message.tick:>10} {why}".rstrip()
         case StimuliMessage():
             return f"stimuli {message.tick:>10} " + " ".join(f"{value:.3g}" for value in message.values)
+        case UnitMessage():
+            latency_ms = (message.t_tick - message.t_sample) * 1e3
+            return (
+                f"unit    {message.tick:>10} {message.unit:>4} amplitude {message.amplitude:5.2f} "
+                f"residual {message.residual:5.2f} {latency_ms:6.2f} ms {' '.join(flag_names(message))}"
+            ).rstrip()
         case StateMessage():
             levels = " ".join(f"{name} {level:.2f}" for name, level in message.modulators.items())
             return (
@@ -111,7 +120,7 @@ def as_tree(value: Any, indent: str = "") -> str:
     return "\n".join(lines)
 
 
-def flag_names(message: SpikesMessage | Command) -> list[str]:
+def flag_names(message: SpikesMessage | UnitMessage | Command) -> list[str]:
     """Names of the flags that are set."""
     return [flag.name or "" for flag in Flag(message.flags)]
 

@@ -6,6 +6,7 @@ from neuromod.bridge.config import parse
 from neuromod.bridge.toml_text import value_toml
 
 SourceKind = Literal["lsl", "recording", "features", "zmq"]
+Mode = Literal["crossings", "sorted", "features"]
 
 COMMENT_COLUMN = 33
 
@@ -38,16 +39,42 @@ block_ms = 1.0                   # how long its stimuli stand
 
 _FRONT_END = """\
 [front_end]                      # from raw signal to features, one vector per block
-features = @  # any of crossings, spiking_band, bands, raw; auto: crossings, or raw on a slow stream
+features = FEATURES
 reference = @  # none, mean, median, clipped-mean; auto: clipped-mean from 16 channels up
 exclude_channels = @  # by name, or number from 0
+"""
 
+_MODES: dict[str, tuple[str, str]] = {
+    "crossings": (
+        '"auto"                # any of crossings, units, spiking_band, bands, raw; auto: crossings, or raw if slow',
+        """\
 [front_end.crossings]
 low_hz = @
 high_hz = @
 threshold_noise = @  # multiple of each channel's robust noise (MAD / 0.6745)
 dead_time_ms = @
-"""
+""",
+    ),
+    "sorted": (
+        '["units"]             # spikes of sorted units, recognised while the signal comes in',
+        """\
+[front_end.units]
+bundle = "sorting"               # folder that 'neuromod sort RECORDING -o sorting' wrote
+engine = @  # sparse (Utah), dense (Neuropixels); auto: as the sorting says
+tracking = @  # templates follow slow change; false where runs are to be compared
+""",
+    ),
+    "features": (
+        '["spiking_band"]      # power of 300 to 1000 Hz; or "bands" for slower signals: LFP, ECoG, EEG',
+        """\
+[front_end.spiking_band]
+low_hz = @
+high_hz = @
+window_ms = @  # time constant of the exponential that smooths it
+log = @  # 10 log10 of the power
+""",
+    ),
+}
 
 _ENCODER = """\
 [encoder]                        # from features to the sixteen stimuli
@@ -144,8 +171,13 @@ timer_slack_ns = @
 """
 
 
-def session_toml(kind: SourceKind = "lsl") -> str:
-    """Return a commented session file for a kind of source; it passes `neuromod check` once its path exists."""
+def session_toml(kind: SourceKind = "lsl", mode: Mode = "crossings") -> str:
+    """Return a commented session file for a kind of source; it passes `neuromod check` once its paths exist.
+
+    `mode` is what becomes of raw signal; a stream of features or of stimuli is what it is.
+    """
+    features, section = _MODES[mode]
+    front_end = _FRONT_END.replace("FEATURES", features), section
     parts = [
         "# A neuromod session. 'neuromod check FILE' prints it complete, 'neuromod start FILE' runs it.\n",
         """\
@@ -154,7 +186,7 @@ name = "session"
 # baseline = "baseline.json"     # what 'neuromod baseline' wrote: thresholds, exclusions, normalisation
 """,
         _SOURCES[kind],
-        *([_FRONT_END] if kind in ("lsl", "recording") else []),
+        *(front_end if kind in ("lsl", "recording") else []),
         *([_ENCODER] if kind != "zmq" else []),
         _REST,
     ]

@@ -11,7 +11,7 @@ from neuromod.bridge.assembly import assemble
 from neuromod.bridge.config import parse
 from neuromod.bridge.gate import DECISION
 from neuromod.bridge.loop import run
-from neuromod.bridge.pipeline import TICK
+from neuromod.bridge.pipeline import TICK, UNIT
 from neuromod.bridge.ring import append, drain, put_samples, refused
 from neuromod.engine.compiled import cache_folder
 
@@ -47,6 +47,7 @@ def warm_loop() -> None:
         paced_rate=0.0,
         parts=parts.parts(),
         decisions=parts.pipeline.decisions,
+        units=parts.pipeline.units,
     )
     rings = rt.make_rings(1)
     shared = loop.block[0]["shared"]
@@ -57,6 +58,7 @@ def warm_loop() -> None:
     drain(rings.inputs, rt.INPUT)
     drain(rings.ticks, TICK)
     drain(rings.decisions, DECISION)
+    drain(rings.units, UNIT)
     refused(rings.ticks.ends)
     put_samples(rings.samples, np.zeros((1, 1), np.float32), np.zeros(1), 0)
     parts.consume(np.zeros((1, 1), np.float32), np.zeros(1), 0, parts.records())

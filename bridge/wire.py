@@ -35,6 +35,7 @@ TOPIC_REWARD: Final = b"reward"
 TOPIC_STRESS: Final = b"stress"
 TOPIC_COMMAND: Final = b"command"
 TOPIC_STIMULATION: Final = b"stimulation"
+TOPIC_UNITS: Final = b"units"
 TOPIC_ALIVE: Final = b"alive"
 TOPIC_HEARTBEAT: Final = b"heartbeat"
 TOPIC_STIMULATE: Final = b"stimulate"
@@ -43,6 +44,7 @@ TOPIC_STOP: Final = b"stop"
 OUTPUT_TOPICS: Final = (
     TOPIC_SPIKES,
     TOPIC_STIMULI,
+    TOPIC_UNITS,
     TOPIC_COMMAND,
     TOPIC_STIMULATION,
     TOPIC_STATE,
@@ -234,12 +236,25 @@ _STIMULATION: Final = (
     ("phase_us", "d"), ("interphase_us", "d"), ("amplitude2_ua", "d"), ("phase2_us", "d"), ("pulses", "I"),
     ("period_us", "d"), ("expires", "d"), ("reason", "H"),
 )  # fmt: skip
+_UNITS: Final = (
+    ("seq", "Q"), ("tick", "Q"), ("sample", "Q"), ("t_sample", "d"), ("t_tick", "d"), ("unit", "H"), ("amplitude", "d"),
+    ("residual", "d"), ("flags", "I"),
+)  # fmt: skip
 _TYPE_BYTES: Final = {"Q": b"\xcf", "d": b"\xcb", "B": b"\xcc", "H": b"\xcd", "I": b"\xce"}
 
 
 def stimulation_frame() -> Frame:
     """Frame of a `stimulation` message; `kind` is an index of `STIMULATION_KINDS`."""
-    fields = [(key, _TYPE_BYTES[code], bytes(struct.calcsize(code))) for key, code in _STIMULATION]
+    return _numbers_frame(_STIMULATION)
+
+
+def units_frame() -> Frame:
+    """Frame of a `units` message."""
+    return _numbers_frame(_UNITS)
+
+
+def _numbers_frame(numbers: Sequence[tuple[str, str]]) -> Frame:
+    fields = [(key, _TYPE_BYTES[code], bytes(struct.calcsize(code))) for key, code in numbers]
     return _frame([("v", b"", bytes([PROTOCOL_VERSION])), *fields])
 
 
@@ -304,6 +319,41 @@ class StimuliMessage:
     values: NDArray[np.float32]
 
 
+@dataclass(frozen=True, slots=True)
+class UnitMessage:
+    """One spike of a sorted unit.
+
+    Attributes
+    ----------
+    seq : int
+        Counts the messages of this topic.
+    tick : int
+        The tick whose stimuli it went into.
+    sample : int
+        Number of the sample at which its template has its trough, from 1 as in `SpikesMessage`.
+    t_sample, t_tick : float
+        Seconds on the daemon's `lsl_local_clock`: time of that sample, and when the message was made.
+    unit : int
+        Row of the sorting; `health` names them under ``units.ids``.
+    amplitude : float
+        Multiple of the unit's template.
+    residual : float
+        RMS of what was left around it once the template was taken away, in multiples of the noise.
+    flags : Flag
+        Of the tick.
+    """
+
+    seq: int
+    tick: int
+    sample: int
+    t_sample: float
+    t_tick: float
+    unit: int
+    amplitude: float
+    residual: float
+    flags: Flag
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class StateMessage:
     """State of the network, some times a second.
@@ -354,7 +404,9 @@ class EventMessage:
     value: Any = None
 
 
-OutputMessage = SpikesMessage | StimuliMessage | Command | Stimulation | StateMessage | HealthMessage | EventMessage
+OutputMessage = (
+    SpikesMessage | StimuliMessage | UnitMessage | Command | Stimulation | StateMessage | HealthMessage | EventMessage
+)
 
 
 def pack_spikes(message: SpikesMessage) -> bytes:
@@ -406,6 +458,15 @@ def pack_stimulation(message: Stimulation) -> bytes:
     for key, code in _STIMULATION:
         value = getattr(message, key)
         struct.pack_into(">" + code, data, frame.offsets[key], STIMULATION_KINDS.index(value) if code == "B" else value)
+    return bytes(data)
+
+
+def pack_unit(message: UnitMessage) -> bytes:
+    """Pack a `units` message exactly as the compiled loop does."""
+    frame = units_frame()
+    data = bytearray(frame.template)
+    for key, code in _UNITS:
+        struct.pack_into(">" + code, data, frame.offsets[key], getattr(message, key))
     return bytes(data)
 
 
@@ -501,6 +562,12 @@ def unpack_output(topic: bytes, payload: bytes) -> OutputMessage:
         }
         numbers["kind"] = STIMULATION_KINDS[_integer(body, "kind", 0, len(STIMULATION_KINDS) - 1)]
         return Stimulation(**numbers)
+    if topic == TOPIC_UNITS:
+        found: dict[str, Any] = {
+            key: _number(body, key) if code == "d" else _integer(body, key) for key, code in _UNITS
+        }
+        found["flags"] = Flag(_integer(body, "flags", 0, 0xFFFF_FFFF))
+        return UnitMessage(**found)
     if topic == TOPIC_STATE:
         modulators = _get(body, "modulators")
         if not isinstance(modulators, dict):

@@ -21,7 +21,7 @@ from pydantic import Field
 from neuromod.engine.errors import ConfigError
 
 VERSION = 1
-INFO_NAME, ARRAYS_NAME = "bundle.json", "bundle.npz"
+INFO_NAME, ARRAYS_NAME = FILES = "bundle.json", "bundle.npz"
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]

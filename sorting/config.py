@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 import pydantic
 from pydantic import Field
 
-FeatureKind = Literal["crossings", "spiking_band", "bands", "raw"]
+FeatureKind = Literal["crossings", "units", "spiking_band", "bands", "raw"]
 ReferenceKind = Literal["none", "mean", "median", "clipped-mean"]
 
 PositiveHz = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -78,12 +78,24 @@ class BandsConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
         return self
 
 
+class UnitsConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
+    """Spikes of sorted units, counted per unit and block: the mode in which the loop sorts."""
+
+    bundle: Path | None = None
+    """Folder that `neuromod sort` wrote. Named here, and nothing said under `features`, units are what is computed."""
+    engine: Literal["auto", "sparse", "dense"] = "auto"
+    """sparse: for arrays whose neighbours hardly see the same units; dense: for probes; auto: as the sorting says."""
+    tracking: bool = True
+    """Templates and noise follow slow change, within bounds. Switch it off where runs are to be compared, as in HIL."""
+
+
 class FrontEndConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
     """From samples to one vector of features per block."""
 
     features: Annotated[tuple[FeatureKind, ...], Field(min_length=1)] | Literal["auto"] = "auto"
-    """Any of crossings, spiking_band, bands, raw (mean of the block's samples, unfiltered); per channel, in this order.
-    auto: crossings where the stream is sampled fast enough for their band, else raw."""
+    """Any of crossings, spiking_band, bands, raw (mean of the block's samples, unfiltered); per channel, in this order;
+    and units, one feature per sorted unit, behind those of channels. auto: units where a sorting is named, else
+    crossings where the stream is sampled fast enough for their band, else raw."""
     reference: ReferenceKind | Literal["auto"] = "auto"
     """Of crossings and spiking band, after their filter; auto: clipped-mean from 16 channels up, else none."""
     clip_noise: Annotated[float, Field(gt=0, le=100)] = 3.0
@@ -99,6 +111,7 @@ class FrontEndConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
     warmup_s: Annotated[float, Field(gt=0, le=3600)] = 10.0
     """Without a baseline file: stream time over which noise is measured before the first features; then frozen."""
     crossings: CrossingsConfig = CrossingsConfig()
+    units: UnitsConfig = UnitsConfig()
     spiking_band: SpikingBandConfig = SpikingBandConfig()
     bands: BandsConfig = BandsConfig()
 
@@ -108,9 +121,23 @@ class FrontEndConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
             raise ValueError(f"features = {list(self.features)} names a kind twice")
         return self
 
+    @pydantic.model_validator(mode="after")
+    def _sorted(self) -> Self:
+        wants_units = self.features != "auto" and "units" in self.features
+        if wants_units and self.units.bundle is None:
+            raise ValueError('features = ["units"] takes a sorting: name its folder as units.bundle')
+        if self.features != "auto" and not wants_units and self.units.bundle is not None:
+            raise ValueError(
+                f'units.bundle names a sorting, but features = {list(self.features)} leaves units out: add "units", or '
+                "drop units.bundle"
+            )
+        return self
+
     def kinds(self, sampling_frequency: float) -> tuple[FeatureKind, ...]:
         """Return the kinds of features on a stream of this rate, in Hz."""
         if self.features == "auto":
+            if self.units.bundle is not None:
+                return ("units",)
             return ("crossings",) if sampling_frequency > 2.0 * self.crossings.high_hz else ("raw",)
         return self.features
 

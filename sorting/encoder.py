@@ -11,6 +11,7 @@ from neuromod.engine.compiled import jit
 from neuromod.engine.errors import ConfigError
 from neuromod.engine.layout import N_CHANNELS, N_SENSORY
 from neuromod.sorting.baseline import Baseline
+from neuromod.sorting.bundle import Bundle, Normalisation
 from neuromod.sorting.config import EncoderConfig
 
 # Entries of EncoderState.options.
@@ -167,6 +168,9 @@ class Encoder:
         Frozen mean and deviation of each feature, used by ``normalisation = "zscore"``.
     block_ms : float
         Nominal duration of a block, for the time constants.
+    bundle : Bundle, optional
+        The sorting, where features are its units and nothing else: its proposed groups stand in for contiguous ones,
+        and its normalisation for a warm-up, where it was measured with this `block_ms` and smoothing.
 
     Raises
     ------
@@ -182,6 +186,7 @@ class Encoder:
         baseline: Baseline | None = None,
         *,
         block_ms: float = 1.0,
+        bundle: Bundle | None = None,
     ) -> None:
         names = tuple(feature_names) if feature_names is not None else tuple(f"f{i + 1}" for i in range(n_features))
         if n_features < 1 or len(names) != n_features:
@@ -195,6 +200,14 @@ class Encoder:
         self._baseline = baseline if config.normalisation == "zscore" else None
         if self._baseline is not None:
             self._baseline.check_encoding(names, self.block_ms, config.smoothing_ms)
+        sorting = bundle.info if bundle is not None and bundle.unit_ids == names else None
+        self._frozen: Normalisation | None = None
+        if sorting is not None and sorting.normalisation is not None and config.normalisation == "zscore":
+            measured = sorting.normalisation.block_ms, sorting.normalisation.smoothing_ms
+            if self._baseline is None and measured == (self.block_ms, config.smoothing_ms):
+                self._frozen = sorting.normalisation
+        if sorting is not None and sorting.encoding is not None and config.kind == "groups" and not config.groups:
+            config = config.model_copy(update={"groups": sorting.encoding.groups})
         matrix = mixing_matrix(config, names)
         self.state = _allocate(config, matrix, self.block_ms)
         self.reset()
@@ -222,12 +235,14 @@ class Encoder:
         if self.config.normalisation == "scale":
             state.centre[:] = _per_feature("centre", self.config.centre, self.n_features)
             state.inverse[:] = 1.0 / _per_feature("scale", self.config.scale, self.n_features)
-        elif self._baseline is not None:
-            mean, sd = np.array(self._baseline.mean), np.array(self._baseline.sd)
+        elif (frozen := self._baseline or self._frozen) is not None:
+            mean, sd = np.array(frozen.mean), np.array(frozen.sd)
             known = sd > np.maximum(_ABSOLUTE_FLOOR, _RELATIVE_FLOOR * np.abs(mean))
             state.centre[:] = mean
             state.inverse[:] = np.where(known, 1.0 / np.where(known, sd, 1.0), 0.0)
-        state.counters[_READY] = int(self.config.normalisation != "zscore" or self._baseline is not None)
+        state.counters[_READY] = int(
+            self.config.normalisation != "zscore" or self._baseline is not None or self._frozen is not None
+        )
 
 
 def mixing_matrix(config: EncoderConfig, feature_names: Sequence[str]) -> NDArray[np.float64]:

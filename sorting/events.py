@@ -17,6 +17,9 @@ UNIT_EVENT = np.dtype(
     align=True,
 )
 
+MAX_EVENTS = 1024
+"""Room for the events of one block; 384 channels at their busiest give some tens a millisecond."""
+
 # Entries of UnitEvents.counters.
 N_EVENTS, MATCHED, UNMATCHED, OVERFLOWS = range(4)
 
@@ -31,7 +34,7 @@ class UnitEvents(NamedTuple):
     ]  # rows in use; events, unmatched detections and rows that found no room, since the start
 
 
-def make_events(n_units: int, capacity: int = 1024) -> UnitEvents:
+def make_events(n_units: int, capacity: int = MAX_EVENTS) -> UnitEvents:
     """Allocate room for the events of one block."""
     return UnitEvents(np.zeros(capacity, UNIT_EVENT), np.zeros(n_units), np.zeros(4, np.int64))
 

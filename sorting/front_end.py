@@ -2,8 +2,8 @@
 
 A sample takes as many *paths* as there are kinds of features: filter, common reference, then what the kind does with
 it (count crossings, add up power or values). Everything is clocked by samples, one at a time, so that how they were cut
-into chunks cannot change a bit. The online sorter will be one more kind in `_advance`: something that sees a filtered,
-referenced sample of all channels and adds to the features of the block.
+into chunks cannot change a bit. Beside the paths stands the online sorter (`online.py`), with the chain that its
+templates were estimated through: it is handed every sample, and adds one feature per unit behind those of channels.
 
 Without a baseline the noise of each channel is measured in the stream itself. The first half of the warm-up, with no
 reference, so that a dead channel is silent and a noisy one does not leak into others, finds channels to exclude and
@@ -17,7 +17,7 @@ counts for nothing. The step back to the signal still rings, for a few periods o
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +26,10 @@ from neuromod.engine.compiled import jit
 from neuromod.engine.errors import ConfigError
 from neuromod.sorting import blanking, noise, reference
 from neuromod.sorting.baseline import Baseline
+from neuromod.sorting.bundle import Bundle
 from neuromod.sorting.config import ArtefactConfig, BlankingConfig, FrontEndConfig
+from neuromod.sorting.events import MATCHED, OVERFLOWS, UNMATCHED
+from neuromod.sorting.online import Sorter, SorterState, set_clean, take_sample
 
 # What a path does with a sample.
 CROSSINGS, POWER, LOG_POWER, RAW = range(4)
@@ -35,7 +38,7 @@ CROSSINGS, POWER, LOG_POWER, RAW = range(4)
 _KIND, _REFERENCE, _HISTOGRAM, _SECTIONS = range(4)
 
 # Entries of FrontEndState.settings.
-_N_CHANNELS, _HOLD_SAMPLES, _SECOND_HALF, _BLANKS, _HOLD_RATE = range(5)
+_N_CHANNELS, _HOLD_SAMPLES, _SECOND_HALF, _BLANKS, _HOLD_RATE, _SORTS = range(6)
 
 # Entries of FrontEndState.counters.
 (
@@ -87,6 +90,7 @@ class FrontEndState(NamedTuple):
     edges: NDArray[np.float64]  # (BINS + 1,)
     blank_extent: NDArray[np.float64]  # (N_ELECTRODES, 3): us before a pulse, after it, and its delay
     blank_mask: NDArray[np.bool_]  # (N_ELECTRODES, n_padded): channels that the electrode's artefact reaches
+    unit_channel: NDArray[np.int64]  # (n_units,) where each is largest
     # frozen after the warm-up
     weight: NDArray[np.float64]  # (n_padded,) 1: takes part
     reason: NDArray[np.int64]  # (n_padded,)
@@ -109,6 +113,8 @@ class FrontEndState(NamedTuple):
     inverse: NDArray[np.float64]  # (1,) 1 / channels that take part and are clean
     missed: NDArray[np.int64]  # (n_padded,) blanked samples of the block
     recent: NDArray[np.float64]  # (2, n_padded) crossings and clean samples, both forgotten exponentially
+    unit_recent: NDArray[np.float64]  # (2, n_units) spikes and clean samples, likewise
+    sorter: SorterState
     # scratch
     y: NDArray[np.float64]  # (n_padded,)
     scratch: NDArray[np.float64]  # (n_padded,)
@@ -119,7 +125,7 @@ class FrontEndState(NamedTuple):
 _CHANGING = (
     "weight", "reason", "noise", "clip", "threshold",
     "counters", "z", "hold", "total", "smoothed", "saturated", "histogram",
-    "x", "trains", "train_times", "clean", "present", "inverse", "missed", "recent",
+    "x", "trains", "train_times", "clean", "present", "inverse", "missed", "recent", "unit_recent",
 )  # fmt: skip
 
 
@@ -151,6 +157,8 @@ def push(state: FrontEndState, samples: NDArray[np.float32]) -> None:
             state.counters[_STARTED] = 0 if blanked else 1
         for path in range(state.paths.shape[0]):
             _advance(state, path, blanked)
+        if state.settings[_SORTS] == 1:
+            take_sample(state.sorter, x)
         state.counters[_BLOCK_SAMPLES] += 1
         state.counters[_SAMPLE] += 1
         # a sample of which anything is blanked is no part of the warm-up, which so measures every channel as long
@@ -171,8 +179,8 @@ def finish_block(state: FrontEndState, features: NDArray[np.float32]) -> None:
     state : FrontEndState
         Changed in place.
     features : ndarray of float32, shape (n_features,)
-        Channel by channel, within a channel kind by kind. NaN during the warm-up, 0 for excluded channels. NaN as
-        well where a channel has been blanked since the start, so that there is no value to hold.
+        Channel by channel, within a channel kind by kind; then unit by unit. NaN during the warm-up, 0 for excluded
+        channels. NaN as well where a channel has been blanked since the start, so that there is no value to hold.
     """
     n_channels = state.settings[_N_CHANNELS]
     n_paths = state.paths.shape[0]
@@ -220,6 +228,8 @@ def finish_block(state: FrontEndState, features: NDArray[np.float32]) -> None:
             value = min(max(value, -_LARGEST_F32), _LARGEST_F32)
             features[c * n_paths + path] = np.float32(value) if known else np.float32(np.nan)
             total[c] = 0.0
+    if state.settings[_SORTS] == 1:
+        _finish_units(state, features, n_samples, touched, live)
     if n_samples > 0:
         state.counters[_BLOCKS] += 1
     state.counters[_BLOCK_SAMPLES] = 0
@@ -230,6 +240,28 @@ def finish_block(state: FrontEndState, features: NDArray[np.float32]) -> None:
         for c in range(n_channels):
             state.missed[c] = 0
     _flush_denormals(state)
+
+
+@jit
+def _finish_units(
+    state: FrontEndState, features: NDArray[np.float32], n_samples: int, touched: bool, live: bool
+) -> None:
+    """Write how often each unit fired in the block; blanked samples of its channel as for crossings."""
+    counts = state.sorter.events.counts
+    first = features.shape[0] - counts.shape[0]
+    window = state.limits[_RATE_SAMPLES]
+    for u in range(counts.shape[0]):
+        value = counts[u]
+        counts[u] = 0.0
+        if state.settings[_HOLD_RATE] == 1:
+            missed = float(state.missed[state.unit_channel[u]]) if touched else 0.0
+            n_clean = float(n_samples) - missed
+            keep = math.exp(-n_clean / window)
+            state.unit_recent[0, u] = state.unit_recent[0, u] * keep + value
+            state.unit_recent[1, u] = state.unit_recent[1, u] * keep + n_clean
+            if missed > 0.0:  # never clean so far: 0 / 0, not known
+                value += missed * (state.unit_recent[0, u] / state.unit_recent[1, u])
+        features[first + u] = np.float32(value) if live else np.float32(np.nan)
 
 
 @jit
@@ -513,6 +545,8 @@ def _set_present(state: FrontEndState) -> None:
         blanked += state.clean[c] == 0.0
     state.inverse[0] = 1.0 / n if n > 0.0 else 0.0
     state.counters[_BLANKED] = blanked
+    if state.settings[_SORTS] == 1:
+        set_clean(state.sorter, state.present)
 
 
 @jit
@@ -612,6 +646,12 @@ class FrontEnd:
         self._configured = _excluded_indices(config, names)
         n_left = n_channels - len(self._configured)
         self._paths = _paths(config, self.sampling_frequency, n_left)
+        self.bundle: Bundle | None = None
+        if "units" in config.kinds(self.sampling_frequency):
+            assert config.units.bundle is not None  # FrontEndConfig saw to it
+            self.bundle = Bundle.load(config.units.bundle)
+            self.bundle.check_stream(self.sampling_frequency, names)
+        self._sorter = Sorter(self.bundle, engine=config.units.engine, tracking=config.units.tracking)
         self._baseline = baseline
         if baseline is not None:
             baseline.check_stream(self.sampling_frequency, names)
@@ -622,7 +662,7 @@ class FrontEnd:
                         f'the baseline of "{baseline.stream_name}" holds no noise of {path.name} for {n_channels} '
                         "channels; measure it again with `neuromod baseline`"
                     )
-        self.state = _allocate(config, self._paths, n_channels, self.sampling_frequency)
+        self.state = _allocate(config, self._paths, n_channels, self.sampling_frequency, self._sorter, self.bundle)
         if artefacts is not None:
             _set_blanking(self.state, artefacts, names, tuple(electrode_names), self.sampling_frequency)
         self.reset()
@@ -630,13 +670,18 @@ class FrontEnd:
 
     @property
     def n_features(self) -> int:
-        """Length of a feature vector: channels times kinds."""
-        return self.n_channels * len(self._paths)
+        """Length of a feature vector: channels times kinds, and units."""
+        return self.n_channels * len(self._paths) + len(self.unit_ids)
+
+    @property
+    def unit_ids(self) -> tuple[str, ...]:
+        """Ids of the sorted units; none where the loop does not sort."""
+        return self.bundle.unit_ids if self.bundle is not None else ()
 
     @property
     def feature_names(self) -> tuple[str, ...]:
-        """``channel.kind`` of each feature, channel by channel."""
-        return tuple(f"{name}.{path.name}" for name in self.channel_names for path in self._paths)
+        """``channel.kind`` of each feature, channel by channel; then the ids of units."""
+        return (*(f"{name}.{path.name}" for name in self.channel_names for path in self._paths), *self.unit_ids)
 
     @property
     def is_ready(self) -> bool:
@@ -669,6 +714,29 @@ class FrontEnd:
         counters = self.state.counters
         return Blanked(int(counters[_BLANKED_SAMPLES]), int(counters[_BLANKED_INSTANTS]))
 
+    def describe_units(self) -> dict[str, object]:
+        """Say how the online sorter fares; nothing where the loop does not sort."""
+        if self.bundle is None:
+            return {}
+        counters = self.state.sorter.events.counters
+        return {
+            "sorting": self.bundle.info.name,
+            "engine": self._sorter.engine,
+            "tracking": self.config.units.tracking,
+            "ids": list(self.unit_ids),
+            "spikes": int(counters[MATCHED]),
+            "unmatched": int(counters[UNMATCHED]),
+            "overflows": int(counters[OVERFLOWS]),
+            "masked": self._sorter.masked,
+        }
+
+    def parts(self) -> list[NDArray[Any]]:
+        """Return the arrays that change with the signal, and those that configuration alone makes, for a checkpoint.
+
+        Templates and whitening are left out: they are the sorting's, and large.
+        """
+        return [part for name, part in self.state._asdict().items() if name != "sorter"] + self._sorter.changing()
+
     def reset(self) -> None:
         """Back to the state of a new front end, warm-up included."""
         state = self.state
@@ -677,6 +745,7 @@ class FrontEnd:
         state.clean.fill(1)
         for c in self._configured:
             state.reason[c] = CONFIGURED
+        self._sorter.reset()
         state.clip.fill(np.inf)
         state.threshold.fill(-np.inf)
         if self._baseline is not None:
@@ -795,6 +864,8 @@ def _paths(config: FrontEndConfig, sampling_frequency: float, n_included: int) -
             sos = band_pass(s.low_hz, s.high_hz, s.order, sampling_frequency, "spiking_band")
             power = LOG_POWER if s.log else POWER
             paths.append(_Path("spiking_band", power, code, sos, s.window_ms, main == "clipped-mean"))
+        elif feature == "units":
+            continue  # the sorter has a chain of its own
         elif feature == "bands":
             b = config.bands
             power = LOG_POWER if b.log else POWER
@@ -870,15 +941,25 @@ def _set_blanking(
             state.blank_mask[number, list(_channel_indices(f"{key}.channels", windows.channels, names))] = True
 
 
-def _allocate(config: FrontEndConfig, paths: list[_Path], n_channels: int, sampling_frequency: float) -> FrontEndState:
+def _allocate(
+    config: FrontEndConfig,
+    paths: list[_Path],
+    n_channels: int,
+    sampling_frequency: float,
+    sorter: Sorter,
+    bundle: Bundle | None,
+) -> FrontEndState:
     n_padded = -(-n_channels // _PAD) * _PAD
     n_paths = len(paths)
     n_sections = max([1, *(path.sos.shape[0] for path in paths)])
     rows = [path.is_measured for path in paths]
     n_measured = sum(rows)
 
-    settings = np.zeros(5, dtype=np.int64)
+    settings = np.zeros(6, dtype=np.int64)
     settings[_N_CHANNELS] = n_channels
+    settings[_SORTS] = bundle is not None
+    names = bundle.info.channel_names if bundle is not None else ()
+    unit_channel = [names.index(unit.channel) for unit in bundle.info.units] if bundle is not None else []
     dead_samples = round(config.crossings.dead_time_ms * 1e-3 * sampling_frequency)
     settings[_HOLD_SAMPLES] = max(1, dead_samples - 1)  # samples between two crossings that are `dead_samples` apart
     limits = np.zeros(8)
@@ -910,6 +991,7 @@ def _allocate(config: FrontEndConfig, paths: list[_Path], n_channels: int, sampl
         edges=noise.bin_edges(),
         blank_extent=np.zeros((blanking.N_ELECTRODES, blanking.EXTENT_COLUMNS)),
         blank_mask=np.zeros((blanking.N_ELECTRODES, n_padded), dtype=np.bool_),
+        unit_channel=np.array(unit_channel, dtype=np.int64),
         weight=np.zeros(n_padded),
         reason=np.zeros(n_padded, dtype=np.int64),
         noise=np.zeros((n_measured, n_padded)),
@@ -930,6 +1012,8 @@ def _allocate(config: FrontEndConfig, paths: list[_Path], n_channels: int, sampl
         inverse=np.zeros(1),
         missed=np.zeros(n_padded, dtype=np.int64),
         recent=np.zeros((2, n_padded)),
+        unit_recent=np.zeros((2, len(unit_channel))),
+        sorter=sorter.state,
         y=np.zeros(n_padded),
         scratch=np.zeros(n_padded),
         magnitude=magnitude,

@@ -367,7 +367,7 @@ def _draw_train(rng: np.random.Generator, scenario: Scenario) -> Train:
     rates = np.clip(np.exp(rng.normal(np.log(7.0), 0.6, scenario.n_units)), 2.0, 30.0)
     trains = [_renewal(rng, rate, common, duration_s) for rate in rates]
     if scenario.hybrid:
-        trains = _real_trains(rng, scenario.n_units, duration_s)
+        trains = _real_trains(rng, scenario)
     trains += [_renewal(rng, rng.uniform(3.0, 12.0), common, duration_s) for _ in range(scenario.n_background)]
     # the last spikes of the recording would be cut off
     trains = [t[(t > N_SAMPLES) & (t < scenario.n_samples - N_SAMPLES)] for t in trains]
@@ -396,19 +396,24 @@ def _renewal(
 _REFRACTORY_S = 0.0025
 
 
-def _real_trains(rng: np.random.Generator, n: int, duration_s: float) -> list[NDArray[np.float64]]:
-    """Trains of the busiest units of a macaque sorted with Kilosort 4, from a random moment on, in random order."""
+def _real_trains(rng: np.random.Generator, scenario: Scenario) -> list[NDArray[np.float64]]:
+    """Trains of the busiest units of a macaque sorted with Kilosort 4, from a random moment on, in random order.
+
+    Units that pause through either part can be neither learnt nor scored, and are passed over.
+    """
     folder = recordings_folder() / "neuropixels-nhp-units"
     if not folder.is_dir():
         raise MissingRecordingError(f"no {folder}")
     times, clusters = np.load(folder / "spike_times.npy").astype(np.int64), np.load(folder / "spike_clusters.npy")
-    begin = rng.uniform(10.0, times[-1] / FREQUENCY - duration_s - 10.0) * FREQUENCY
-    inside = (times >= begin) & (times < begin + duration_s * FREQUENCY)
-    times, clusters = times[inside] - begin, clusters[inside]
-    counts = np.bincount(clusters)
-    busiest = np.argsort(-counts, kind="stable")[:n]
+    begin = rng.integers(0, times.max() - scenario.n_samples)
+    inside = (times >= begin) & (times < begin + scenario.n_samples)
+    times, clusters = times[inside] - begin, clusters[inside].astype(np.int64)
+    learnt = times < scenario.n_train
+    n_clusters = clusters.max() + 1
+    counts = [np.bincount(clusters[part], minlength=n_clusters) for part in (learnt, ~learnt)]
+    busiest = np.argsort(-np.minimum(*counts), kind="stable")[: scenario.n_units]
     trains = []
     for cluster in rng.permutation(busiest):
-        train = np.sort(times[clusters == cluster]) + rng.uniform(0.0, 1.0)
+        train = np.sort(times[clusters == cluster]) + rng.uniform(0.0, 1.0, np.count_nonzero(clusters == cluster))
         trains.append(train[np.diff(train, prepend=-np.inf) > _REFRACTORY_S * FREQUENCY])
     return trains

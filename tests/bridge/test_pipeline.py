@@ -126,7 +126,7 @@ class Chain:
         return dict(zip(COUNTERS, self.pipeline.counters.tolist(), strict=True))
 
     def state(self) -> bytes:
-        parts = (*self.pipeline, *self.front_end.state, *self.encoder.state, self.network.state)
+        parts = (*self.pipeline, *self.front_end.parts(), *self.encoder.state, self.network.state)
         return b"".join(part.tobytes() for part in parts)
 
     def modulate(self, index: int, level: float) -> None:
@@ -791,8 +791,8 @@ def test_every_part_that_changes_is_a_part_of_the_assembly() -> None:
     ids = {array.ctypes.data for array in parts.parts()}
 
     # programs, mode and decisions are not: a checkpoint must not change what is stimulated
-    kept = [part for name, part in parts.pipeline._asdict().items() if name != "decisions"]
-    loop = [*kept, *parts.front_end.state, *parts.encoder.state]
+    kept = [part for name, part in parts.pipeline._asdict().items() if name not in ("decisions", "units")]
+    loop = [*kept, *parts.front_end.parts(), *parts.encoder.state]
     owned = [*loop, parts.network.state, parts.decoder, parts.stimulation.gate]
 
     assert {array.ctypes.data for array in owned} == ids

@@ -85,7 +85,7 @@ def known_noise(config: FrontEndConfig, n_channels: int) -> Baseline:
 
 
 def state_bytes(front_end: FrontEnd) -> bytes:
-    return b"".join(array.tobytes() for array in front_end.state)
+    return b"".join(array.tobytes() for array in front_end.parts())
 
 
 def raw(artefacts: ArtefactConfig, n_channels: int = 2, sampling_frequency: float = FS) -> FrontEnd:

@@ -39,7 +39,7 @@ def chain_digest(reference: str) -> str:
         finish_block(front_end.state, features)
         encode(encoder.state, features, stimuli, is_blanked(front_end.state))
         digest.update(features.tobytes() + stimuli.tobytes())
-    for array in (*front_end.state, *encoder.state):
+    for array in (*front_end.parts(), *encoder.state):
         digest.update(array.tobytes())
     return digest.hexdigest()
 

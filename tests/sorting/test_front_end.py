@@ -59,7 +59,7 @@ def known_noise(config: FrontEndConfig, noise: dict[str, list[float]], excluded:
 
 
 def state_bytes(front_end: FrontEnd) -> bytes:
-    return b"".join(array.tobytes() for array in front_end.state)
+    return b"".join(array.tobytes() for array in front_end.parts())
 
 
 @pytest.mark.parametrize("reference", ["none", "mean", "median", "clipped-mean"])

@@ -1,0 +1,210 @@
+"""The online sorter: from samples to spikes of sorted units, one frame of half a millisecond at a time.
+
+A sample goes through the causal chain that the templates were estimated through (`chain.py`); each frame that becomes
+whole is whitened, channels that fell silent or went wild are masked, and an engine recognises the spikes whose
+templates now lie within the window: `sparse.py` for arrays, `dense.py` for probes.
+"""
+
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from neuromod.engine.compiled import jit, jit_apart
+from neuromod.sorting import chain as signal
+from neuromod.sorting import sparse
+from neuromod.sorting.bundle import Bundle, ChainConfig
+from neuromod.sorting.chain import TAKEN, ChainState, make_chain, refresh, reset_chain, take
+from neuromod.sorting.events import UnitEvents, make_events
+from neuromod.sorting.sparse import SparseState, make_sparse, match_sparse, reset_sparse
+
+EngineName = Literal["sparse", "dense"]
+
+# Entries of SorterState.settings.
+_ENGINE, _CHECK_FRAMES, _FRAME = range(3)
+_SPARSE, _DENSE = range(2)
+
+# Entries of SorterState.counters.
+_FRAMES = 0
+
+# Why a channel is masked.
+FINE, DEAD, NOISY, STUCK = range(4)
+REASONS = ("", "dead", "noisy", "stuck")
+
+_CHECK_S = 1.0  # channels are judged so often, over the time since the last time
+_DEAD_BELOW = 0.2  # mean magnitude of the whitened signal against that of noise alone
+_NOISY_ABOVE = 4.0
+_CLIP = 4.0  # a spike counts for no more than this
+_MEAN_OF_UNIT_NOISE = 0.7978845608028654  # mean of |x| for Gaussian x of unit standard deviation
+
+
+class SorterState(NamedTuple):
+    """Everything the kernels read and write."""
+
+    settings: NDArray[np.int64]
+    counters: NDArray[np.int64]
+    chain: ChainState
+    sparse: SparseState
+    events: UnitEvents
+    magnitude: NDArray[np.float64]  # (n_channels,) sum of |z| since channels were last judged
+    moved: NDArray[np.int64]  # (n_channels,) whether the raw signal has moved since then
+    last_x: NDArray[np.float64]  # (n_padded,) the sample before
+    reason: NDArray[np.int64]  # (n_channels,) why it is masked
+
+
+@jit
+def take_sample(sorter: SorterState, x: NDArray[np.float64]) -> None:
+    """Take one sample of all channels, of shape (n_padded,), in units of the stream; finite."""
+    for c in range(sorter.moved.shape[0]):
+        if x[c] != sorter.last_x[c]:
+            sorter.moved[c] = 1
+        sorter.last_x[c] = x[c]
+    if take(sorter.chain, x):
+        _recognise(sorter)
+
+
+@jit
+def set_clean(sorter: SorterState, clean: NDArray[np.float64]) -> None:
+    """Say which channels are blanked, or left out of the session: 0 in `clean`, of shape (n_padded,)."""
+    signal.set_clean(sorter.chain, clean)
+
+
+@jit_apart
+def _recognise(sorter: SorterState) -> None:
+    """Do what is due with a whole frame."""
+    chain = sorter.chain
+    window = chain.window
+    n_window = window.shape[1]
+    frame = sorter.settings[_FRAME]
+    for c in range(window.shape[0]):
+        total = 0.0
+        for t in range(n_window - frame, n_window):
+            size = abs(np.float64(window[c, t]))
+            total += size if size < _CLIP else _CLIP
+        sorter.magnitude[c] += total
+    sorter.counters[_FRAMES] += 1
+    if sorter.counters[_FRAMES] == sorter.settings[_CHECK_FRAMES]:
+        sorter.counters[_FRAMES] = 0
+        _judge(sorter)
+    match_sparse(sorter.sparse, window, chain.present, chain.counters[TAKEN] - n_window, sorter.events)
+
+
+@jit
+def _judge(sorter: SorterState) -> None:
+    """Mask channels that are stuck, dead or noisy, and take back those that are no longer.
+
+    A masked channel is silent in the window; its raw signal, which alone can say that it has come back, is still seen.
+    """
+    chain = sorter.chain
+    expected = _MEAN_OF_UNIT_NOISE * sorter.settings[_CHECK_FRAMES] * sorter.settings[_FRAME]
+    for c in range(sorter.reason.shape[0]):
+        if chain.included[c] > 0.0 and chain.clean[c] > 0.0:
+            relative = sorter.magnitude[c] / expected
+            if sorter.moved[c] == 0:
+                sorter.reason[c] = STUCK
+            elif chain.alive[c] == 0.0:
+                sorter.reason[c] = FINE  # on trial: judged again by the next second
+            elif relative < _DEAD_BELOW:
+                sorter.reason[c] = DEAD
+            elif relative > _NOISY_ABOVE:
+                sorter.reason[c] = NOISY
+            else:
+                sorter.reason[c] = FINE
+            chain.alive[c] = 1.0 if sorter.reason[c] == FINE else 0.0
+        sorter.magnitude[c] = 0.0
+        sorter.moved[c] = 0
+    refresh(chain)
+
+
+class Sorter:
+    """The online sorter of one stream: checks, allocates, resets.
+
+    Parameters
+    ----------
+    bundle : Bundle or None
+        What to recognise. None gives a sorter of no channel and no unit, whose state is of the same types.
+    engine : {"auto", "sparse", "dense"}
+        auto: as the bundle says.
+    tracking : bool
+        Whether templates follow slow change.
+    """
+
+    def __init__(
+        self, bundle: Bundle | None, *, engine: Literal["auto", "sparse", "dense"] = "auto", tracking: bool = True
+    ) -> None:
+        self.bundle = bundle
+        self.engine: EngineName = "sparse"
+        if bundle is not None:
+            self.engine = bundle.info.engine if engine == "auto" else engine
+        self.state = _allocate(bundle, self.engine, tracking)
+        self.reset()
+        empty = np.zeros(self.state.chain.y.shape[0])
+        take_sample(self.state, empty)  # compile, or load from the disk cache, before anything is live
+        set_clean(self.state, np.ones_like(empty))
+        self.reset()
+
+    @property
+    def unit_ids(self) -> tuple[str, ...]:
+        """Ids of the units."""
+        return self.bundle.unit_ids if self.bundle is not None else ()
+
+    @property
+    def masked(self) -> dict[str, str]:
+        """Channels that take no part for now, or in this sorting at all, and why."""
+        if self.bundle is None:
+            return {}
+        names = self.bundle.info.channel_names
+        found = {name: REASONS[code] for name, code in zip(names, self.state.reason.tolist(), strict=True) if code}
+        return dict(self.bundle.info.excluded) | found
+
+    def changing(self) -> list[NDArray[Any]]:
+        """Return the arrays that a checkpoint must hold: all that a bundle does not give."""
+        state = self.state
+        return [
+            *(getattr(state.chain, name) for name in signal.CHANGING),
+            *(getattr(state.sparse, name) for name in sparse.CHANGING),
+            *(state.events.counts, state.events.counters),
+            *(state.counters, state.magnitude, state.moved, state.last_x, state.reason),
+        ]
+
+    def reset(self) -> None:
+        """Back to the state of a new sorter."""
+        state = self.state
+        reset_chain(state.chain)
+        reset_sparse(state.sparse)
+        for part in (state.events.rows, state.events.counts, state.events.counters, state.counters):
+            part[...] = np.zeros((), part.dtype)
+        for part in (state.magnitude, state.moved, state.last_x, state.reason):
+            part[...] = 0
+
+
+def _allocate(bundle: Bundle | None, engine: EngineName, tracking: bool) -> SorterState:
+    fs = bundle.info.sampling_frequency if bundle is not None else 30_000.0
+    n_channels = len(bundle.info.channel_names) if bundle is not None else 0
+    frame = signal.frame_samples(fs)
+    n_window = frame
+    if bundle is not None:
+        n_window = -(-sparse.window_samples(bundle, frame) // frame) * frame
+    chain = make_chain(
+        bundle.info.chain if bundle is not None else ChainConfig(),
+        fs,
+        n_channels,
+        bundle.noise if bundle is not None else None,
+        bundle.whitening if bundle is not None else None,
+        bundle.noise > 0.0 if bundle is not None else None,
+        window_samples=n_window,
+    )
+    settings = np.zeros(3, np.int64)
+    settings[_ENGINE] = _DENSE if engine == "dense" else _SPARSE
+    settings[_CHECK_FRAMES], settings[_FRAME] = max(1, round(_CHECK_S * fs / frame)), frame
+    return SorterState(
+        settings=settings,
+        counters=np.zeros(1, np.int64),
+        chain=chain,
+        sparse=make_sparse(bundle, frame, n_window, tracking=tracking),
+        events=make_events(len(bundle.unit_ids) if bundle is not None else 0),
+        magnitude=np.zeros(n_channels),
+        moved=np.zeros(n_channels, np.int64),
+        last_x=np.zeros(chain.y.shape[0]),
+        reason=np.zeros(n_channels, np.int64),
+    )

@@ -1,0 +1,294 @@
+"""Template matching for sparse arrays: find a trough, fit the units that reach it, subtract the best, look again.
+
+Where electrodes hardly share units, few templates are candidates for a trough, and each is fitted in full: at every
+shift of up to 3 samples the amplitude that explains most of the signal in least squares,
+``a = <signal, template> / |template|^2``, and what it takes off the energy, ``<signal, template>^2 / |template|^2``.
+The unit that takes off most, of those whose amplitude is within their limits, is subtracted from the window, and the
+troughs that this uncovers are looked at in turn, until none is left that is not explained or given up.
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from neuromod.engine.compiled import jit, jit_apart
+from neuromod.sorting.bundle import Bundle
+from neuromod.sorting.events import UNMATCHED, UnitEvents, add_event
+
+SHIFTS = 3
+"""How far, in samples, a template is shifted against the trough it is tried on."""
+_LOCAL_MS = 0.25  # a trough is the least value of its channel this far around it
+_BACK_MS = 0.5  # how far behind the newest troughs that a subtraction uncovers are still looked for
+_REFRACTORY_MS = 0.5  # nearer than this, a unit does not fire twice: the second is what a poor fit left of the first
+_LONGEST_FRAMES = 64
+
+# Entries of SparseState.settings.
+_FRAME, _N_BEFORE, _N_SAMPLES, _LOCAL, _BACK, _REFRACTORY, _MOST = range(7)
+# Entries of SparseState.numbers.
+_THRESHOLD, _RATE, _LOW, _HIGH = range(4)
+
+
+class SparseState(NamedTuple):
+    """Everything `match_sparse` reads and writes."""
+
+    # fixed at construction
+    settings: NDArray[np.int64]
+    numbers: NDArray[np.float64]
+    n_reached: NDArray[np.int64]  # (n_units,) channels of each
+    reached: NDArray[np.int64]  # (n_units, n_most) which
+    templates: NDArray[np.float32]  # (n_units, n_most, n_samples)
+    energy: NDArray[np.float64]  # (n_units,) sum of squares
+    limits: NDArray[np.float64]  # (n_units, 2) of the amplitude
+    n_candidates: NDArray[np.int64]  # (n_channels,) units that a trough on each may be of
+    candidates: NDArray[np.int64]  # (n_channels, most)
+    # moving
+    tried: NDArray[np.bool_]  # (n_channels, n_window) troughs that no unit explains
+    last: NDArray[np.int64]  # (n_units,) sample of the last event
+    gain: NDArray[np.float64]  # (n_units,) slow change of the amplitude since the sorting
+
+
+CHANGING = ("tried", "last", "gain")
+"""What a checkpoint must hold."""
+
+
+def window_samples(bundle: Bundle, frame: int) -> int:
+    """Return how long a window must be: whole templates around every trough that is looked at."""
+    n_before, n_samples = bundle.info.n_before, bundle.templates.shape[1]
+    back = round(_BACK_MS * 1e-3 * bundle.info.sampling_frequency)
+    local = round(_LOCAL_MS * 1e-3 * bundle.info.sampling_frequency)
+    return n_before + n_samples + 2 * SHIFTS + 2 * frame + back + local
+
+
+def make_sparse(bundle: Bundle | None, frame: int, n_window: int, *, tracking: bool = True) -> SparseState:
+    """Allocate the engine for a bundle; without one, of no unit.
+
+    Parameters
+    ----------
+    bundle : Bundle or None
+        Templates, amplitude limits and threshold.
+    frame, n_window : int
+        Samples of a frame and of the window, of `chain.make_chain`.
+    tracking : bool
+        Whether templates follow slow change of a unit's amplitude: by 1 / 100 of the deviation per spike, and never
+        below half or above twice the template of the sorting.
+    """
+    settings, numbers = np.zeros(7, np.int64), np.zeros(4)
+    if bundle is None:
+        n_units, n_channels, n_most, n_samples = 0, 0, 1, 1
+        supports: list[NDArray[np.int64]] = []
+    else:
+        templates = bundle.templates
+        n_units, n_samples, n_channels = templates.shape
+        supports = [np.flatnonzero(np.any(template != 0.0, axis=0)) for template in templates]
+        n_most = max([1, *map(len, supports)])
+        fs = bundle.info.sampling_frequency
+        settings[_FRAME], settings[_N_BEFORE], settings[_N_SAMPLES] = frame, bundle.info.n_before, n_samples
+        settings[_LOCAL] = max(1, round(_LOCAL_MS * 1e-3 * fs))
+        settings[_BACK] = round(_BACK_MS * 1e-3 * fs)
+        settings[_REFRACTORY] = round(_REFRACTORY_MS * 1e-3 * fs)
+        settings[_MOST] = _LONGEST_FRAMES
+        numbers[_THRESHOLD] = bundle.info.detection_noise
+        numbers[_RATE] = 0.01 if tracking else 0.0
+        numbers[_LOW], numbers[_HIGH] = 0.5, 2.0
+    reached, stored = np.zeros((n_units, n_most), np.int64), np.zeros((n_units, n_most, n_samples), np.float32)
+    near: list[list[int]] = [[] for _ in range(n_channels)]
+    for u, support in enumerate(supports):
+        assert bundle is not None
+        reached[u, : len(support)] = support
+        stored[u, : len(support)] = bundle.templates[u][:, support].T
+        troughs = bundle.templates[u].min(axis=0)
+        for c in support:
+            # a trough of the sum of this unit and another may stand where this one alone is not the deepest
+            if troughs[c] <= 0.4 * troughs.min():
+                near[c].append(u)
+    candidates = np.full((n_channels, max([1, *map(len, near)])), -1, np.int64)
+    for c, units in enumerate(near):
+        candidates[c, : len(units)] = units
+    state = SparseState(
+        settings=settings,
+        numbers=numbers,
+        n_reached=np.array([len(support) for support in supports], np.int64),
+        reached=reached,
+        templates=stored,
+        energy=(stored.astype(np.float64) ** 2).sum(axis=(1, 2)),
+        limits=np.ascontiguousarray(bundle.amplitude_limits) if bundle is not None else np.zeros((0, 2)),
+        n_candidates=np.array([len(units) for units in near], np.int64),
+        candidates=candidates,
+        tried=np.zeros((n_channels, n_window), np.bool_),
+        last=np.zeros(n_units, np.int64),
+        gain=np.zeros(n_units),
+    )
+    reset_sparse(state)
+    return state
+
+
+def reset_sparse(state: SparseState) -> None:
+    """Back to the state of a new engine: templates as sorted."""
+    state.tried.fill(False)
+    state.last.fill(-(1 << 40))
+    state.gain.fill(1.0)
+
+
+@jit_apart
+def match_sparse(
+    state: SparseState,
+    window: NDArray[np.float32],
+    present: NDArray[np.float64],
+    first_sample: int,
+    events: UnitEvents,
+) -> None:
+    """Recognise the spikes that the newest frame completes.
+
+    Parameters
+    ----------
+    state : SparseState
+        Changed in place.
+    window : ndarray of float32, shape (n_channels, n_window)
+        Whitened signal, the newest frame last; what is recognised is subtracted from it.
+    present : ndarray of float64, shape (>= n_channels,)
+        0 where a channel is blanked or masked.
+    first_sample : int
+        Number of the sample in the first column.
+    events : UnitEvents
+        Gets the events, those of one call in the order in which they were recognised.
+    """
+    settings = state.settings
+    n_window = window.shape[1]
+    frame = settings[_FRAME]
+    tried = state.tried
+    for c in range(tried.shape[0]):
+        for t in range(n_window - frame):
+            tried[c, t] = tried[c, t + frame]
+        for t in range(n_window - frame, n_window):
+            tried[c, t] = False
+    # the newest trough whose template, at any shift, lies within the window
+    stop = n_window - (settings[_N_SAMPLES] - settings[_N_BEFORE]) - SHIFTS + 1
+    start = stop - frame - settings[_BACK]
+    for c in range(tried.shape[0]):  # what was given up, and is now too old to be looked at again
+        for t in range(start - frame, start):
+            events.counters[UNMATCHED] += tried[c, t]
+    # each turn explains a trough or gives it up; the bound is far above what a frame can hold
+    for _ in range(settings[_MOST]):
+        channel, at = _deepest(state, window, present, start, stop)
+        if channel < 0:
+            return
+        if not _explain(state, window, present, channel, at, first_sample, events):
+            tried[channel, at] = True
+
+
+@jit
+def _deepest(
+    state: SparseState, window: NDArray[np.float32], present: NDArray[np.float64], start: int, stop: int
+) -> tuple[int, int]:
+    """Return channel and column of the deepest trough that has not been given up; -1 where there is none."""
+    local = state.settings[_LOCAL]
+    least = np.float32(state.numbers[_THRESHOLD])
+    channel = -1
+    at = -1
+    for c in range(window.shape[0]):
+        if present[c] == 0.0:
+            continue
+        row = window[c]
+        for t in range(start, stop):
+            v = row[t]
+            if v < least and not state.tried[c, t]:
+                is_least = True
+                for k in range(t - local, t + local + 1):
+                    if row[k] < v:
+                        is_least = False
+                if is_least:
+                    least = v
+                    channel = c
+                    at = t
+    return channel, at
+
+
+@jit
+def _explain(
+    state: SparseState,
+    window: NDArray[np.float32],
+    present: NDArray[np.float64],
+    channel: int,
+    at: int,
+    first_sample: int,
+    events: UnitEvents,
+) -> bool:
+    """Fit all candidates for a trough; subtract the best and tell of it. False where none fits."""
+    settings = state.settings
+    n_before = settings[_N_BEFORE]
+    best = 0.0
+    unit = -1
+    shift = 0
+    amplitude = 0.0
+    for k in range(state.n_candidates[channel]):
+        u = state.candidates[channel, k]
+        energy = state.energy[u]
+        gain = state.gain[u]
+        for s in range(-SHIFTS, SHIFTS + 1):
+            sample = first_sample + at + s
+            if abs(sample - state.last[u]) < settings[_REFRACTORY]:
+                continue
+            product = _product(state, window, u, at + s - n_before)
+            a = product / energy
+            if a < state.limits[u, 0] * gain or a > state.limits[u, 1] * gain:
+                continue
+            if product * a > best:
+                best = product * a
+                unit = u
+                shift = s
+                amplitude = a
+    if unit < 0:
+        return False
+    residual = _subtract(state, window, unit, at + shift - n_before, np.float32(amplitude))
+    sample = first_sample + at + shift
+    state.last[unit] = sample
+    add_event(events, sample, unit, amplitude, residual)
+    # of blanked channels nothing is learnt
+    whole = True
+    for k in range(state.n_reached[unit]):
+        if present[state.reached[unit, k]] == 0.0:
+            whole = False
+    if whole:
+        gain = state.gain[unit] + state.numbers[_RATE] * (amplitude - state.gain[unit])
+        state.gain[unit] = min(max(gain, state.numbers[_LOW]), state.numbers[_HIGH])
+    return True
+
+
+@jit
+def _product(state: SparseState, window: NDArray[np.float32], unit: int, start: int) -> float:
+    """Scalar product of a template and the window, in four partial sums whose order is fixed."""
+    n = state.settings[_N_SAMPLES]
+    total = 0.0
+    for k in range(state.n_reached[unit]):
+        template = state.templates[unit, k]
+        row = window[state.reached[unit, k]]
+        s0 = s1 = s2 = s3 = np.float32(0.0)
+        whole = n - n % 4
+        for t in range(0, whole, 4):
+            s0 += template[t] * row[start + t]
+            s1 += template[t + 1] * row[start + t + 1]
+            s2 += template[t + 2] * row[start + t + 2]
+            s3 += template[t + 3] * row[start + t + 3]
+        for t in range(whole, n):
+            s0 += template[t] * row[start + t]
+        total += np.float64((s0 + s1) + (s2 + s3))
+    return total
+
+
+@jit
+def _subtract(state: SparseState, window: NDArray[np.float32], unit: int, start: int, amplitude: np.float32) -> float:
+    """Take a template from the window, give troughs around it another chance, and return the RMS of what is left."""
+    n = state.settings[_N_SAMPLES]
+    total = 0.0
+    for k in range(state.n_reached[unit]):
+        c = state.reached[unit, k]
+        template = state.templates[unit, k]
+        row = window[c]
+        for t in range(n):
+            row[start + t] -= amplitude * template[t]
+            state.tried[c, start + t] = False
+        for t in range(n):
+            total += np.float64(row[start + t]) * np.float64(row[start + t])
+    return math.sqrt(total / (n * state.n_reached[unit]))
