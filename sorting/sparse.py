@@ -23,11 +23,12 @@ _LOCAL_MS = 0.25  # a trough is the least value of its channel this far around i
 _BACK_MS = 0.5  # how far behind the newest troughs that a subtraction uncovers are still looked for
 _REFRACTORY_MS = 0.5  # nearer than this, a unit does not fire twice: the second is what a poor fit left of the first
 _LONGEST_FRAMES = 64
+PRIOR = 1000.0
 
 # Entries of SparseState.settings.
 _FRAME, _N_BEFORE, _N_SAMPLES, _LOCAL, _BACK, _REFRACTORY, _MOST = range(7)
 # Entries of SparseState.numbers.
-_THRESHOLD, _RATE, _LOW, _HIGH = range(4)
+_THRESHOLD, _RATE, _LOW, _HIGH, _PRIOR = range(5)
 
 
 class SparseState(NamedTuple):
@@ -74,7 +75,7 @@ def make_sparse(bundle: Bundle | None, frame: int, n_window: int, *, tracking: b
         Whether templates follow slow change of a unit's amplitude: by 1 / 100 of the deviation per spike, and never
         below half or above twice the template of the sorting.
     """
-    settings, numbers = np.zeros(7, np.int64), np.zeros(4)
+    settings, numbers = np.zeros(7, np.int64), np.zeros(5)
     if bundle is None:
         n_units, n_channels, n_most, n_samples = 0, 0, 1, 1
         supports: list[NDArray[np.int64]] = []
@@ -92,6 +93,7 @@ def make_sparse(bundle: Bundle | None, frame: int, n_window: int, *, tracking: b
         numbers[_THRESHOLD] = bundle.info.detection_noise
         numbers[_RATE] = 0.01 if tracking else 0.0
         numbers[_LOW], numbers[_HIGH] = 0.5, 2.0
+        numbers[_PRIOR] = PRIOR
     reached, stored = np.zeros((n_units, n_most), np.int64), np.zeros((n_units, n_most, n_samples), np.float32)
     near: list[list[int]] = [[] for _ in range(n_channels)]
     for u, support in enumerate(supports):
@@ -234,8 +236,12 @@ def _explain(
             a = product / energy
             if a < state.limits[u, 0] * gain or a > state.limits[u, 1] * gain:
                 continue
-            if product * a > best:
-                best = product * a
+            # log of the posterior, twice, against that of no spike
+            prior = state.numbers[_PRIOR]
+            taken = product + prior * gain
+            evidence = taken * taken / (energy + prior) - prior * gain * gain
+            if evidence > best:
+                best = evidence
                 unit = u
                 shift = s
                 amplitude = a
