@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from neuromod.engine.compiled import jit, jit_apart
 from neuromod.sorting import chain as signal
-from neuromod.sorting import sparse
+from neuromod.sorting import dense, sparse
 from neuromod.sorting.bundle import Bundle, ChainConfig
 from neuromod.sorting.chain import TAKEN, ChainState, make_chain, refresh, reset_chain, take
+from neuromod.sorting.dense import DenseState, make_dense, match_dense, reset_dense
 from neuromod.sorting.events import UnitEvents, make_events
 from neuromod.sorting.sparse import SparseState, make_sparse, match_sparse, reset_sparse
 
@@ -45,6 +46,7 @@ class SorterState(NamedTuple):
     counters: NDArray[np.int64]
     chain: ChainState
     sparse: SparseState
+    dense: DenseState
     events: UnitEvents
     magnitude: NDArray[np.float64]  # (n_channels,) sum of |z| since channels were last judged
     moved: NDArray[np.int64]  # (n_channels,) whether the raw signal has moved since then
@@ -86,7 +88,11 @@ def _recognise(sorter: SorterState) -> None:
     if sorter.counters[_FRAMES] == sorter.settings[_CHECK_FRAMES]:
         sorter.counters[_FRAMES] = 0
         _judge(sorter)
-    match_sparse(sorter.sparse, window, chain.present, chain.counters[TAKEN] - n_window, sorter.events)
+    first: int = chain.counters[TAKEN] - n_window
+    if sorter.settings[_ENGINE] == _DENSE:
+        match_dense(sorter.dense, window, chain.present, first, sorter.events)
+    else:
+        match_sparse(sorter.sparse, window, chain.present, first, sorter.events)
 
 
 @jit
@@ -163,6 +169,7 @@ class Sorter:
         return [
             *(getattr(state.chain, name) for name in signal.CHANGING),
             *(getattr(state.sparse, name) for name in sparse.CHANGING),
+            *(getattr(state.dense, name) for name in dense.CHANGING),
             *(state.events.counts, state.events.counters),
             *(state.counters, state.magnitude, state.moved, state.last_x, state.reason),
         ]
@@ -172,6 +179,7 @@ class Sorter:
         state = self.state
         reset_chain(state.chain)
         reset_sparse(state.sparse)
+        reset_dense(state.dense)
         for part in (state.events.rows, state.events.counts, state.events.counters, state.counters):
             part[...] = np.zeros((), part.dtype)
         for part in (state.magnitude, state.moved, state.last_x, state.reason):
@@ -184,7 +192,8 @@ def _allocate(bundle: Bundle | None, engine: EngineName, tracking: bool) -> Sort
     frame = signal.frame_samples(fs)
     n_window = frame
     if bundle is not None:
-        n_window = -(-sparse.window_samples(bundle, frame) // frame) * frame
+        wanted = dense.window_samples if engine == "dense" else sparse.window_samples
+        n_window = -(-wanted(bundle, frame) // frame) * frame
     chain = make_chain(
         bundle.info.chain if bundle is not None else ChainConfig(),
         fs,
@@ -201,7 +210,8 @@ def _allocate(bundle: Bundle | None, engine: EngineName, tracking: bool) -> Sort
         settings=settings,
         counters=np.zeros(1, np.int64),
         chain=chain,
-        sparse=make_sparse(bundle, frame, n_window, tracking=tracking),
+        sparse=make_sparse(bundle if engine == "sparse" else None, frame, n_window, tracking=tracking),
+        dense=make_dense(bundle if engine == "dense" else None, frame, n_window, tracking=tracking),
         events=make_events(len(bundle.unit_ids) if bundle is not None else 0),
         magnitude=np.zeros(n_channels),
         moved=np.zeros(n_channels, np.int64),

@@ -1,0 +1,356 @@
+"""Template matching for dense probes: a bank of matched filters, and greedy peeling in the space of their scores.
+
+Each template is the sum of three products of a shape over channels and a course over time (its best approximation of
+rank 3). The *score* of a unit at a sample is the scalar product of its template, laid there, and the whitened signal:
+first the sum over channels for each of the three shapes, then a filter over time; both are computed once for each new
+frame. From its score ``d`` and its energy ``e`` follow the amplitude of a spike in least squares, ``a = d / e``, and
+with a prior of amplitudes about 1, of precision ``p``, twice the log of how much more likely the signal is with the
+spike than without: ``(d + p)^2 / (e + p) - p``.
+
+The likeliest spike of all units and samples is taken first. Taking it away changes the scores of every unit that shares
+a channel with it by a known course, the cross-correlation of both templates, and its shapes' sums by another, so that
+nothing need be filtered again. That goes on until no spike is left. A spike is decided on only when its scores are
+known some samples past it: one that begins there, and is likelier, would make it look like what it is not.
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from neuromod.engine.compiled import jit, jit_apart
+from neuromod.sorting.bundle import Bundle
+from neuromod.sorting.events import UNMATCHED, UnitEvents, add_event
+
+RANK = 3
+LANES = 16
+"""Times that one pass of the filters computes: two vectors of eight, whatever a frame holds of them."""
+PRIOR = 200.0
+"""Precision of amplitudes about 1, in units of the whitened signal's."""
+LEAST_GAIN = 40.0
+"""Of the log likelihood, twice: below it, noise alone is as good an explanation."""
+_AHEAD_MS = 0.27
+_BACK_MS = 0.5
+_REFRACTORY_MS = 0.5
+_MOST = 64  # spikes of one frame; those beyond are decided on with the next
+
+# Entries of DenseState.settings.
+_FRAME, _N_BEFORE, _N_SAMPLES, _AHEAD, _BACK, _REFRACTORY, _N_SCORES, _LOCAL = range(8)
+# Entries of DenseState.numbers.
+_THRESHOLD, _PRIOR, _LEAST = range(3)
+
+
+class DenseState(NamedTuple):
+    """Everything `match_dense` reads and writes."""
+
+    # fixed at construction
+    settings: NDArray[np.int64]
+    numbers: NDArray[np.float64]
+    n_reached: NDArray[np.int64]  # (n_units,) channels of each
+    reached: NDArray[np.int64]  # (n_units, n_most) which
+    shapes: NDArray[np.float32]  # (n_units, RANK, n_most) over channels
+    courses: NDArray[np.float32]  # (n_units, RANK, n_samples) over time
+    templates: NDArray[np.float32]  # (n_units, n_most, n_samples) their sum
+    energy: NDArray[np.float64]  # (n_units,)
+    limits: NDArray[np.float64]  # (n_units, 2) of the amplitude
+    row: NDArray[np.int64]  # (n_units + 1,) where the pairs of each unit begin
+    other: NDArray[np.int64]  # (n_pairs,) the unit that shares a channel
+    crosses: NDArray[np.float32]  # (n_pairs, 2 n_samples - 1) change of the other's scores
+    sums: NDArray[np.float32]  # (n_pairs, RANK, n_samples) change of the other's sums over channels
+    # moving
+    sum: NDArray[np.float32]  # (n_units, RANK, n_sums) the signal summed over channels by each shape
+    score: NDArray[np.float32]  # (n_units, n_scores)
+    last: NDArray[np.int64]  # (n_units,) sample of the last event
+    # scratch
+    best: NDArray[np.float64]  # (n_units,) likeliest spike of each unit in the samples at hand
+    best_at: NDArray[np.int64]  # (n_units,) where
+    blocked: NDArray[np.int64]  # (n_units,) from which score on one that is still to be decided stands in the way
+
+
+CHANGING = ("sum", "score", "last")
+"""What a checkpoint must hold."""
+
+
+def window_samples(bundle: Bundle, frame: int) -> int:
+    """Return how long a window must be: whole templates around every spike that may be subtracted."""
+    fs = bundle.info.sampling_frequency
+    ahead, back = round(_AHEAD_MS * 1e-3 * fs), round(_BACK_MS * 1e-3 * fs)
+    return bundle.templates.shape[1] + ahead + back + 3 * frame
+
+
+def make_dense(bundle: Bundle | None, frame: int, n_window: int, *, tracking: bool = True) -> DenseState:
+    """Allocate the engine for a bundle; without one, of no unit.
+
+    Parameters
+    ----------
+    bundle : Bundle or None
+        Templates, amplitude limits and threshold.
+    frame, n_window : int
+        Samples of a frame and of the window, of `chain.make_chain`.
+    tracking : bool
+        Whether templates follow slow change.
+    """
+    settings, numbers = np.zeros(8, np.int64), np.zeros(3)
+    n_units, n_samples, n_channels = bundle.templates.shape if bundle is not None else (0, 1, 0)
+    supports: list[NDArray[np.int64]] = []
+    if bundle is not None:
+        supports = [np.flatnonzero(np.any(template != 0.0, axis=0)) for template in bundle.templates]
+        fs = bundle.info.sampling_frequency
+        settings[_FRAME], settings[_N_BEFORE], settings[_N_SAMPLES] = frame, bundle.info.n_before, n_samples
+        settings[_AHEAD], settings[_BACK] = round(_AHEAD_MS * 1e-3 * fs), round(_BACK_MS * 1e-3 * fs)
+        settings[_REFRACTORY] = round(_REFRACTORY_MS * 1e-3 * fs)
+        settings[_LOCAL] = round(0.25e-3 * fs)
+        # scores of the spikes that may still be decided on
+        settings[_N_SCORES] = settings[_AHEAD] + settings[_BACK] + 2 * frame
+        numbers[:] = bundle.info.detection_noise, PRIOR, LEAST_GAIN
+    n_most = max([1, *map(len, supports)])
+    reached = np.zeros((n_units, n_most), np.int64)
+    shapes = np.zeros((n_units, RANK, n_most), np.float32)
+    courses = np.zeros((n_units, RANK, n_samples), np.float32)
+    for u, support in enumerate(supports):
+        assert bundle is not None
+        reached[u, : len(support)] = support
+        if len(support):
+            left, values, right = np.linalg.svd(bundle.templates[u][:, support].T, full_matrices=False)
+            rank = min(RANK, len(values))
+            shapes[u, :rank, : len(support)] = (left[:, :rank] * values[:rank]).T
+            courses[u, :rank] = right[:rank]
+    templates = np.einsum("urc,urt->uct", shapes, courses).astype(np.float32)
+    row, other = _pairs(supports)
+    crosses = np.zeros((len(other), 2 * n_samples - 1), np.float32)
+    sums = np.zeros((len(other), RANK, n_samples), np.float32)
+    wide = np.zeros((n_channels, n_samples))
+    for u in range(n_units):
+        wide[:] = 0.0
+        wide[supports[u]] = templates[u, : len(supports[u])]
+        for k in range(row[u], row[u + 1]):
+            v = other[k]
+            sums[k] = shapes[v, :, : len(supports[v])] @ wide[supports[v]]
+            crosses[k] = sum(np.correlate(sums[k, r], courses[v, r], "full") for r in range(RANK))
+    lanes = -(-frame // LANES) * LANES
+    state = DenseState(
+        settings=settings,
+        numbers=numbers,
+        n_reached=np.array([len(support) for support in supports], np.int64),
+        reached=reached,
+        shapes=shapes,
+        courses=courses,
+        templates=templates,
+        energy=(templates.astype(np.float64) ** 2).sum(axis=(1, 2)),
+        limits=np.ascontiguousarray(bundle.amplitude_limits) if bundle is not None else np.zeros((0, 2)),
+        row=row,
+        other=other,
+        crosses=crosses,
+        sums=sums,
+        sum=np.zeros((n_units, RANK, n_samples - 1 + lanes), np.float32),
+        score=np.zeros((n_units, int(settings[_N_SCORES]) + lanes), np.float32),
+        last=np.zeros(n_units, np.int64),
+        best=np.zeros(n_units),
+        best_at=np.zeros(n_units, np.int64),
+        blocked=np.zeros(n_units, np.int64),
+    )
+    reset_dense(state)
+    return state
+
+
+def _pairs(supports: list[NDArray[np.int64]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Units that share a channel with each, itself included."""
+    sets = [set(support.tolist()) for support in supports]
+    others = [[v for v, theirs in enumerate(sets) if ours & theirs] for ours in sets]
+    row = np.concatenate([[0], np.cumsum([len(found) for found in others])]).astype(np.int64)
+    return row, np.array([v for found in others for v in found], np.int64)
+
+
+def reset_dense(state: DenseState) -> None:
+    """Back to the state of a new engine."""
+    state.sum.fill(0.0)
+    state.score.fill(0.0)
+    state.last.fill(-(1 << 40))
+
+
+@jit_apart
+def match_dense(
+    state: DenseState,
+    window: NDArray[np.float32],
+    present: NDArray[np.float64],
+    first_sample: int,
+    events: UnitEvents,
+) -> None:
+    """Recognise the spikes that the newest frame completes.
+
+    Parameters
+    ----------
+    state : DenseState
+        Changed in place.
+    window : ndarray of float32, shape (n_channels, n_window)
+        Whitened signal, the newest frame last; what is recognised is subtracted from it.
+    present : ndarray of float64, shape (>= n_channels,)
+        0 where a channel is blanked or masked.
+    first_sample : int
+        Number of the sample in the first column.
+    events : UnitEvents
+        Gets the events, those of one call the likeliest first.
+    """
+    settings = state.settings
+    n_window = window.shape[1]
+    n_scores = settings[_N_SCORES]
+    for u in range(state.energy.shape[0]):
+        _filter_frame(state, window, u)
+    # column of the window in which the first score has its trough
+    offset = n_window - (settings[_N_SAMPLES] - settings[_N_BEFORE]) - n_scores + 1
+    begin = n_scores - settings[_FRAME] - settings[_AHEAD] - settings[_BACK]
+    end = n_scores - settings[_AHEAD]  # those from here on are known, and not decided on
+    for u in range(state.energy.shape[0]):
+        state.blocked[u] = n_scores
+        _look(state, u, begin, first_sample + offset)
+    for _ in range(_MOST):
+        unit = -1
+        most = state.numbers[_LEAST]
+        for u in range(state.energy.shape[0]):
+            if state.best[u] > most:
+                most = state.best[u]
+                unit = u
+        if unit < 0:
+            break
+        at = state.best_at[unit]
+        if at >= end:
+            # not to be decided on yet: nothing that may be no more than its echo is, either
+            for k in range(state.row[unit], state.row[unit + 1]):
+                v = state.other[k]
+                state.blocked[v] = min(state.blocked[v], max(begin, at - settings[_N_BEFORE]))
+                _look(state, v, begin, first_sample + offset)
+            state.best[unit] = 0.0
+            continue
+        _take(state, window, present, unit, at, offset, first_sample, events)
+        for k in range(state.row[unit], state.row[unit + 1]):
+            _look(state, state.other[k], begin, first_sample + offset)
+    _count_unmatched(state, window, present, offset + begin, events)
+
+
+@jit
+def _filter_frame(state: DenseState, window: NDArray[np.float32], u: int) -> None:
+    """Shift sums and scores of a unit by a frame, and compute the new ones."""
+    settings = state.settings
+    frame = settings[_FRAME]
+    n_samples = settings[_N_SAMPLES]
+    n_scores = settings[_N_SCORES]
+    newest = window.shape[1] - frame
+    score = state.score[u]
+    for t in range(n_scores - frame):
+        score[t] = score[t + frame]
+    for t in range(n_scores - frame, score.shape[0]):
+        score[t] = np.float32(0.0)
+    for r in range(RANK):
+        sums = state.sum[u, r]
+        for t in range(n_samples - 1):
+            sums[t] = sums[t + frame]
+        for t in range(n_samples - 1, sums.shape[0]):
+            sums[t] = np.float32(0.0)
+        fresh = sums[n_samples - 1 : n_samples - 1 + frame]
+        for k in range(state.n_reached[u]):
+            weight = state.shapes[u, r, k]
+            signal = window[state.reached[u, k], newest : newest + frame]
+            for t in range(frame):
+                fresh[t] += weight * signal[t]
+        course = state.courses[u, r]
+        for first in range(0, frame, LANES):
+            out = score[n_scores - frame + first : n_scores - frame + first + LANES]
+            for k in range(n_samples):
+                weight = course[k]
+                source = sums[first + k : first + k + LANES]
+                for t in range(LANES):
+                    out[t] += weight * source[t]
+    for t in range(n_scores, score.shape[0]):  # lanes beyond the frame
+        score[t] = np.float32(0.0)
+
+
+@jit
+def _look(state: DenseState, u: int, begin: int, first: int) -> None:
+    """Find the likeliest spike of a unit; `first` is the sample of the first score."""
+    energy = state.energy[u]
+    prior = state.numbers[_PRIOR]
+    low = np.float32(state.limits[u, 0] * energy)
+    high = np.float32(state.limits[u, 1] * energy)
+    since = state.last[u] + state.settings[_REFRACTORY] - first
+    score = state.score[u]
+    most = np.float32(0.0)
+    at = -1
+    for t in range(begin, state.blocked[u]):
+        d = score[t]
+        if d > most and d >= low and d <= high and (t >= since or t <= since - 2 * state.settings[_REFRACTORY]):
+            most = d
+            at = t
+    state.best[u] = 0.0
+    if at >= 0:
+        d64 = np.float64(most) + prior
+        state.best[u] = d64 * d64 / (energy + prior) - prior
+        state.best_at[u] = at
+
+
+@jit
+def _take(
+    state: DenseState,
+    window: NDArray[np.float32],
+    present: NDArray[np.float64],
+    unit: int,
+    at: int,
+    offset: int,
+    first_sample: int,
+    events: UnitEvents,
+) -> None:
+    """Subtract a spike from window, scores and sums, and tell of it."""
+    settings = state.settings
+    n_samples = settings[_N_SAMPLES]
+    n_scores = settings[_N_SCORES]
+    a = np.float32(state.score[unit, at] / state.energy[unit])
+    start = offset + at - settings[_N_BEFORE]
+    total = 0.0
+    n_reached = state.n_reached[unit]
+    for k in range(n_reached):
+        row = window[state.reached[unit, k]]
+        template = state.templates[unit, k]
+        for t in range(n_samples):
+            row[start + t] -= a * template[t]
+        for t in range(n_samples):
+            total += np.float64(row[start + t]) * np.float64(row[start + t])
+    # the sums hold the signal from the window's column `sums_first` on
+    sums_first = window.shape[1] - settings[_FRAME] - (n_samples - 1)
+    for k in range(state.row[unit], state.row[unit + 1]):
+        v = state.other[k]
+        cross = state.crosses[k]
+        score = state.score[v]
+        low = max(0, at - (n_samples - 1))
+        high = min(n_scores, at + n_samples)
+        for t in range(low, high):
+            score[t] -= a * cross[t - at + n_samples - 1]
+        begin = max(0, sums_first - start)
+        for r in range(RANK):
+            course = state.sums[k, r]
+            sums = state.sum[v, r]
+            for t in range(begin, n_samples):
+                sums[start + t - sums_first] -= a * course[t]
+    sample = first_sample + offset + at
+    state.last[unit] = sample
+    add_event(events, sample, unit, np.float64(a), math.sqrt(total / (n_samples * n_reached)))
+
+
+@jit
+def _count_unmatched(
+    state: DenseState, window: NDArray[np.float32], present: NDArray[np.float64], begin: int, events: UnitEvents
+) -> None:
+    """Count troughs of the frame behind all that may still be explained: below threshold, and the least around."""
+    local = state.settings[_LOCAL]
+    threshold = np.float32(state.numbers[_THRESHOLD])
+    for c in range(window.shape[0]):
+        if present[c] == 0.0:
+            continue
+        row = window[c]
+        for t in range(begin - state.settings[_FRAME], begin):
+            v = row[t]
+            if v < threshold:
+                is_least = True
+                for k in range(max(0, t - local), t + local + 1):
+                    if row[k] < v:
+                        is_least = False
+                events.counters[UNMATCHED] += is_least
