@@ -20,12 +20,13 @@ from neuromod.sorting.bundle import ChainConfig
 FRAME_MS = 0.5
 _PAD = 8
 _DENORMAL_GUARD = 1e-60
+_SLACK_FRAMES = 16  # the window is moved back only after so many frames: every frame, that took half of the time
 
 # Entries of ChainState.settings.
-_N_CHANNELS, _REFERENCE, FRAME = range(3)
+_N_CHANNELS, _REFERENCE, FRAME, _N_WINDOW = range(4)
 
 # Entries of ChainState.counters.
-_STARTED, _IN_FRAME, TAKEN = range(3)
+_STARTED, _IN_FRAME, TAKEN, END = range(4)  # END: columns of the window in use; the newest sample is the last of them
 
 
 class ChainState(NamedTuple):
@@ -48,7 +49,7 @@ class ChainState(NamedTuple):
     present: NDArray[np.float64]  # (n_padded,) 1: included, clean and alive
     inverse: NDArray[np.float64]  # (1,) 1 / channels that are present
     frame: NDArray[np.float32]  # (n_channels, frame) referenced samples of the open frame
-    window: NDArray[np.float32]  # (n_channels, n_window) whitened
+    window: NDArray[np.float32]  # (n_channels, n_window + slack) whitened; the first `END` columns count
     # scratch
     y: NDArray[np.float64]  # (n_padded,) the sample, filtered and referenced; 0 where a channel is not present
     scratch: NDArray[np.float64]  # (n_padded,)
@@ -109,7 +110,7 @@ def make_chain(
     included : ndarray of bool, shape (n_channels,), optional
         Channels that take part; all by default.
     window_samples : int
-        Least length of the window; it is a whole number of frames.
+        Least number of newest samples that stand in the window; it is a whole number of frames.
 
     Raises
     ------
@@ -118,6 +119,7 @@ def make_chain(
     """
     n_padded = -(-n_channels // _PAD) * _PAD
     frame = frame_samples(sampling_frequency)
+    n_window = -(-window_samples // frame) * frame
     sos = band_pass(config, sampling_frequency)
     clip = np.full(n_padded, np.inf)
     if noise is not None:
@@ -126,8 +128,8 @@ def make_chain(
     takes_part[:n_channels] = 1.0 if included is None else included
     matrix = np.eye(n_channels, dtype=np.float32) if whitening is None else whitening
     pairs = [np.flatnonzero(weights) for weights in matrix]
-    settings = np.zeros(3, np.int64)
-    settings[:] = n_channels, reference.CODES[config.reference], frame
+    settings = np.zeros(4, np.int64)
+    settings[:] = n_channels, reference.CODES[config.reference], frame, n_window
     chain = ChainState(
         settings=settings,
         sos=sos,
@@ -139,14 +141,14 @@ def make_chain(
         weight=np.concatenate([np.empty(0, np.float32), *(matrix[c, pair] for c, pair in enumerate(pairs))]).astype(
             np.float32
         ),
-        counters=np.zeros(3, np.int64),
+        counters=np.zeros(4, np.int64),
         z=np.zeros((len(sos), 2, n_padded)),
         clean=np.zeros(n_padded),
         alive=np.zeros(n_padded),
         present=np.zeros(n_padded),
         inverse=np.zeros(1),
         frame=np.zeros((n_channels, frame), np.float32),
-        window=np.zeros((n_channels, -(-window_samples // frame) * frame), np.float32),
+        window=np.zeros((n_channels, n_window + _SLACK_FRAMES * frame), np.float32),
         y=np.zeros(n_padded),
         scratch=np.zeros(n_padded),
     )
@@ -160,6 +162,7 @@ def reset_chain(chain: ChainState) -> None:
         getattr(chain, name).fill(0)
     chain.clean.fill(1.0)
     chain.alive.fill(1.0)
+    chain.counters[END] = chain.settings[_N_WINDOW]
     refresh(chain)
 
 
@@ -195,7 +198,7 @@ def take(chain: ChainState, x: NDArray[np.float64]) -> bool:
     Returns
     -------
     bool
-        Whether a frame became whole, and now stands whitened at the end of the window.
+        Whether a frame became whole, and now stands whitened in the last of the window's columns in use.
     """
     y = chain.y
     counters = chain.counters
@@ -255,27 +258,34 @@ def _filter(y: NDArray[np.float64], z0: NDArray[np.float64], z1: NDArray[np.floa
 
 @jit_apart
 def _whiten(chain: ChainState) -> None:
-    """Shift the window by a frame, and put the open frame, whitened, at its end.
+    """Put the open frame, whitened, behind the window's columns in use; without room, move those to the front first.
 
     Over the time of the frame for each pair of neighbours: that vectorises, a sum over neighbours would not.
     """
     frame = chain.frame
     window = chain.window
     n = frame.shape[1]
-    keep = window.shape[1] - n
+    if chain.counters[END] + n > window.shape[1]:
+        keep = chain.settings[_N_WINDOW] - n
+        old = chain.counters[END] - keep
+        for c in range(window.shape[0]):
+            row = window[c]
+            for t in range(keep):
+                row[t] = row[t + old]
+        chain.counters[END] = keep
+    end = chain.counters[END]
+    chain.counters[END] = end + n
     for c in range(window.shape[0]):
-        row = window[c]
-        for t in range(keep):
-            row[t] = row[t + n]
+        out = window[c, end : end + n]
         for t in range(n):
-            row[keep + t] = np.float32(0.0)
+            out[t] = np.float32(0.0)
         # a channel that is not present is silent, and not the whitened rest of its neighbours
         if chain.present[c] > 0.0:
             for k in range(chain.row[c], chain.row[c + 1]):
                 weight = chain.weight[k]
                 other = frame[chain.neighbour[k]]
                 for t in range(n):
-                    row[keep + t] += weight * other[t]
+                    out[t] += weight * other[t]
     z = chain.z
     for s in range(z.shape[0]):  # subnormal numbers, which a silence decays into, cost up to a hundred times more
         for k in range(2):

@@ -79,15 +79,15 @@ def window_samples(bundle: Bundle, frame: int) -> int:
     return bundle.templates.shape[1] + ahead + back + 3 * frame
 
 
-def make_dense(bundle: Bundle | None, frame: int, n_window: int, *, tracking: bool = True) -> DenseState:
+def make_dense(bundle: Bundle | None, frame: int, *, tracking: bool = True) -> DenseState:
     """Allocate the engine for a bundle; without one, of no unit.
 
     Parameters
     ----------
     bundle : Bundle or None
         Templates, amplitude limits and threshold.
-    frame, n_window : int
-        Samples of a frame and of the window, of `chain.make_chain`.
+    frame : int
+        Samples of a frame.
     tracking : bool
         Whether templates follow slow change.
     """
@@ -173,6 +173,7 @@ def reset_dense(state: DenseState) -> None:
 def match_dense(
     state: DenseState,
     window: NDArray[np.float32],
+    end: int,
     present: NDArray[np.float64],
     first_sample: int,
     events: UnitEvents,
@@ -183,8 +184,10 @@ def match_dense(
     ----------
     state : DenseState
         Changed in place.
-    window : ndarray of float32, shape (n_channels, n_window)
-        Whitened signal, the newest frame last; what is recognised is subtracted from it.
+    window : ndarray of float32, shape (n_channels, >= end)
+        Whitened signal; what is recognised is subtracted from it.
+    end : int
+        Columns in use; the newest frame is the last of them.
     present : ndarray of float64, shape (>= n_channels,)
         0 where a channel is blanked or masked.
     first_sample : int
@@ -193,14 +196,13 @@ def match_dense(
         Gets the events, those of one call the likeliest first.
     """
     settings = state.settings
-    n_window = window.shape[1]
     n_scores = settings[_N_SCORES]
     for u in range(state.energy.shape[0]):
-        _filter_frame(state, window, u)
+        _filter_frame(state, window, end, u)
     # column of the window in which the first score has its trough
-    offset = n_window - (settings[_N_SAMPLES] - settings[_N_BEFORE]) - n_scores + 1
+    offset = end - (settings[_N_SAMPLES] - settings[_N_BEFORE]) - n_scores + 1
     begin = n_scores - settings[_FRAME] - settings[_AHEAD] - settings[_BACK]
-    end = n_scores - settings[_AHEAD]  # those from here on are known, and not decided on
+    decided = n_scores - settings[_AHEAD]  # those from here on are known, and not decided on
     for u in range(state.energy.shape[0]):
         state.blocked[u] = n_scores
         _look(state, u, begin, first_sample + offset)
@@ -214,7 +216,7 @@ def match_dense(
         if unit < 0:
             break
         at = state.best_at[unit]
-        if at >= end:
+        if at >= decided:
             # not to be decided on yet: nothing that may be no more than its echo is, either
             for k in range(state.row[unit], state.row[unit + 1]):
                 v = state.other[k]
@@ -222,20 +224,20 @@ def match_dense(
                 _look(state, v, begin, first_sample + offset)
             state.best[unit] = 0.0
             continue
-        _take(state, window, present, unit, at, offset, first_sample, events)
+        _take(state, window, end, unit, at, offset, first_sample, events)
         for k in range(state.row[unit], state.row[unit + 1]):
             _look(state, state.other[k], begin, first_sample + offset)
     _count_unmatched(state, window, present, offset + begin, events)
 
 
 @jit
-def _filter_frame(state: DenseState, window: NDArray[np.float32], u: int) -> None:
+def _filter_frame(state: DenseState, window: NDArray[np.float32], end: int, u: int) -> None:
     """Shift sums and scores of a unit by a frame, and compute the new ones."""
     settings = state.settings
     frame = settings[_FRAME]
     n_samples = settings[_N_SAMPLES]
     n_scores = settings[_N_SCORES]
-    newest = window.shape[1] - frame
+    newest = end - frame
     score = state.score[u]
     for t in range(n_scores - frame):
         score[t] = score[t + frame]
@@ -292,7 +294,7 @@ def _look(state: DenseState, u: int, begin: int, first: int) -> None:
 def _take(
     state: DenseState,
     window: NDArray[np.float32],
-    present: NDArray[np.float64],
+    end: int,
     unit: int,
     at: int,
     offset: int,
@@ -315,7 +317,7 @@ def _take(
         for t in range(n_samples):
             total += np.float64(row[start + t]) * np.float64(row[start + t])
     # the sums hold the signal from the window's column `sums_first` on
-    sums_first = window.shape[1] - settings[_FRAME] - (n_samples - 1)
+    sums_first = end - settings[_FRAME] - (n_samples - 1)
     for k in range(state.row[unit], state.row[unit + 1]):
         v = state.other[k]
         cross = state.crosses[k]

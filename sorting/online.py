@@ -14,7 +14,7 @@ from neuromod.engine.compiled import jit, jit_apart
 from neuromod.sorting import chain as signal
 from neuromod.sorting import dense, sparse
 from neuromod.sorting.bundle import Bundle, ChainConfig
-from neuromod.sorting.chain import TAKEN, ChainState, make_chain, refresh, reset_chain, take
+from neuromod.sorting.chain import END, TAKEN, ChainState, make_chain, refresh, reset_chain, take
 from neuromod.sorting.dense import DenseState, make_dense, match_dense, reset_dense
 from neuromod.sorting.events import UnitEvents, make_events
 from neuromod.sorting.sparse import SparseState, make_sparse, match_sparse, reset_sparse
@@ -50,18 +50,17 @@ class SorterState(NamedTuple):
     events: UnitEvents
     magnitude: NDArray[np.float64]  # (n_channels,) sum of |z| since channels were last judged
     moved: NDArray[np.int64]  # (n_channels,) whether the raw signal has moved since then
-    last_x: NDArray[np.float64]  # (n_padded,) the sample before
+    last_x: NDArray[np.float64]  # (n_padded,) the sample of a frame before
     reason: NDArray[np.int64]  # (n_channels,) why it is masked
 
 
 @jit
 def take_sample(sorter: SorterState, x: NDArray[np.float64]) -> None:
     """Take one sample of all channels, of shape (n_padded,), in units of the stream; finite."""
-    for c in range(sorter.moved.shape[0]):
-        if x[c] != sorter.last_x[c]:
-            sorter.moved[c] = 1
-        sorter.last_x[c] = x[c]
     if take(sorter.chain, x):
+        for c in range(sorter.moved.shape[0]):
+            sorter.moved[c] |= x[c] != sorter.last_x[c]
+            sorter.last_x[c] = x[c]
         _recognise(sorter)
 
 
@@ -76,11 +75,11 @@ def _recognise(sorter: SorterState) -> None:
     """Do what is due with a whole frame."""
     chain = sorter.chain
     window = chain.window
-    n_window = window.shape[1]
+    end = chain.counters[END]
     frame = sorter.settings[_FRAME]
     for c in range(window.shape[0]):
         total = 0.0
-        for t in range(n_window - frame, n_window):
+        for t in range(end - frame, end):
             size = abs(np.float64(window[c, t]))
             total += size if size < _CLIP else _CLIP
         sorter.magnitude[c] += total
@@ -88,11 +87,11 @@ def _recognise(sorter: SorterState) -> None:
     if sorter.counters[_FRAMES] == sorter.settings[_CHECK_FRAMES]:
         sorter.counters[_FRAMES] = 0
         _judge(sorter)
-    first: int = chain.counters[TAKEN] - n_window
+    first: int = chain.counters[TAKEN] - end
     if sorter.settings[_ENGINE] == _DENSE:
-        match_dense(sorter.dense, window, chain.present, first, sorter.events)
+        match_dense(sorter.dense, window, end, chain.present, first, sorter.events)
     else:
-        match_sparse(sorter.sparse, window, chain.present, first, sorter.events)
+        match_sparse(sorter.sparse, window, end, chain.present, first, sorter.events)
 
 
 @jit
@@ -210,8 +209,8 @@ def _allocate(bundle: Bundle | None, engine: EngineName, tracking: bool) -> Sort
         settings=settings,
         counters=np.zeros(1, np.int64),
         chain=chain,
-        sparse=make_sparse(bundle if engine == "sparse" else None, frame, n_window, tracking=tracking),
-        dense=make_dense(bundle if engine == "dense" else None, frame, n_window, tracking=tracking),
+        sparse=make_sparse(bundle if engine == "sparse" else None, frame, tracking=tracking),
+        dense=make_dense(bundle if engine == "dense" else None, frame, tracking=tracking),
         events=make_events(len(bundle.unit_ids) if bundle is not None else 0),
         magnitude=np.zeros(n_channels),
         moved=np.zeros(n_channels, np.int64),

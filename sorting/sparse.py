@@ -23,6 +23,7 @@ _LOCAL_MS = 0.25  # a trough is the least value of its channel this far around i
 _BACK_MS = 0.5  # how far behind the newest troughs that a subtraction uncovers are still looked for
 _REFRACTORY_MS = 0.5  # nearer than this, a unit does not fire twice: the second is what a poor fit left of the first
 _LONGEST_FRAMES = 64
+_MOST_GIVEN_UP = 256
 PRIOR = 1000.0
 
 # Entries of SparseState.settings.
@@ -45,12 +46,13 @@ class SparseState(NamedTuple):
     n_candidates: NDArray[np.int64]  # (n_channels,) units that a trough on each may be of
     candidates: NDArray[np.int64]  # (n_channels, most)
     # moving
-    tried: NDArray[np.bool_]  # (n_channels, n_window) troughs that no unit explains
+    given_up: NDArray[np.int64]  # (_MOST_GIVEN_UP, 2) channel and sample of troughs that no unit explains
+    n_given_up: NDArray[np.int64]  # (1,)
     last: NDArray[np.int64]  # (n_units,) sample of the last event
     gain: NDArray[np.float64]  # (n_units,) slow change of the amplitude since the sorting
 
 
-CHANGING = ("tried", "last", "gain")
+CHANGING = ("given_up", "n_given_up", "last", "gain")
 """What a checkpoint must hold."""
 
 
@@ -62,15 +64,15 @@ def window_samples(bundle: Bundle, frame: int) -> int:
     return n_before + n_samples + 2 * SHIFTS + 2 * frame + back + local
 
 
-def make_sparse(bundle: Bundle | None, frame: int, n_window: int, *, tracking: bool = True) -> SparseState:
+def make_sparse(bundle: Bundle | None, frame: int, *, tracking: bool = True) -> SparseState:
     """Allocate the engine for a bundle; without one, of no unit.
 
     Parameters
     ----------
     bundle : Bundle or None
         Templates, amplitude limits and threshold.
-    frame, n_window : int
-        Samples of a frame and of the window, of `chain.make_chain`.
+    frame : int
+        Samples of a frame.
     tracking : bool
         Whether templates follow slow change of a unit's amplitude: by 1 / 100 of the deviation per spike, and never
         below half or above twice the template of the sorting.
@@ -118,7 +120,8 @@ def make_sparse(bundle: Bundle | None, frame: int, n_window: int, *, tracking: b
         limits=np.ascontiguousarray(bundle.amplitude_limits) if bundle is not None else np.zeros((0, 2)),
         n_candidates=np.array([len(units) for units in near], np.int64),
         candidates=candidates,
-        tried=np.zeros((n_channels, n_window), np.bool_),
+        given_up=np.zeros((_MOST_GIVEN_UP, 2), np.int64),
+        n_given_up=np.zeros(1, np.int64),
         last=np.zeros(n_units, np.int64),
         gain=np.zeros(n_units),
     )
@@ -128,7 +131,8 @@ def make_sparse(bundle: Bundle | None, frame: int, n_window: int, *, tracking: b
 
 def reset_sparse(state: SparseState) -> None:
     """Back to the state of a new engine: templates as sorted."""
-    state.tried.fill(False)
+    state.given_up.fill(0)
+    state.n_given_up.fill(0)
     state.last.fill(-(1 << 40))
     state.gain.fill(1.0)
 
@@ -137,6 +141,7 @@ def reset_sparse(state: SparseState) -> None:
 def match_sparse(
     state: SparseState,
     window: NDArray[np.float32],
+    end: int,
     present: NDArray[np.float64],
     first_sample: int,
     events: UnitEvents,
@@ -147,8 +152,10 @@ def match_sparse(
     ----------
     state : SparseState
         Changed in place.
-    window : ndarray of float32, shape (n_channels, n_window)
-        Whitened signal, the newest frame last; what is recognised is subtracted from it.
+    window : ndarray of float32, shape (n_channels, >= end)
+        Whitened signal; what is recognised is subtracted from it.
+    end : int
+        Columns in use; the newest frame is the last of them.
     present : ndarray of float64, shape (>= n_channels,)
         0 where a channel is blanked or masked.
     first_sample : int
@@ -157,32 +164,32 @@ def match_sparse(
         Gets the events, those of one call in the order in which they were recognised.
     """
     settings = state.settings
-    n_window = window.shape[1]
-    frame = settings[_FRAME]
-    tried = state.tried
-    for c in range(tried.shape[0]):
-        for t in range(n_window - frame):
-            tried[c, t] = tried[c, t + frame]
-        for t in range(n_window - frame, n_window):
-            tried[c, t] = False
     # the newest trough whose template, at any shift, lies within the window
-    stop = n_window - (settings[_N_SAMPLES] - settings[_N_BEFORE]) - SHIFTS + 1
-    start = stop - frame - settings[_BACK]
-    for c in range(tried.shape[0]):  # what was given up, and is now too old to be looked at again
-        for t in range(start - frame, start):
-            events.counters[UNMATCHED] += tried[c, t]
+    stop = end - (settings[_N_SAMPLES] - settings[_N_BEFORE]) - SHIFTS + 1
+    start = stop - settings[_FRAME] - settings[_BACK]
+    events.counters[UNMATCHED] += _forget(state, first_sample + start)
     # each turn explains a trough or gives it up; the bound is far above what a frame can hold
     for _ in range(settings[_MOST]):
-        channel, at = _deepest(state, window, present, start, stop)
+        channel, at = _deepest(state, window, present, start, stop, first_sample)
         if channel < 0:
             return
         if not _explain(state, window, present, channel, at, first_sample, events):
-            tried[channel, at] = True
+            n = state.n_given_up[0]
+            if n == _MOST_GIVEN_UP:
+                return
+            state.given_up[n, 0] = channel
+            state.given_up[n, 1] = first_sample + at
+            state.n_given_up[0] = n + 1
 
 
 @jit
 def _deepest(
-    state: SparseState, window: NDArray[np.float32], present: NDArray[np.float64], start: int, stop: int
+    state: SparseState,
+    window: NDArray[np.float32],
+    present: NDArray[np.float64],
+    start: int,
+    stop: int,
+    first_sample: int,
 ) -> tuple[int, int]:
     """Return channel and column of the deepest trough that has not been given up; -1 where there is none."""
     local = state.settings[_LOCAL]
@@ -195,8 +202,8 @@ def _deepest(
         row = window[c]
         for t in range(start, stop):
             v = row[t]
-            if v < least and not state.tried[c, t]:
-                is_least = True
+            if v < least:
+                is_least = not _is_given_up(state, c, first_sample + t)
                 for k in range(t - local, t + local + 1):
                     if row[k] < v:
                         is_least = False
@@ -205,6 +212,46 @@ def _deepest(
                     channel = c
                     at = t
     return channel, at
+
+
+@jit
+def _forget(state: SparseState, before: int) -> int:
+    """Drop the troughs given up that are too old to be looked at again; return how many they were."""
+    kept = 0
+    n = state.n_given_up[0]
+    for k in range(n):
+        if state.given_up[k, 1] >= before:
+            state.given_up[kept, 0] = state.given_up[k, 0]
+            state.given_up[kept, 1] = state.given_up[k, 1]
+            kept += 1
+    state.n_given_up[0] = kept
+    return n - kept
+
+
+@jit
+def _reconsider(state: SparseState, unit: int, start: int) -> None:
+    """Give troughs another chance where a template was subtracted from sample `start` on."""
+    kept = 0
+    for k in range(state.n_given_up[0]):
+        channel = state.given_up[k, 0]
+        sample = state.given_up[k, 1]
+        touched = False
+        if start <= sample < start + state.settings[_N_SAMPLES]:
+            for i in range(state.n_reached[unit]):
+                touched = touched or state.reached[unit, i] == channel
+        if not touched:
+            state.given_up[kept, 0] = channel
+            state.given_up[kept, 1] = sample
+            kept += 1
+    state.n_given_up[0] = kept
+
+
+@jit
+def _is_given_up(state: SparseState, channel: int, sample: int) -> bool:
+    found = False
+    for k in range(state.n_given_up[0]):
+        found = found or (state.given_up[k, 0] == channel and state.given_up[k, 1] == sample)
+    return found
 
 
 @jit
@@ -247,7 +294,9 @@ def _explain(
                 amplitude = a
     if unit < 0:
         return False
-    residual = _subtract(state, window, unit, at + shift - n_before, np.float32(amplitude))
+    start = at + shift - n_before
+    residual = _subtract(state, window, unit, start, np.float32(amplitude))
+    _reconsider(state, unit, first_sample + start)
     sample = first_sample + at + shift
     state.last[unit] = sample
     add_event(events, sample, unit, amplitude, residual)
@@ -285,7 +334,7 @@ def _product(state: SparseState, window: NDArray[np.float32], unit: int, start: 
 
 @jit
 def _subtract(state: SparseState, window: NDArray[np.float32], unit: int, start: int, amplitude: np.float32) -> float:
-    """Take a template from the window, give troughs around it another chance, and return the RMS of what is left."""
+    """Take a template from the window, and return the RMS of what is left."""
     n = state.settings[_N_SAMPLES]
     total = 0.0
     for k in range(state.n_reached[unit]):
@@ -294,7 +343,6 @@ def _subtract(state: SparseState, window: NDArray[np.float32], unit: int, start:
         row = window[c]
         for t in range(n):
             row[start + t] -= amplitude * template[t]
-            state.tried[c, start + t] = False
         for t in range(n):
             total += np.float64(row[start + t]) * np.float64(row[start + t])
     return math.sqrt(total / (n * state.n_reached[unit]))
