@@ -99,7 +99,7 @@ class BundleInfo(pydantic.BaseModel, frozen=True, extra="forbid"):
     detection_noise: Annotated[float, Field(lt=0, ge=-100)] = -4.5
     """Detection threshold on the whitened signal."""
     autocovariance: Annotated[tuple[Finite, ...], Field(min_length=1)] = (1.0,)
-    """Of the whitened noise at lags of 0, 1, ... samples, of unit variance: what matched filters whiten with in time."""
+    """Of the whitened noise at lags of 0, 1, ... samples, of unit variance: matched filters whiten with it in time."""
     n_before: Annotated[int, Field(ge=1)]
     """Samples of a template before its trough; the trough is at this index."""
     units: tuple[UnitInfo, ...]

@@ -18,6 +18,8 @@ from neuromod.sorting import reference
 from neuromod.sorting.bundle import ChainConfig
 
 FRAME_MS = 0.5
+LANES = 16
+"""Columns behind those in use that may be read, so that an engine can read a frame in whole vectors."""
 _PAD = 8
 _DENORMAL_GUARD = 1e-60
 _SLACK_FRAMES = 16  # the window is moved back only after so many frames: every frame, that took half of the time
@@ -127,7 +129,7 @@ def make_chain(
     takes_part = np.zeros(n_padded)
     takes_part[:n_channels] = 1.0 if included is None else included
     matrix = np.eye(n_channels, dtype=np.float32) if whitening is None else whitening
-    pairs = [np.flatnonzero(weights) for weights in matrix]
+    pairs = [_by_fours(np.flatnonzero(weights), n_channels) for weights in matrix]
     settings = np.zeros(4, np.int64)
     settings[:] = n_channels, reference.CODES[config.reference], frame, n_window
     chain = ChainState(
@@ -137,10 +139,13 @@ def make_chain(
         clip=clip,
         included=takes_part,
         row=np.concatenate([[0], np.cumsum([len(pair) for pair in pairs])]).astype(np.int64),
-        neighbour=np.concatenate([np.empty(0, np.int64), *pairs]).astype(np.int64),
-        weight=np.concatenate([np.empty(0, np.float32), *(matrix[c, pair] for c, pair in enumerate(pairs))]).astype(
-            np.float32
-        ),
+        neighbour=np.concatenate([np.empty(0, np.int64), *pairs]).astype(np.int64) % max(1, n_channels),
+        weight=np.concatenate(
+            [
+                np.empty(0, np.float32),
+                *(np.where(pair < n_channels, matrix[c, pair % n_channels], 0.0) for c, pair in enumerate(pairs)),
+            ]
+        ).astype(np.float32),
         counters=np.zeros(4, np.int64),
         z=np.zeros((len(sos), 2, n_padded)),
         clean=np.zeros(n_padded),
@@ -148,12 +153,17 @@ def make_chain(
         present=np.zeros(n_padded),
         inverse=np.zeros(1),
         frame=np.zeros((n_channels, frame), np.float32),
-        window=np.zeros((n_channels, n_window + _SLACK_FRAMES * frame), np.float32),
+        window=np.zeros((n_channels, n_window + _SLACK_FRAMES * frame + LANES), np.float32),
         y=np.zeros(n_padded),
         scratch=np.zeros(n_padded),
     )
     reset_chain(chain)
     return chain
+
+
+def _by_fours(neighbours: NDArray[np.int64], n_channels: int) -> NDArray[np.int64]:
+    """Fill up with `n_channels`, which stands for a neighbour of no weight, to a multiple of four."""
+    return np.concatenate([neighbours, np.full(-len(neighbours) % 4, n_channels)])
 
 
 def reset_chain(chain: ChainState) -> None:
@@ -260,12 +270,12 @@ def _filter(y: NDArray[np.float64], z0: NDArray[np.float64], z1: NDArray[np.floa
 def _whiten(chain: ChainState) -> None:
     """Put the open frame, whitened, behind the window's columns in use; without room, move those to the front first.
 
-    Over the time of the frame for each pair of neighbours: that vectorises, a sum over neighbours would not.
+    Over the time of the frame, for four neighbours at once: that vectorises, a sum over neighbours would not.
     """
     frame = chain.frame
     window = chain.window
     n = frame.shape[1]
-    if chain.counters[END] + n > window.shape[1]:
+    if chain.counters[END] + n + LANES > window.shape[1]:
         keep = chain.settings[_N_WINDOW] - n
         old = chain.counters[END] - keep
         for c in range(window.shape[0]):
@@ -281,11 +291,17 @@ def _whiten(chain: ChainState) -> None:
             out[t] = np.float32(0.0)
         # a channel that is not present is silent, and not the whitened rest of its neighbours
         if chain.present[c] > 0.0:
-            for k in range(chain.row[c], chain.row[c + 1]):
-                weight = chain.weight[k]
-                other = frame[chain.neighbour[k]]
+            for k in range(chain.row[c], chain.row[c + 1], 4):
+                w0 = chain.weight[k]
+                w1 = chain.weight[k + 1]
+                w2 = chain.weight[k + 2]
+                w3 = chain.weight[k + 3]
+                y0 = frame[chain.neighbour[k]]
+                y1 = frame[chain.neighbour[k + 1]]
+                y2 = frame[chain.neighbour[k + 2]]
+                y3 = frame[chain.neighbour[k + 3]]
                 for t in range(n):
-                    out[t] += weight * other[t]
+                    out[t] += (w0 * y0[t] + w1 * y1[t]) + (w2 * y2[t] + w3 * y3[t])
     z = chain.z
     for s in range(z.shape[0]):  # subnormal numbers, which a silence decays into, cost up to a hundred times more
         for k in range(2):
@@ -334,6 +350,7 @@ def whitened(chain: ChainState, samples: NDArray[np.float32]) -> NDArray[np.floa
     z = np.zeros_like(y)
     for c in range(n_channels):
         # the order of the additions is that of `_whiten`, so that the bits are too
-        for k in range(chain.row[c], chain.row[c + 1]):
-            z[:, c] += chain.weight[k] * y[:, chain.neighbour[k]]
+        for k in range(chain.row[c], chain.row[c + 1], 4):
+            parts = [chain.weight[k + i] * y[:, chain.neighbour[k + i]] for i in range(4)]
+            z[:, c] += (parts[0] + parts[1]) + (parts[2] + parts[3])
     return z * chain.present[:n_channels].astype(np.float32)

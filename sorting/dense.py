@@ -21,11 +21,10 @@ from numpy.typing import NDArray
 
 from neuromod.engine.compiled import jit, jit_apart
 from neuromod.sorting.bundle import Bundle
+from neuromod.sorting.chain import LANES
 from neuromod.sorting.events import UNMATCHED, UnitEvents, add_event
 
 RANK = 3
-LANES = 16
-"""Times that one pass of the filters computes: two vectors of eight, whatever a frame holds of them."""
 PRIOR = 200.0
 """Precision of amplitudes about 1, in units of the whitened signal's."""
 LEAST_GAIN = 40.0
@@ -50,7 +49,7 @@ class DenseState(NamedTuple):
     n_reached: NDArray[np.int64]  # (n_units,) channels of each
     reached: NDArray[np.int64]  # (n_units, n_most) which
     shapes: NDArray[np.float32]  # (n_units, RANK, n_most) over channels
-    courses: NDArray[np.float32]  # (n_units, RANK, n_samples) over time
+    courses: NDArray[np.float32]  # (n_units, RANK, >= n_samples) over time
     templates: NDArray[np.float32]  # (n_units, n_most, n_samples) their sum
     energy: NDArray[np.float64]  # (n_units,)
     limits: NDArray[np.float64]  # (n_units, 2) of the amplitude
@@ -104,10 +103,11 @@ def make_dense(bundle: Bundle | None, frame: int, *, tracking: bool = True) -> D
         # scores of the spikes that may still be decided on
         settings[_N_SCORES] = settings[_AHEAD] + settings[_BACK] + 2 * frame
         numbers[:] = bundle.info.detection_noise, PRIOR, LEAST_GAIN
-    n_most = max([1, *map(len, supports)])
+    n_most = -(-max([1, *map(len, supports)]) // 4) * 4
+    n_taps = -(-n_samples // 4) * 4
     reached = np.zeros((n_units, n_most), np.int64)
     shapes = np.zeros((n_units, RANK, n_most), np.float32)
-    courses = np.zeros((n_units, RANK, n_samples), np.float32)
+    courses = np.zeros((n_units, RANK, n_taps), np.float32)
     for u, support in enumerate(supports):
         assert bundle is not None
         reached[u, : len(support)] = support
@@ -115,8 +115,8 @@ def make_dense(bundle: Bundle | None, frame: int, *, tracking: bool = True) -> D
             left, values, right = np.linalg.svd(bundle.templates[u][:, support].T, full_matrices=False)
             rank = min(RANK, len(values))
             shapes[u, :rank, : len(support)] = (left[:, :rank] * values[:rank]).T
-            courses[u, :rank] = right[:rank]
-    templates = np.einsum("urc,urt->uct", shapes, courses).astype(np.float32)
+            courses[u, :rank, :n_samples] = right[:rank]
+    templates = np.einsum("urc,urt->uct", shapes, courses[..., :n_samples]).astype(np.float32)
     row, other = _pairs(supports)
     crosses = np.zeros((len(other), 2 * n_samples - 1), np.float32)
     sums = np.zeros((len(other), RANK, n_samples), np.float32)
@@ -127,7 +127,7 @@ def make_dense(bundle: Bundle | None, frame: int, *, tracking: bool = True) -> D
         for k in range(row[u], row[u + 1]):
             v = other[k]
             sums[k] = shapes[v, :, : len(supports[v])] @ wide[supports[v]]
-            crosses[k] = sum(np.correlate(sums[k, r], courses[v, r], "full") for r in range(RANK))
+            crosses[k] = sum(np.correlate(sums[k, r], courses[v, r, :n_samples], "full") for r in range(RANK))
     lanes = -(-frame // LANES) * LANES
     state = DenseState(
         settings=settings,
@@ -143,7 +143,7 @@ def make_dense(bundle: Bundle | None, frame: int, *, tracking: bool = True) -> D
         other=other,
         crosses=crosses,
         sums=sums,
-        sum=np.zeros((n_units, RANK, n_samples - 1 + lanes), np.float32),
+        sum=np.zeros((n_units, RANK, n_taps - 1 + lanes), np.float32),
         score=np.zeros((n_units, int(settings[_N_SCORES]) + lanes), np.float32),
         last=np.zeros(n_units, np.int64),
         best=np.zeros(n_units),
@@ -249,22 +249,55 @@ def _filter_frame(state: DenseState, window: NDArray[np.float32], end: int, u: i
             sums[t] = sums[t + frame]
         for t in range(n_samples - 1, sums.shape[0]):
             sums[t] = np.float32(0.0)
-        fresh = sums[n_samples - 1 : n_samples - 1 + frame]
-        for k in range(state.n_reached[u]):
-            weight = state.shapes[u, r, k]
-            signal = window[state.reached[u, k], newest : newest + frame]
-            for t in range(frame):
-                fresh[t] += weight * signal[t]
+    # Four at a time, so that what they add up to is loaded and stored a quarter as often; and few slices, each of which
+    # costs as much as a vector of products.
+    shapes = state.shapes[u]
+    for first in range(0, frame, LANES):
+        begin = newest + first
+        put = n_samples - 1 + first
+        out0 = state.sum[u, 0, put : put + LANES]
+        out1 = state.sum[u, 1, put : put + LANES]
+        out2 = state.sum[u, 2, put : put + LANES]
+        for k in range(0, state.n_reached[u], 4):
+            s0 = window[state.reached[u, k], begin : begin + LANES]
+            s1 = window[state.reached[u, k + 1], begin : begin + LANES]
+            s2 = window[state.reached[u, k + 2], begin : begin + LANES]
+            s3 = window[state.reached[u, k + 3], begin : begin + LANES]
+            _add_four(out0, shapes[0, k : k + 4], s0, s1, s2, s3)
+            _add_four(out1, shapes[1, k : k + 4], s0, s1, s2, s3)
+            _add_four(out2, shapes[2, k : k + 4], s0, s1, s2, s3)
+    for r in range(RANK):
         course = state.courses[u, r]
         for first in range(0, frame, LANES):
             out = score[n_scores - frame + first : n_scores - frame + first + LANES]
-            for k in range(n_samples):
-                weight = course[k]
-                source = sums[first + k : first + k + LANES]
+            for k in range(0, course.shape[0], 4):
+                w = course[k : k + 4]
+                source = state.sum[u, r, first + k : first + k + LANES + 3]
+                w0 = w[0]
+                w1 = w[1]
+                w2 = w[2]
+                w3 = w[3]
                 for t in range(LANES):
-                    out[t] += weight * source[t]
+                    out[t] += (w0 * source[t] + w1 * source[t + 1]) + (w2 * source[t + 2] + w3 * source[t + 3])
     for t in range(n_scores, score.shape[0]):  # lanes beyond the frame
         score[t] = np.float32(0.0)
+
+
+@jit
+def _add_four(
+    out: NDArray[np.float32],
+    w: NDArray[np.float32],
+    s0: NDArray[np.float32],
+    s1: NDArray[np.float32],
+    s2: NDArray[np.float32],
+    s3: NDArray[np.float32],
+) -> None:
+    w0 = w[0]
+    w1 = w[1]
+    w2 = w[2]
+    w3 = w[3]
+    for t in range(LANES):
+        out[t] += (w0 * s0[t] + w1 * s1[t]) + (w2 * s2[t] + w3 * s3[t])
 
 
 @jit
