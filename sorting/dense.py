@@ -277,7 +277,7 @@ def _filter_frame(state: DenseState, window: NDArray[np.float32], end: int, u: i
                 w1 = w[1]
                 w2 = w[2]
                 w3 = w[3]
-                for t in range(LANES):
+                for t in range(out.shape[0]):
                     out[t] += (w0 * source[t] + w1 * source[t + 1]) + (w2 * source[t + 2] + w3 * source[t + 3])
     for t in range(n_scores, score.shape[0]):  # lanes beyond the frame
         score[t] = np.float32(0.0)
@@ -296,7 +296,7 @@ def _add_four(
     w1 = w[1]
     w2 = w[2]
     w3 = w[3]
-    for t in range(LANES):
+    for t in range(out.shape[0]):  # not a constant: such a loop is unrolled before it could be vectorised
         out[t] += (w0 * s0[t] + w1 * s1[t]) + (w2 * s2[t] + w3 * s3[t])
 
 
