@@ -39,7 +39,8 @@ _TAIL_MS = 1.5
 """A spike rings the filter for longer: this much more is estimated, so that it is taken out of others' means."""
 TROUGH_SEARCH_MS = 0.7
 """How far from a given time, either way, a unit's trough may lie once filtered."""
-AMPLITUDE_LIMITS = (0.75, 1.4)
+AMPLITUDE_LIMITS = (0.7, 1.45)
+"""0.75 below lost half a point on an array: how amplitudes vary is weighed by the engines themselves."""
 REACH_UM = 120.0
 """A template has no channels further than this from where its trough is deepest."""
 DENSE_UM = 60.0
@@ -60,6 +61,7 @@ class Levels(NamedTuple):
 
     noise: NDArray[np.float64]  # (n_channels,) 0: excluded
     whitening: NDArray[np.float32]  # (n_channels, n_channels)
+    autocovariance: NDArray[np.float64]  # (n_lags,) of the whitened noise
 
 
 def estimate(
@@ -140,10 +142,9 @@ def estimate(
     report = progress if progress is not None else _ignore
 
     source = _Source(read, n_samples, sampling_frequency, n_channels)
-    levels = _measure_levels(source, config, included, positions_um)
-    report(0.25)
-
     n_before, n_after = round(BEFORE_MS * 1e-3 * sampling_frequency), round(AFTER_MS * 1e-3 * sampling_frequency)
+    levels = _measure_levels(source, config, included, positions_um, n_before + n_after)
+    report(0.25)
     order = np.argsort(spike_samples, kind="stable")
     at, units = spike_samples[order].astype(np.int64), spike_units[order].astype(np.int64)
     search = round(TROUGH_SEARCH_MS * 1e-3 * sampling_frequency)
@@ -155,8 +156,9 @@ def estimate(
     begins = _trough_offsets(wide @ levels.whitening.T, n_before, search)
     templates_uv = wide[np.arange(n_units)[:, np.newaxis], begins[:, np.newaxis] + np.arange(n_long)]
     starts = at - n_before - search + begins[units]
+    step = _steps(starts, units, templates_uv, levels.noise)
     for i in range(_ROUNDS):
-        templates_uv = _refined(stream, starts, units, templates_uv, levels.noise)
+        templates_uv = _refined(stream, starts, units, templates_uv, levels.noise, step)
         report(0.5 + 0.5 * (i + 1) / _ROUNDS)
 
     templates_uv = templates_uv[:, : n_before + n_after]
@@ -180,6 +182,7 @@ def estimate(
         chain=config,
         engine=engine if engine is not None else engine_for(positions_um[included]),
         detection_noise=detection_noise,
+        autocovariance=tuple(levels.autocovariance.tolist()),
         n_before=n_before,
         units=infos,
         provenance=dict(provenance or {}),
@@ -246,7 +249,7 @@ class _Source:
 
 
 def _measure_levels(
-    source: _Source, config: ChainConfig, included: NDArray[np.bool_], positions_um: NDArray[np.float64]
+    source: _Source, config: ChainConfig, included: NDArray[np.bool_], positions_um: NDArray[np.float64], n_lags: int
 ) -> Levels:
     """Noise through the chain as it will run, and the whitening that goes with it."""
     alone = config.model_copy(update={"reference": "none"})
@@ -260,7 +263,11 @@ def _measure_levels(
     # the correlation of clipped noise is not quite that of the noise: what units of background leave is measured
     level = _noise((y @ whitening.T for y in source.stretches(config, noise, included)), included)
     scale = np.divide(1.0, level, out=np.zeros_like(level), where=level > 0.0)
-    return Levels(noise, (whitening * scale[:, np.newaxis]).astype(np.float32))
+    whitening *= scale[:, np.newaxis].astype(np.float32)
+    autocovariance = _autocovariance(
+        (y @ whitening.T for y in source.stretches(config, noise, included)), noise, n_lags
+    )
+    return Levels(noise, whitening, autocovariance)
 
 
 def _noise(stretches: Iterator[NDArray[np.float32]], included: NDArray[np.bool_]) -> NDArray[np.float64]:
@@ -278,6 +285,18 @@ def _correlation(stretches: Iterator[NDArray[np.float32]], noise: NDArray[np.flo
         total += z.T @ z
     size = np.sqrt(np.maximum(np.diag(total), 1e-30))
     return np.asarray(total / np.outer(size, size))
+
+
+def _autocovariance(
+    stretches: Iterator[NDArray[np.float32]], noise: NDArray[np.float64], n_lags: int
+) -> NDArray[np.float64]:
+    """Mean autocovariance of the channels at lags below `n_lags`; spikes are clipped."""
+    total = np.zeros(n_lags)
+    for z in stretches:
+        clipped = np.clip(z[:, noise > 0.0], -_CLIP_NOISE, _CLIP_NOISE)
+        n = len(clipped) - n_lags
+        total += [np.vdot(clipped[:n], clipped[lag : lag + n]) for lag in range(n_lags)]
+    return np.asarray(total / total[0])
 
 
 def _whitening(
@@ -338,12 +357,36 @@ def _trough_offsets(wide: NDArray[np.float64], n_before: int, search: int) -> ND
     return inside.min(axis=2).argmin(axis=1) if len(wide) else np.zeros(0, np.int64)
 
 
+def _steps(
+    starts: NDArray[np.int64], units: NDArray[np.int64], templates: NDArray[np.float64], noise: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """How much of its mean residual each template takes at once.
+
+    All templates move together: where n spikes of units that share channels lie over each other on the mean, a whole
+    step of each would correct n times over, and diverge on a dense probe. One n-th converges (Gershgorin's bound).
+    """
+    n_units, length = templates.shape[:2]
+    reach = [_reach(template, noise) for template in templates]
+    trains = [np.sort(starts[units == u]) for u in range(n_units)]
+    steps = np.ones(n_units)
+    for u in range(n_units):
+        others = [
+            trains[v] for v in range(n_units) if reach[v].start < reach[u].stop and reach[u].start < reach[v].stop
+        ]
+        if len(trains[u]) and others:
+            near = np.sort(np.concatenate(others))
+            pairs = np.searchsorted(near, trains[u] + length) - np.searchsorted(near, trains[u] - length, side="right")
+            steps[u] = 2.0 / (1.0 + pairs.mean())  # a pair overlaps in half of a window on the mean; itself in all
+    return steps
+
+
 def _refined(
     stream: Callable[[], Iterator[tuple[int, NDArray[np.float32]]]],
     starts: NDArray[np.int64],
     units: NDArray[np.int64],
     templates: NDArray[np.float64],
     noise: NDArray[np.float64],
+    step: NDArray[np.float64],
 ) -> NDArray[np.float64]:
     """Add to each template the mean of what is left at its spikes once all units' spikes are taken away."""
     n_units, length = templates.shape[:2]
@@ -364,7 +407,7 @@ def _refined(
             near, at = reach[units[k]], starts[k] - first
             change[units[k], :, near] += residual[at : at + length, near]
             count[units[k]] += 1.0
-    return templates + change / np.maximum(count, 1.0)[:, np.newaxis, np.newaxis]
+    return templates + change * (step / np.maximum(count, 1.0))[:, np.newaxis, np.newaxis]
 
 
 def _reach(template: NDArray[np.float64], noise: NDArray[np.float64]) -> slice:
