@@ -246,7 +246,7 @@ def _description(assembly: Assembly) -> list[list[Any]]:
     """Name, type and shape of every part, by which a foreign checkpoint is told."""
     named = {
         "pipeline": assembly.pipeline._asdict(),
-        "front_end": assembly.front_end.state._asdict(),
+        "front_end": {str(i): part for i, part in enumerate(assembly.front_end.parts())},
         "encoder": assembly.encoder.state._asdict(),
         "network": {"state": assembly.network.state},
         "decoder": {"state": assembly.decoder},

@@ -1,16 +1,20 @@
 """Template matching for sparse arrays: find a trough, fit the units that reach it, subtract the best, look again.
 
-Where electrodes hardly share units, few templates are candidates for a trough, and each is fitted in full: at every
-shift of up to 3 samples the amplitude that explains most of the signal in least squares,
-``a = <signal, template> / |template|^2``, and what it takes off the energy, ``<signal, template>^2 / |template|^2``.
+Where electrodes hardly share units, few templates are candidates for a trough, and each is fitted in full, by
+generalised least squares against noise that is not white in time: ``filter = C^-1 template``, the amplitude
+``a = <signal, filter> / <template, filter>`` at every shift of up to 3 samples, and between samples by a parabola
+through the products around the best. Without that, units of one electrode are confused more for where their troughs
+lie than for noise (0.960 to 0.967 on an array of 96; with C, 0.969).
 The unit that takes off most, of those whose amplitude is within their limits, is subtracted from the window, and the
 troughs that this uncovers are looked at in turn, until none is left that is not explained or given up.
 """
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+import scipy.linalg
 from numpy.typing import NDArray
 
 from neuromod.engine.compiled import jit, jit_apart
@@ -24,7 +28,8 @@ _BACK_MS = 0.5  # how far behind the newest troughs that a subtraction uncovers 
 _REFRACTORY_MS = 0.5  # nearer than this, a unit does not fire twice: the second is what a poor fit left of the first
 _LONGEST_FRAMES = 64
 _MOST_GIVEN_UP = 256
-PRIOR = 1000.0
+_FLOOR = 0.1  # of the noise's power, white, added before it is inverted
+PRIOR = 44.0
 
 # Entries of SparseState.settings.
 _FRAME, _N_BEFORE, _N_SAMPLES, _LOCAL, _BACK, _REFRACTORY, _MOST = range(7)
@@ -41,7 +46,8 @@ class SparseState(NamedTuple):
     n_reached: NDArray[np.int64]  # (n_units,) channels of each
     reached: NDArray[np.int64]  # (n_units, n_most) which
     templates: NDArray[np.float32]  # (n_units, n_most, n_samples)
-    energy: NDArray[np.float64]  # (n_units,) sum of squares
+    filters: NDArray[np.float32]  # the same, whitened in time
+    energy: NDArray[np.float64]  # (n_units,) <template, filter>
     limits: NDArray[np.float64]  # (n_units, 2) of the amplitude
     n_candidates: NDArray[np.int64]  # (n_channels,) units that a trough on each may be of
     candidates: NDArray[np.int64]  # (n_channels, most)
@@ -50,6 +56,8 @@ class SparseState(NamedTuple):
     n_given_up: NDArray[np.int64]  # (1,)
     last: NDArray[np.int64]  # (n_units,) sample of the last event
     gain: NDArray[np.float64]  # (n_units,) slow change of the amplitude since the sorting
+    # scratch
+    score: NDArray[np.float64]  # (2 * SHIFTS + 1,)
 
 
 CHANGING = ("given_up", "n_given_up", "last", "gain")
@@ -107,6 +115,7 @@ def make_sparse(bundle: Bundle | None, frame: int, *, tracking: bool = True) -> 
             # a trough of the sum of this unit and another may stand where this one alone is not the deepest
             if troughs[c] <= 0.4 * troughs.min():
                 near[c].append(u)
+    filters = stored if bundle is None else whitened_in_time(stored, bundle.info.autocovariance)
     candidates = np.full((n_channels, max([1, *map(len, near)])), -1, np.int64)
     for c, units in enumerate(near):
         candidates[c, : len(units)] = units
@@ -116,7 +125,8 @@ def make_sparse(bundle: Bundle | None, frame: int, *, tracking: bool = True) -> 
         n_reached=np.array([len(support) for support in supports], np.int64),
         reached=reached,
         templates=stored,
-        energy=(stored.astype(np.float64) ** 2).sum(axis=(1, 2)),
+        filters=filters,
+        energy=(stored.astype(np.float64) * filters).sum(axis=(1, 2)),
         limits=np.ascontiguousarray(bundle.amplitude_limits) if bundle is not None else np.zeros((0, 2)),
         n_candidates=np.array([len(units) for units in near], np.int64),
         candidates=candidates,
@@ -124,9 +134,24 @@ def make_sparse(bundle: Bundle | None, frame: int, *, tracking: bool = True) -> 
         n_given_up=np.zeros(1, np.int64),
         last=np.zeros(n_units, np.int64),
         gain=np.zeros(n_units),
+        score=np.zeros(2 * SHIFTS + 1),
     )
     reset_sparse(state)
     return state
+
+
+def whitened_in_time(templates: NDArray[np.float32], autocovariance: Sequence[float]) -> NDArray[np.float32]:
+    """Return matched filters: templates, time last, times the inverse of the noise's covariance.
+
+    What no template has, outside the pass band, is lifted by `_FLOOR`, so that it is not amplified.
+    """
+    n = templates.shape[-1]
+    lags = np.zeros(n)
+    known = min(n, len(autocovariance))
+    lags[:known] = autocovariance[:known]
+    lags[0] += _FLOOR
+    filters = templates.astype(np.float64) @ np.linalg.inv(scipy.linalg.toeplitz(lags))
+    return np.ascontiguousarray(filters, dtype=np.float32)
 
 
 def reset_sparse(state: SparseState) -> None:
@@ -267,35 +292,47 @@ def _explain(
     """Fit all candidates for a trough; subtract the best and tell of it. False where none fits."""
     settings = state.settings
     n_before = settings[_N_BEFORE]
+    prior = state.numbers[_PRIOR]
+    score = state.score
     best = 0.0
     unit = -1
     shift = 0
+    fraction = 0.0
     amplitude = 0.0
     for k in range(state.n_candidates[channel]):
         u = state.candidates[channel, k]
         energy = state.energy[u]
         gain = state.gain[u]
-        for s in range(-SHIFTS, SHIFTS + 1):
-            sample = first_sample + at + s
-            if abs(sample - state.last[u]) < settings[_REFRACTORY]:
-                continue
-            product = _product(state, window, u, at + s - n_before)
-            a = product / energy
-            if a < state.limits[u, 0] * gain or a > state.limits[u, 1] * gain:
-                continue
-            # log of the posterior, twice, against that of no spike
-            prior = state.numbers[_PRIOR]
-            taken = product + prior * gain
-            evidence = taken * taken / (energy + prior) - prior * gain * gain
-            if evidence > best:
-                best = evidence
-                unit = u
-                shift = s
-                amplitude = a
+        top = 0
+        for s in range(2 * SHIFTS + 1):
+            score[s] = _product(state, window, u, at + s - SHIFTS - n_before)
+            top = s if score[s] > score[top] else top
+        if abs(first_sample + at + top - SHIFTS - state.last[u]) < settings[_REFRACTORY]:
+            continue
+        product = score[top]
+        moved = 0.0
+        if 0 < top < 2 * SHIFTS:  # the peak of a parabola through three: a trough may lie between samples
+            slope = score[top + 1] - score[top - 1]
+            curvature = score[top - 1] - 2.0 * product + score[top + 1]
+            if curvature < 0.0:
+                moved = -0.5 * slope / curvature
+                product += 0.25 * slope * moved
+        a = product / energy
+        if a < state.limits[u, 0] * gain or a > state.limits[u, 1] * gain:
+            continue
+        # log of the posterior, twice, against that of no spike
+        taken = product + prior * gain
+        evidence = taken * taken / (energy + prior) - prior * gain * gain
+        if evidence > best:
+            best = evidence
+            unit = u
+            shift = top - SHIFTS
+            fraction = moved
+            amplitude = a
     if unit < 0:
         return False
     start = at + shift - n_before
-    residual = _subtract(state, window, unit, start, np.float32(amplitude))
+    residual = _subtract(state, window, unit, start, np.float32(amplitude), np.float32(fraction))
     _reconsider(state, unit, first_sample + start)
     sample = first_sample + at + shift
     state.last[unit] = sample
@@ -313,11 +350,11 @@ def _explain(
 
 @jit
 def _product(state: SparseState, window: NDArray[np.float32], unit: int, start: int) -> float:
-    """Scalar product of a template and the window, in four partial sums whose order is fixed."""
+    """Scalar product of a unit's matched filter and the window, in four partial sums whose order is fixed."""
     n = state.settings[_N_SAMPLES]
     total = 0.0
     for k in range(state.n_reached[unit]):
-        template = state.templates[unit, k]
+        template = state.filters[unit, k]
         row = window[state.reached[unit, k]]
         s0 = s1 = s2 = s3 = np.float32(0.0)
         whole = n - n % 4
@@ -333,16 +370,31 @@ def _product(state: SparseState, window: NDArray[np.float32], unit: int, start: 
 
 
 @jit
-def _subtract(state: SparseState, window: NDArray[np.float32], unit: int, start: int, amplitude: np.float32) -> float:
-    """Take a template from the window, and return the RMS of what is left."""
+def _subtract(
+    state: SparseState,
+    window: NDArray[np.float32],
+    unit: int,
+    start: int,
+    amplitude: np.float32,
+    fraction: np.float32,
+) -> float:
+    """Take a template, later by a fraction of a sample, from the window; return the RMS of what is left.
+
+    The move is a parabola through three samples: with `fraction` within half a sample, off by 1 % of a trough.
+    """
+    ahead = np.float32(0.5) * amplitude * fraction * (fraction - np.float32(1.0))
+    here = amplitude * (np.float32(1.0) - fraction * fraction)
+    behind = np.float32(0.5) * amplitude * fraction * (fraction + np.float32(1.0))
     n = state.settings[_N_SAMPLES]
     total = 0.0
     for k in range(state.n_reached[unit]):
         c = state.reached[unit, k]
         template = state.templates[unit, k]
         row = window[c]
-        for t in range(n):
-            row[start + t] -= amplitude * template[t]
+        row[start] -= here * template[0] + ahead * template[1]
+        for t in range(1, n - 1):
+            row[start + t] -= behind * template[t - 1] + here * template[t] + ahead * template[t + 1]
+        row[start + n - 1] -= behind * template[n - 2] + (here + ahead) * template[n - 1]
         for t in range(n):
             total += np.float64(row[start + t]) * np.float64(row[start + t])
     return math.sqrt(total / (n * state.n_reached[unit]))
