@@ -75,7 +75,7 @@ def window_samples(bundle: Bundle, frame: int) -> int:
     """Return how long a window must be: whole templates around every spike that may be subtracted."""
     fs = bundle.info.sampling_frequency
     ahead, back = round(_AHEAD_MS * 1e-3 * fs), round(_BACK_MS * 1e-3 * fs)
-    return bundle.templates.shape[1] + ahead + back + 3 * frame
+    return int(bundle.templates.shape[1] + ahead + back + 3 * frame)
 
 
 def make_dense(bundle: Bundle | None, frame: int, *, tracking: bool = True) -> DenseState:

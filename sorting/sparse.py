@@ -69,7 +69,7 @@ def window_samples(bundle: Bundle, frame: int) -> int:
     n_before, n_samples = bundle.info.n_before, bundle.templates.shape[1]
     back = round(_BACK_MS * 1e-3 * bundle.info.sampling_frequency)
     local = round(_LOCAL_MS * 1e-3 * bundle.info.sampling_frequency)
-    return n_before + n_samples + 2 * SHIFTS + 2 * frame + back + local
+    return int(n_before + n_samples + 2 * SHIFTS + 2 * frame + back + local)
 
 
 def make_sparse(bundle: Bundle | None, frame: int, *, tracking: bool = True) -> SparseState:
@@ -250,7 +250,7 @@ def _forget(state: SparseState, before: int) -> int:
             state.given_up[kept, 1] = state.given_up[k, 1]
             kept += 1
     state.n_given_up[0] = kept
-    return n - kept
+    return n - kept  # type: ignore[no-any-return]
 
 
 @jit

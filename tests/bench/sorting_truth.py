@@ -210,7 +210,8 @@ class _Noise:
         )
         slow, self._slow = lfilter([1.0], [1.0, -0.999], self._rng.standard_normal(n), zi=self._slow)
         field = (slow + self._rng.standard_normal(n)) * self.FIELD_UV
-        return ((white + coloured) * (self._gain * np.float32(0.5))) + field.astype(np.float32)[:, np.newaxis]
+        drawn: Floats = ((white + coloured) * (self._gain * np.float32(0.5))) + field.astype(np.float32)[:, np.newaxis]
+        return drawn
 
 
 class Score(NamedTuple):
