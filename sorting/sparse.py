@@ -29,7 +29,7 @@ _REFRACTORY_MS = 0.5  # nearer than this, a unit does not fire twice: the second
 _LONGEST_FRAMES = 64
 _MOST_GIVEN_UP = 256
 _FLOOR = 0.1  # of the noise's power, white, added before it is inverted
-PRIOR = 44.0
+PRIOR = 100.0  # 1 / variance of the amplitudes of a unit: they vary by 10 %
 
 # Entries of SparseState.settings.
 _FRAME, _N_BEFORE, _N_SAMPLES, _LOCAL, _BACK, _REFRACTORY, _MOST = range(7)
