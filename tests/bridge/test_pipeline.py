@@ -126,7 +126,7 @@ class Chain:
         return dict(zip(COUNTERS, self.pipeline.counters.tolist(), strict=True))
 
     def state(self) -> bytes:
-        parts = [*self.pipeline, *self.front_end.parts(), *self.encoder.state, self.network.state]
+        parts: list[Any] = [*self.pipeline, *self.front_end.parts(), *self.encoder.state, self.network.state]
         return b"".join(part.tobytes() for part in parts)
 
     def modulate(self, index: int, level: float) -> None:
