@@ -7,6 +7,9 @@ frame. From its score ``d`` and its energy ``e`` follow the amplitude of a spike
 with a prior of amplitudes about 1, of precision ``p``, twice the log of how much more likely the signal is with the
 spike than without: ``(d + p)^2 / (e + p) - p``.
 
+The filter over time whitens what the noise has in common from sample to sample, and a score's peak between samples is
+that of a parabola: troughs lie anywhere.
+
 The likeliest spike of all units and samples is taken first. Taking it away changes the scores of every unit that shares
 a channel with it by a known course, the cross-correlation of both templates, and its shapes' sums by another, so that
 nothing need be filtered again. That goes on until no spike is left. A spike is decided on only when its scores are
@@ -23,9 +26,10 @@ from neuromod.engine.compiled import jit, jit_apart
 from neuromod.sorting.bundle import Bundle
 from neuromod.sorting.chain import LANES
 from neuromod.sorting.events import UNMATCHED, UnitEvents, add_event
+from neuromod.sorting.sparse import peak_between, whitened_in_time
 
 RANK = 3
-PRIOR = 200.0
+PRIOR = 100.0
 """Precision of amplitudes about 1, in units of the whitened signal's."""
 LEAST_GAIN = 40.0
 """Of the log likelihood, twice: below it, noise alone is as good an explanation."""
@@ -49,14 +53,14 @@ class DenseState(NamedTuple):
     n_reached: NDArray[np.int64]  # (n_units,) channels of each
     reached: NDArray[np.int64]  # (n_units, n_most) which
     shapes: NDArray[np.float32]  # (n_units, RANK, n_most) over channels
-    courses: NDArray[np.float32]  # (n_units, RANK, >= n_samples) over time
-    templates: NDArray[np.float32]  # (n_units, n_most, n_samples) their sum
-    energy: NDArray[np.float64]  # (n_units,)
+    courses: NDArray[np.float32]  # (n_units, RANK, >= n_samples) over time, whitened
+    templates: NDArray[np.float32]  # (n_units, n_most, n_samples) their sum, before time was whitened
+    energy: NDArray[np.float64]  # (n_units,) <template, filter>
     limits: NDArray[np.float64]  # (n_units, 2) of the amplitude
     row: NDArray[np.int64]  # (n_units + 1,) where the pairs of each unit begin
     other: NDArray[np.int64]  # (n_pairs,) the unit that shares a channel
-    crosses: NDArray[np.float32]  # (n_pairs, 2 n_samples - 1) change of the other's scores
-    sums: NDArray[np.float32]  # (n_pairs, RANK, n_samples) change of the other's sums over channels
+    crosses: NDArray[np.float32]  # (n_pairs, 2 n_samples + 1) change of the other's scores, with a 0 at either end
+    sums: NDArray[np.float32]  # (n_pairs, RANK, n_samples + 2) change of the other's sums over channels, likewise
     # moving
     sum: NDArray[np.float32]  # (n_units, RANK, n_sums) the signal summed over channels by each shape
     score: NDArray[np.float32]  # (n_units, n_scores)
@@ -117,17 +121,23 @@ def make_dense(bundle: Bundle | None, frame: int, *, tracking: bool = True) -> D
             shapes[u, :rank, : len(support)] = (left[:, :rank] * values[:rank]).T
             courses[u, :rank, :n_samples] = right[:rank]
     templates = np.einsum("urc,urt->uct", shapes, courses[..., :n_samples]).astype(np.float32)
+    if bundle is not None:
+        courses[..., :n_samples] = whitened_in_time(courses[..., :n_samples], bundle.info.autocovariance)
+    filters = np.einsum("urc,urt->uct", shapes, courses[..., :n_samples].astype(np.float64))
     row, other = _pairs(supports)
-    crosses = np.zeros((len(other), 2 * n_samples - 1), np.float32)
-    sums = np.zeros((len(other), RANK, n_samples), np.float32)
+    crosses = np.zeros((len(other), 2 * n_samples + 1), np.float32)
+    sums = np.zeros((len(other), RANK, n_samples + 2), np.float32)
     wide = np.zeros((n_channels, n_samples))
     for u in range(n_units):
         wide[:] = 0.0
         wide[supports[u]] = templates[u, : len(supports[u])]
         for k in range(row[u], row[u + 1]):
             v = other[k]
-            sums[k] = shapes[v, :, : len(supports[v])] @ wide[supports[v]]
-            crosses[k] = sum(np.correlate(sums[k, r], courses[v, r, :n_samples], "full") for r in range(RANK))
+            over_channels = shapes[v, :, : len(supports[v])] @ wide[supports[v]]
+            sums[k, :, 1:-1] = over_channels
+            crosses[k, 1:-1] = sum(
+                np.correlate(over_channels[r], courses[v, r, :n_samples], "full") for r in range(RANK)
+            )
     lanes = -(-frame // LANES) * LANES
     state = DenseState(
         settings=settings,
@@ -137,7 +147,7 @@ def make_dense(bundle: Bundle | None, frame: int, *, tracking: bool = True) -> D
         shapes=shapes,
         courses=courses,
         templates=templates,
-        energy=(templates.astype(np.float64) ** 2).sum(axis=(1, 2)),
+        energy=(templates * filters).sum(axis=(1, 2)),
         limits=np.ascontiguousarray(bundle.amplitude_limits) if bundle is not None else np.zeros((0, 2)),
         row=row,
         other=other,
@@ -318,7 +328,7 @@ def _look(state: DenseState, u: int, begin: int, first: int) -> None:
             at = t
     state.best[u] = 0.0
     if at >= 0:
-        d64 = np.float64(most) + prior
+        d64 = peak_between(score, at, state.settings[_N_SCORES])[0] + prior
         state.best[u] = d64 * d64 / (energy + prior) - prior
         state.best_at[u] = at
 
@@ -338,15 +348,22 @@ def _take(
     settings = state.settings
     n_samples = settings[_N_SAMPLES]
     n_scores = settings[_N_SCORES]
-    a = np.float32(state.score[unit, at] / state.energy[unit])
+    product, fraction = peak_between(state.score[unit], at, n_scores)
+    amplitude = product / state.energy[unit]
+    # a parabola through three samples moves the template to where, between samples, the spike is
+    behind = np.float32(0.5 * amplitude * fraction * (fraction + 1.0))
+    here = np.float32(amplitude * (1.0 - fraction * fraction))
+    ahead = np.float32(0.5 * amplitude * fraction * (fraction - 1.0))
     start = offset + at - settings[_N_BEFORE]
     total = 0.0
     n_reached = state.n_reached[unit]
     for k in range(n_reached):
         row = window[state.reached[unit, k]]
         template = state.templates[unit, k]
-        for t in range(n_samples):
-            row[start + t] -= a * template[t]
+        row[start] -= here * template[0] + ahead * template[1]
+        for t in range(1, n_samples - 1):
+            row[start + t] -= (behind * template[t - 1] + ahead * template[t + 1]) + here * template[t]
+        row[start + n_samples - 1] -= behind * template[n_samples - 2] + here * template[n_samples - 1]
         for t in range(n_samples):
             total += np.float64(row[start + t]) * np.float64(row[start + t])
     # the sums hold the signal from the window's column `sums_first` on
@@ -358,16 +375,18 @@ def _take(
         low = max(0, at - (n_samples - 1))
         high = min(n_scores, at + n_samples)
         for t in range(low, high):
-            score[t] -= a * cross[t - at + n_samples - 1]
+            i = t - at + n_samples
+            score[t] -= (behind * cross[i - 1] + ahead * cross[i + 1]) + here * cross[i]
         begin = max(0, sums_first - start)
         for r in range(RANK):
             course = state.sums[k, r]
             sums = state.sum[v, r]
             for t in range(begin, n_samples):
-                sums[start + t - sums_first] -= a * course[t]
+                change = (behind * course[t] + ahead * course[t + 2]) + here * course[t + 1]
+                sums[start + t - sums_first] -= change
     sample = first_sample + offset + at
     state.last[unit] = sample
-    add_event(events, sample, unit, np.float64(a), math.sqrt(total / (n_samples * n_reached)))
+    add_event(events, sample, unit, amplitude, math.sqrt(total / (n_samples * n_reached)))
 
 
 @jit

@@ -11,7 +11,7 @@ troughs that this uncovers are looked at in turn, until none is left that is not
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.linalg
@@ -309,14 +309,7 @@ def _explain(
             top = s if score[s] > score[top] else top
         if abs(first_sample + at + top - SHIFTS - state.last[u]) < settings[_REFRACTORY]:
             continue
-        product = score[top]
-        moved = 0.0
-        if 0 < top < 2 * SHIFTS:  # the peak of a parabola through three: a trough may lie between samples
-            slope = score[top + 1] - score[top - 1]
-            curvature = score[top - 1] - 2.0 * product + score[top + 1]
-            if curvature < 0.0:
-                moved = -0.5 * slope / curvature
-                product += 0.25 * slope * moved
+        product, moved = peak_between(score, top, 2 * SHIFTS + 1)
         a = product / energy
         if a < state.limits[u, 0] * gain or a > state.limits[u, 1] * gain:
             continue
@@ -346,6 +339,21 @@ def _explain(
         gain = state.gain[unit] + state.numbers[_RATE] * (amplitude - state.gain[unit])
         state.gain[unit] = min(max(gain, state.numbers[_LOW]), state.numbers[_HIGH])
     return True
+
+
+@jit
+def peak_between(score: NDArray[Any], top: int, n: int) -> tuple[float, float]:
+    """Return the peak of a parabola through a largest score, of n, and its neighbours, and how far past it that is."""
+    peak = np.float64(score[top])
+    fraction = 0.0
+    if 0 < top < n - 1:
+        before = np.float64(score[top - 1])
+        after = np.float64(score[top + 1])
+        curvature = before - 2.0 * peak + after
+        if curvature < 0.0:
+            fraction = min(max(0.5 * (before - after) / curvature, -0.5), 0.5)
+            peak += 0.25 * (after - before) * fraction
+    return peak, fraction
 
 
 @jit
@@ -394,7 +402,7 @@ def _subtract(
         row[start] -= here * template[0] + ahead * template[1]
         for t in range(1, n - 1):
             row[start + t] -= behind * template[t - 1] + here * template[t] + ahead * template[t + 1]
-        row[start + n - 1] -= behind * template[n - 2] + (here + ahead) * template[n - 1]
+        row[start + n - 1] -= behind * template[n - 2] + here * template[n - 1]
         for t in range(n):
             total += np.float64(row[start + t]) * np.float64(row[start + t])
     return math.sqrt(total / (n * state.n_reached[unit]))
