@@ -1,32 +1,55 @@
 """Our online sorter on recordings whose spikes are known: run by the millisecond, timed and scored."""
 
-import time
+import ctypes
 from collections.abc import Iterable
 from typing import Any, Literal, NamedTuple
 
+import numba
 import numpy as np
 from bench.sorting_truth import FREQUENCY, UV_PER_BIT, Score, Truth, score
 from numpy.typing import NDArray
 
-from neuromod.engine.compiled import jit_apart
 from neuromod.sorting.bundle import Bundle
 from neuromod.sorting.events import N_EVENTS, UNIT_EVENT
 from neuromod.sorting.online import Sorter, SorterState, take_sample
-from neuromod.sorting.templates import estimate
+from neuromod.sorting.templates import Reader, estimate
 
 CHUNK = 30
 """Samples that arrive together: 1 ms."""
+READ = 100 * CHUNK
+"""Samples after which events are read."""
 LEAD_S = 0.5
 """The sorter starts this long before what is scored: filters settle."""
 
 
-@jit_apart
-def push(sorter: SorterState, samples: NDArray[np.float32], x: NDArray[np.float64]) -> None:
-    """Give the sorter samples of shape (n, n_channels); `x` is scratch, (n_padded,)."""
-    for i in range(samples.shape[0]):
-        for c in range(samples.shape[1]):
-            x[c] = samples[i, c]
-        take_sample(sorter, x)
+_CLOCK_THREAD_CPUTIME_ID = 3
+_clock_gettime = ctypes.CDLL(None).clock_gettime
+_clock_gettime.argtypes, _clock_gettime.restype = (ctypes.c_int, ctypes.c_void_p), ctypes.c_int
+
+
+@numba.njit(nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]  # not cached: it calls by address
+def push(
+    sorter: SorterState,
+    samples: NDArray[np.float32],
+    x: NDArray[np.float64],
+    now: NDArray[np.int64],
+    cpu_ns: NDArray[np.int64],
+    n_events: NDArray[np.int64],
+) -> None:
+    """Give the sorter samples of shape (n, n_channels), a chunk at a time, as the loop does: without an interpreter.
+
+    `x` and `now` are scratch; `cpu_ns` and `n_events` get this thread's time for each chunk, and the events so far.
+    """
+    for chunk in range(len(cpu_ns)):
+        _clock_gettime(_CLOCK_THREAD_CPUTIME_ID, now.ctypes.data)
+        before = now[0] * 1_000_000_000 + now[1]
+        for i in range(chunk * CHUNK, (chunk + 1) * CHUNK):
+            for c in range(samples.shape[1]):
+                x[c] = samples[i, c]
+            take_sample(sorter, x)
+        _clock_gettime(_CLOCK_THREAD_CPUTIME_ID, now.ctypes.data)
+        cpu_ns[chunk] = now[0] * 1_000_000_000 + now[1] - before
+        n_events[chunk] = sorter.events.counters[N_EVENTS]
 
 
 class Run(NamedTuple):
@@ -45,21 +68,35 @@ class Run(NamedTuple):
         return self.events["sample"][inside], self.events["unit"][inside]
 
 
-def bundle_from_truth(truth: Truth, signal: NDArray[np.int16], **options: Any) -> Bundle:
-    """Templates from the true spike times of the first part, through our chain."""
+def estimate_from(
+    truth: Truth,
+    read: Reader,
+    *,
+    spikes: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None,
+    n_units: int | None = None,
+    **options: Any,
+) -> Bundle:
+    """Templates from the first part through our chain: from the true spikes, or others."""
     scenario = truth.scenario
-    samples, units = truth.part(0, scenario.n_train)
+    samples, units = spikes if spikes is not None else truth.part(0, scenario.n_train)
     return estimate(
-        lambda begin, end: signal[begin:end].astype(np.float32) * np.float32(UV_PER_BIT),
+        read,
         scenario.n_train,
         samples,
         units,
-        unit_ids=[f"u{i}" for i in range(scenario.n_units)],
+        unit_ids=[f"u{i}" for i in range(n_units if n_units is not None else scenario.n_units)],
         name=scenario.name,
         sampling_frequency=FREQUENCY,
         channel_names=[f"ch{i}" for i in range(scenario.n_channels)],
         positions_um=truth.positions_um,
         **options,
+    )
+
+
+def bundle_from_truth(truth: Truth, signal: NDArray[np.int16], **options: Any) -> Bundle:
+    """Templates from the true spikes of the first part of a recording that is kept."""
+    return estimate_from(
+        truth, lambda begin, end: signal[begin:end].astype(np.float32) * np.float32(UV_PER_BIT), **options
     )
 
 
@@ -71,28 +108,26 @@ def run(
     engine: Literal["auto", "sparse", "dense"] = "auto",
     tracking: bool = True,
 ) -> Run:
-    """Sort blocks of signal in uV whose first sample has the number `first`."""
+    """Sort blocks of signal in uV whose first sample has the number `first`; each a whole number of chunks."""
     sorter = Sorter(bundle, engine=engine, tracking=tracking)
     state = sorter.state
     x = np.zeros(state.last_x.shape[0])
-    events, told_at, cpu_ns = [np.zeros(0, UNIT_EVENT)], [np.zeros(0, np.int64)], []
-    push(state, np.zeros((0, len(bundle.noise)), np.float32), x)
+    events, told_at, cpu_ns = [np.zeros(0, UNIT_EVENT)], [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+    now = np.zeros(2, np.int64)
     at = first
     for block in blocks:
-        for begin in range(0, len(block), CHUNK):
-            samples = block[begin : begin + CHUNK]
-            before = time.thread_time_ns()
-            push(state, samples, x)
-            cpu_ns.append(time.thread_time_ns() - before)
+        for begin in range(0, len(block), READ):
+            samples = block[begin : begin + READ]
+            taken, count = np.zeros((2, len(samples) // CHUNK), np.int64)
+            push(state, samples, x, now, taken, count)
+            found = state.events.rows[: int(state.events.counters[N_EVENTS])].copy()
+            found["sample"] += first
+            events.append(found)
+            told_at.append(at + CHUNK * (1 + np.searchsorted(count, np.arange(len(found)), side="right")))
+            cpu_ns.append(taken)
+            state.events.counters[N_EVENTS] = 0
             at += len(samples)
-            n = int(state.events.counters[N_EVENTS])
-            if n:
-                found = state.events.rows[:n].copy()
-                found["sample"] += first
-                events.append(found)
-                told_at.append(np.full(n, at))
-                state.events.counters[N_EVENTS] = 0
-    return Run(np.concatenate(events), np.concatenate(told_at), np.array(cpu_ns))
+    return Run(np.concatenate(events), np.concatenate(told_at), np.concatenate(cpu_ns))
 
 
 def run_held_out(bundle: Bundle, truth: Truth, signal: NDArray[np.int16], **options: Any) -> tuple[Run, Score]:

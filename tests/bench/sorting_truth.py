@@ -226,13 +226,15 @@ def score(
     truth: tuple[NDArray[np.int64], NDArray[np.int64]],
     found: tuple[NDArray[np.int64], NDArray[np.int64]],
     n_units: int,
+    *,
+    n_found: int | None = None,
     tolerance_ms: float = 0.4,
 ) -> Score:
-    """Compare spikes, both as (samples, units), with spikeinterface.comparison."""
-    ids = np.arange(n_units)
+    """Compare spikes, both as (samples, units), with spikeinterface.comparison; as many units found as there are."""
+    ids, others = np.arange(n_units), np.arange(n_found if n_found is not None else n_units)
     true, tested = (
-        NumpySorting.from_samples_and_labels([samples], [units], FREQUENCY, unit_ids=ids)
-        for samples, units in (truth, found)
+        NumpySorting.from_samples_and_labels([samples], [units], FREQUENCY, unit_ids=names)
+        for (samples, units), names in ((truth, ids), (found, others))
     )
     comparison = compare_sorter_to_ground_truth(true, tested, exhaustive_gt=True, delta_time=tolerance_ms)
     table = comparison.get_performance().loc[ids]
