@@ -242,12 +242,7 @@ def main() -> None:
                     probe, arguments.seeds, arguments.cache, hybrid=hybrid, duration_s=arguments.duration
                 )
     if "drift" in parts:
-        report["drift"] = [
-            row
-            for seed in arguments.seeds
-            for row in drift(seed, arguments.duration)
-            if row["probe"] in arguments.probe
-        ]
+        report["drift"] = [row for seed in arguments.seeds for row in drift(seed, arguments.probe, arguments.duration)]
     if "end-to-end" in parts:
         report["end_to_end"] = [
             end_to_end(probe, seed, arguments.cache, arguments.duration)
