@@ -171,6 +171,10 @@ class Bundle:
         """Ids of the units, in the order of `templates`."""
         return tuple(unit.id for unit in self.info.units)
 
+    def with_info(self, **changed: Any) -> "Bundle":
+        """Return this bundle with other entries of `info`."""
+        return dataclasses.replace(self, info=self.info.model_copy(update=changed))
+
     def check_stream(self, sampling_frequency: float, channel_names: Sequence[str]) -> None:
         """Refuse a stream other than the one sorted.
 

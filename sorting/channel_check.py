@@ -12,7 +12,7 @@ from neuromod.sorting.noise import MAD_OF_UNIT_NOISE
 from neuromod.sorting.sort_config import ChannelsConfig
 from neuromod.sorting.templates import Reader
 
-_STRETCHES, _STRETCH_S, _SETTLE_S = 20, 0.5, 0.05
+_STRETCHES, _STRETCH_S, _SETTLE_S = 12, 0.25, 0.05  # in memory at once
 _LOW_HZ, _HIGH_HZ = 300.0, 6000.0
 _ARTEFACT_NOISE = 10.0
 _ARTEFACT_SHARE = 0.2
