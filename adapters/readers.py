@@ -75,7 +75,7 @@ class NeoReader:
         self.quirks: dict[str, int] = {}
         streams = [stream for stream in self._raw.header["signal_streams"] if not str(stream["name"]).endswith("-SYNC")]
         index = _choose(config, [(str(s["id"]), str(s["name"])) for s in streams], self._describe_stream)
-        stream_id = streams[index]["id"]
+        self.stream_id = stream_id = streams[index]["id"]
         self._stream_index = next(i for i, s in enumerate(self._raw.header["signal_streams"]) if s["id"] == stream_id)
         header = self._raw.header["signal_channels"]
         channels = header[header["stream_id"] == stream_id]
@@ -85,8 +85,8 @@ class NeoReader:
         factors = [microvolts_per(str(unit)) for unit in channels["units"]]
         self.units = tuple("uV" if f else str(u) for f, u in zip(factors, channels["units"], strict=True))
         scale = np.array([factor or 1.0 for factor in factors])
-        self._gain = (channels["gain"] * scale).astype(np.float32)
-        self._offset = (channels["offset"] * scale).astype(np.float32)
+        self.gain = (channels["gain"] * scale).astype(np.float32)
+        self.offset = (channels["offset"] * scale).astype(np.float32)
         self._places = [
             (block, seg) for block in range(self._raw.block_count()) for seg in range(self._raw.segment_count(block))
         ]
@@ -96,7 +96,7 @@ class NeoReader:
         """Return samples in microvolt, where the unit is known."""
         block, seg = self._places[segment_index]
         raw = self._raw.get_analogsignal_chunk(block, seg, start, stop, stream_index=self._stream_index)
-        return _scaled(raw, self._gain, self._offset)
+        return _scaled(raw, self.gain, self.offset)
 
     def close(self) -> None:
         """Let neo's files go."""
@@ -151,7 +151,7 @@ class SpikeInterfaceReader:
     """
 
     def __init__(self, recording: Any, name: str) -> None:
-        self._recording = recording
+        self.recording: Any = recording
         self.name = name
         self.quirks: dict[str, int] = {}
         self.sampling_frequency = float(recording.get_sampling_frequency())
@@ -160,29 +160,29 @@ class SpikeInterfaceReader:
         n_channels = len(self.channel_names)
         self._in_uv = bool(recording.has_scaleable_traces())
         self.units = ("uV" if self._in_uv else "",) * n_channels
-        self._gain = np.ones(n_channels, np.float32)
-        self._offset = np.zeros(n_channels, np.float32)
+        self.gain = np.ones(n_channels, np.float32)
+        self.offset = np.zeros(n_channels, np.float32)
         if self._in_uv:
-            self._gain[:] = recording.get_channel_gains()
-            self._offset[:] = recording.get_channel_offsets()
+            self.gain[:] = recording.get_channel_gains()
+            self.offset[:] = recording.get_channel_offsets()
         self.segments = tuple(self._segment(index) for index in range(recording.get_num_segments()))
 
     def read(self, segment_index: int, start: int, stop: int) -> NDArray[np.float32]:
         """Return samples in microvolt, where the gain is known."""
-        raw = self._recording.get_traces(segment_index=segment_index, start_frame=start, end_frame=stop)
-        return _scaled(raw, self._gain, self._offset)
+        raw = self.recording.get_traces(segment_index=segment_index, start_frame=start, end_frame=stop)
+        return _scaled(raw, self.gain, self.offset)
 
     def close(self) -> None:
         """Let the files go."""
-        self._recording = None
+        self.recording = None
 
     def _segment(self, index: int) -> Segment:
-        time_info = self._recording.get_time_info(segment_index=index)
+        time_info = self.recording.get_time_info(segment_index=index)
         t_start = time_info["t_start"]
         if time_info["time_vector"] is not None:
             t_start = time_info["time_vector"][0]
             self.quirks["time_vectors_ignored"] = self.quirks.get("time_vectors_ignored", 0) + 1
-        n = int(self._recording.get_num_samples(segment_index=index))
+        n = int(self.recording.get_num_samples(segment_index=index))
         return Segment(n, None if t_start is None else float(t_start))
 
 
@@ -200,20 +200,58 @@ def open_neo(path: Path, format_name: str) -> Any:
     if format_name not in classes:
         raise RecordingError(f'neo knows no format "{format_name}"; it knows {", ".join(sorted(classes))}')
     raw_class = classes[format_name]
-    accepted = inspect.signature(raw_class.__init__).parameters
-    options = {"gap_tolerance_ms": _GAP_TOLERANCE_MS} if "gap_tolerance_ms" in accepted else {}
-    place = "dirname" if "dirname" in accepted else "filename"
+    place, target = _place(path, format_name, raw_class)
+    try:
+        raw = raw_class(**{place: str(target)}, **_gap_option(raw_class))
+        raw.parse_header()
+    except Exception as error:  # every format fails in its own way
+        raise unreadable(path, format_name, error) from error
+    return raw
+
+
+def open_extractor(path: Path, format_name: str, stream_id: str) -> Any:
+    """Return spikeinterface's recording of a stream of a format of neo, with its probe; None where it has no such one.
+
+    Raises
+    ------
+    RecordingError
+        If spikeinterface cannot make sense of the file.
+    """
+    import neo.rawio
+    from spikeinterface.extractors.extractor_classes import recording_extractor_full_dict
+    from spikeinterface.extractors.neoextractors.openephys import OpenEphysBinaryRecordingExtractor
+
+    raw_class = next(c for c in neo.rawio.rawiolist if c.__name__.removesuffix("RawIO").lower() == format_name)
+    found = {getattr(c, "NeoRawIOClass", None): c for c in recording_extractor_full_dict.values()}
+    found["OpenEphysBinaryRawIO"] = OpenEphysBinaryRecordingExtractor
+    extractor = found.get(raw_class.__name__)
+    if extractor is None:
+        return None
+    place, target = _place(path, format_name, raw_class)
+    key = "folder_path" if place == "dirname" else "file_path"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return extractor(**{key: str(target)}, stream_id=stream_id, **_gap_option(extractor))
+    except Exception as error:
+        raise unreadable(path, format_name, error) from error
+
+
+def _gap_option(reader: type[Any]) -> dict[str, float]:
+    """Return the option of a reader of files that would refuse gaps without it."""
+    accepted = inspect.signature(reader.__init__).parameters
+    return {"gap_tolerance_ms": _GAP_TOLERANCE_MS} if "gap_tolerance_ms" in accepted else {}
+
+
+def _place(path: Path, format_name: str, raw_class: type[Any]) -> tuple[str, Path]:
+    """Return the argument by which a reader of neo wants its files, and their place."""
+    place = "dirname" if "dirname" in inspect.signature(raw_class.__init__).parameters else "filename"
     target = path.parent if place == "dirname" and path.is_file() else path
     if place == "filename" and path.is_dir():
         target = _only_file(path, raw_class.extensions)
     if format_name == "blackrock":
         target = target.with_suffix("") if target.suffix else target
-    try:
-        raw = raw_class(**{place: str(target)}, **options)
-        raw.parse_header()
-    except Exception as error:  # every format fails in its own way
-        raise unreadable(path, format_name, error) from error
-    return raw
+    return place, target
 
 
 def open_spikeinterface(config: RecordingConfig, format_name: str) -> SpikeInterfaceReader:

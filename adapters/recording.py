@@ -21,7 +21,7 @@ from neuromod.engine.errors import RecordingError
 log = logging.getLogger(__name__)
 
 FORMATS = ("auto", "binary", "nwb", "spikeinterface", "and the name of every neo.rawio class: blackrock, spikeglx, ...")
-_SPIKEINTERFACE = ("binary", "nwb", "spikeinterface")
+SPIKEINTERFACE_FORMATS = ("binary", "nwb", "spikeinterface")
 # Small enough that reading on delays no sample of a paced playback by more than 0.1 ms.
 _AHEAD_VALUES = 1 << 16
 _BY_SUFFIX = {
@@ -143,7 +143,7 @@ def open_recording(config: RecordingConfig) -> Source:
         from neuromod.adapters.base import create_source
 
         return create_source(XdfConfig(path=config.path) if name == "xdf" else UnitsConfig(path=config.path))
-    if name in _SPIKEINTERFACE:
+    if name in SPIKEINTERFACE_FORMATS:
         return RecordingSource(config, name, lambda: open_spikeinterface(config, name))
     return RecordingSource(config, name, lambda: NeoReader(config, name))
 
