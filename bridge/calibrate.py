@@ -99,12 +99,12 @@ def read_targets(session: Session, name: str) -> Series:
     return _events(session, name, is_held=True)
 
 
-def read_behaviour(session: Session, spec: str) -> Series:
+def read_behaviour(session: Session | None, spec: str) -> Series:
     """Read behaviour, between whose samples lines are drawn.
 
     Parameters
     ----------
-    session : Session
+    session : Session or None
         For ``event:NAME``.
     spec : str
         ``event:NAME``; a file ``.npz`` with arrays ``t`` and ``values``; a file ``.csv`` whose first column is the
@@ -117,6 +117,8 @@ def read_behaviour(session: Session, spec: str) -> Series:
         There is no such event or file, or it does not hold such values.
     """
     if spec.startswith(_EVENT):
+        if session is None:
+            raise ConfigError("behaviour: a recording has no events; name a file .npz, .csv or .xdf[:STREAM]")
         return _events(session, spec.removeprefix(_EVENT), is_held=False)
     if match := _XDF.fullmatch(spec):
         return _sorted(*_read_xdf(Path(match[1]), match[2]), what=spec)

@@ -8,6 +8,7 @@ import hashlib
 import json
 import platform
 import shutil
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -62,13 +63,20 @@ class Sorting(NamedTuple):
 
 
 class Spikes(NamedTuple):
-    """Spikes of the units of a bundle."""
+    """Spikes of the units of a bundle: all of the offline sorter, and of the online one those it was tried on."""
 
     samples: NDArray[np.int64]
     units: NDArray[np.int64]
     """Row of the bundle's templates."""
     amplitudes: NDArray[np.float32]
     """Signal at the trough, after the offline filter, in units of the stream."""
+    n_samples: int
+    """Length of the recording."""
+    online_begin: int
+    """First sample that was sorted online as well, up to the end."""
+    online_samples: NDArray[np.int64]
+    """Troughs, once filtered by the loop's causal filter."""
+    online_units: NDArray[np.int64]
 
     @classmethod
     def load(cls, folder: Path) -> "Spikes":
@@ -81,11 +89,10 @@ class Spikes(NamedTuple):
         """
         try:
             with np.load(folder / SPIKES, allow_pickle=False) as file:
-                return cls(file["samples"], file["units"], file["amplitudes"])
+                values = {name: file[name] for name in cls._fields}
         except (OSError, KeyError, ValueError) as error:
-            raise ConfigError(
-                f"{folder} holds no {SPIKES} that can be read ({error}); sort the recording again"
-            ) from None
+            raise ConfigError(f"{folder} holds no {SPIKES} to read ({error}); sort the recording again") from None
+        return cls(**values | {name: int(values[name]) for name in ("n_samples", "online_begin")})
 
 
 def sort_recording(
@@ -161,9 +168,12 @@ def sort_recording(
             say=lambda what, share: say(f"{sorter}: {what}", share),
         ))  # fmt: skip
         shutil.rmtree(partial / ANALYZER, ignore_errors=True)
-        curated = curate(prepared, found, config.curation, folder=partial / ANALYZER, seed=seed, n_jobs=n_jobs, say=say)
-        bundle = _bundle(recorded, curated, config, excluded, dict(provenance or {}) | made_of, say)
-        spikes = Spikes(curated.found.samples, curated.found.units, curated.amplitudes)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="spikeinterface")  # as that a metric could not be had
+            curated = curate(
+                prepared, found, config.curation, folder=partial / ANALYZER, seed=seed, n_jobs=n_jobs, say=say
+            )
+        bundle, spikes = _bundle(recorded, curated, config, excluded, dict(provenance or {}) | made_of, say)
         with (partial / SPIKES).open("wb") as file:
             np.savez_compressed(file, **spikes._asdict())
         bundle.save(partial)
@@ -233,7 +243,7 @@ def _bundle(
     excluded: dict[str, str],
     provenance: dict[str, Any],
     say: Say,
-) -> Bundle:
+) -> tuple[Bundle, Spikes]:
     """Estimate online templates, and tell of each unit how well it is found online."""
     recording = recorded.recording
     fs, n_samples = float(recording.get_sampling_frequency()), int(recording.get_num_samples())
@@ -257,7 +267,10 @@ def _bundle(
     for u, info in enumerate(bundle.info.units):
         reached = agreement(at[unit == u], curated.found.samples[offline & (curated.found.units == u)], fs)
         infos.append(info.model_copy(update={"quality": info.quality | {"online_agreement": reached}}))
-    return bundle.with_info(units=tuple(infos))
+    spikes = Spikes(
+        curated.found.samples, curated.found.units, curated.amplitudes, n_samples, begin, at, unit.astype(np.int64)
+    )
+    return bundle.with_info(units=tuple(infos)), spikes
 
 
 def _prepared(recording: Any, names: Sequence[str], excluded: Mapping[str, str], config: SortConfig) -> Any:

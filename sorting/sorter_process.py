@@ -157,6 +157,7 @@ def run(
                 stdout=out,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                env=os.environ | {"PYTHONHASHSEED": "0"},  # the order of sets is drawn anew otherwise
             )
         try:
             while True:

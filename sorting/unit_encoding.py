@@ -124,7 +124,7 @@ def _by_location(bundle: Bundle, n_groups: int) -> Encoding:
     for members in groups:
         low, high = positions[members].min(axis=0), positions[members].max(axis=0)
         reasons.append(
-            f"{_number(members)} between ({low[0]:.0f}, {low[1]:.0f}) and ({high[0]:.0f}, {high[1]:.0f}) um, "
+            f"{_number(members)} {_where(low, high)}, "
             f"{100 * len(members) / len(units):.1f} % of units and {100 * shares[members].sum():.1f} % of spikes"
         )
     return _encoding(bundle, "location", groups, reasons)
@@ -272,6 +272,11 @@ def _encoding(
 
 def _rates(bundle: Bundle) -> Floats:
     return np.array([unit.rate_hz for unit in bundle.info.units], dtype=np.float64)
+
+
+def _where(low: Floats, high: Floats) -> str:
+    first, last = (f"({x:.0f}, {y:.0f})" for x, y in (low, high))
+    return f"at {first} um" if first == last else f"between {first} and {last} um"
 
 
 def _number(members: Sequence[int]) -> str:
