@@ -110,6 +110,7 @@ def sort(
     spikeinterface's analyzer. After an interrupt, the same command goes on from the last finished stage.
     """
     from neuromod.bridge import sort as work
+    from neuromod.sorting.sorter_process import SorterError
 
     options = work.EncodingOptions(encode or "location", groups, behaviour, lag_ms, block_ms, smoothing_ms)
     if (recording / "bundle.json").is_file():
@@ -117,7 +118,7 @@ def sort(
         if encode is None:
             raise ConfigError(f"{recording} is a sorting: say --encode ... to encode it again, or name a recording")
         bundle = work.encode_again(recording, options)
-        _tell(bundle, recording, {}, [], json=json)
+        _tell(bundle, recording, json=json)
         return
     folder = output if output is not None else work.default_output(recording)
     if (folder / "bundle.json").is_file() and not force:
@@ -125,14 +126,17 @@ def sort(
     source = _source(recording, stream, rate_hz, channels, dtype, gain_uv, header_bytes)
     try:
         with work.progress(hidden=json) as say:
-            sorting, notes = work.sort(
+            bundle = work.sort(
                 source, folder, probe=probe, parameters=parameters, sorter=sorter, encoding=options,
                 exports=tuple(export or ()), report=report, seed=seed, n_jobs=jobs or work.default_jobs(), say=say,
             )  # fmt: skip
+    except SorterError as error:
+        typer.echo(f"neuromod: {error}", err=True)
+        raise typer.Exit(1) from None
     except KeyboardInterrupt:
         typer.echo("neuromod: interrupted; the same command goes on from the last finished stage", err=True)
         raise typer.Exit(130) from None
-    _tell(sorting.bundle, folder, sorting.rejected, notes, json=json)
+    _tell(bundle, folder, json=json)
 
 
 def add_commands(app: typer.Typer, panel: str) -> None:
@@ -157,9 +161,15 @@ def _source(
     import pydantic
 
     from neuromod.adapters.config import RecordingConfig
+    from neuromod.adapters.recording import detect_format
 
     if not path.exists() and not any(path.parent.glob(f"{path.name}.ns[1-9]")):
         raise ConfigError(f"{path}: no such file or folder; mend the path of the recording")
+    missing = [
+        name for name, value in (("--rate-hz", rate_hz), ("--channels", channels), ("--dtype", dtype)) if not value
+    ]
+    if missing and path.exists() and detect_format(path) == "binary":
+        raise ConfigError(f"{path}: a raw binary file says nothing about itself; add {', '.join(missing)}")
     try:
         return RecordingConfig(
             path=path.absolute(), stream_id=stream, sampling_frequency_hz=rate_hz, n_channels=channels, dtype=dtype,
@@ -170,11 +180,13 @@ def _source(
         raise ConfigError(f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}") from None
 
 
-def _tell(bundle: "Bundle", folder: Path, rejected: dict[str, str], notes: list[str], *, json: bool) -> None:
+def _tell(bundle: "Bundle", folder: Path, *, json: bool) -> None:
     from neuromod.bridge.sort import REPORT, unit_rows
     from neuromod.sorting.unit_encoding import COLUMNS, cells, explain
 
     info = bundle.info
+    made = info.provenance
+    rejected, notes = made.get("rejected_units", {}), made.get("notes", [])
     rows = explain(info.encoding, bundle) if info.encoding is not None else ()
     if json:
         body = {
@@ -184,6 +196,8 @@ def _tell(bundle: "Bundle", folder: Path, rejected: dict[str, str], notes: list[
             "excluded_channels": info.excluded,
             "rejected_units": rejected,
             "encoding": [row.model_dump(mode="json") for row in rows],
+            "probe": made.get("probe"),
+            "parameters": made.get("parameter_file"),
             "notes": notes,
         }
         typer.echo(jsonlib.dumps(body, indent=2, allow_nan=False))
@@ -197,7 +211,7 @@ def _tell(bundle: "Bundle", folder: Path, rejected: dict[str, str], notes: list[
         typer.echo(f"channel {channel} left out: {reason}", err=True)
     for unit, reason in rejected.items():
         typer.echo(f"unit {unit} left out: {reason}", err=True)
-    for note in notes:
+    for note in [*notes, f"probe: {made.get('probe')}; parameters: {made.get('parameter_file')}"]:
         typer.echo(f"note: {note}", err=True)
     seen = f"; look at {folder / REPORT}" if (folder / REPORT).is_file() else ""
     typer.echo(

@@ -55,8 +55,8 @@ def sort(
     seed: int,
     n_jobs: int,
     say: Say,
-) -> tuple[Sorting, list[str]]:
-    """Sort a recording; return the sorting, and notes for whoever sorts.
+) -> Bundle:
+    """Sort a recording.
 
     Raises
     ------
@@ -71,7 +71,6 @@ def sort(
     if sorter is not None:
         config = config.model_copy(update={"sorter": config.sorter.model_copy(update={"name": sorter})})
     _check_exports(exports, report)
-    notes = [*opened.notes, f"probe: {probe_source}; parameters: {which}"]
     recorded = Recorded(
         recording, opened.read, source.path.name, opened.reader.channel_names,
         in_uv=all(unit == "uV" for unit in opened.reader.units),
@@ -80,16 +79,19 @@ def sort(
     def finish(folder: Path, sorting: Sorting) -> None:
         bundle = encoded(sorting.bundle, sorting.spikes, encoding)
         bundle.save(folder)
-        _export(folder, sorting._replace(bundle=bundle), exports, report, notes)
+        _export(folder, sorting._replace(bundle=bundle), exports, report=report)
 
     try:
         sorting = sort_recording(
             recorded, output, config, seed=seed, n_jobs=n_jobs, finish=finish, say=say,
-            provenance={"recording": source.model_dump(mode="json"), "probe": probe_source, "parameter_file": which},
+            provenance={
+                "recording": source.model_dump(mode="json"), "probe": probe_source, "parameter_file": which,
+                "notes": list(opened.notes),
+            },
         )  # fmt: skip
     finally:
         opened.reader.close()
-    return sorting, notes
+    return sorting.bundle
 
 
 def encoded(bundle: Bundle, spikes: Spikes, options: EncodingOptions) -> Bundle:
@@ -147,8 +149,11 @@ def tuning_of(bundle: Bundle, spikes: Spikes, behaviour: Series, lag_ms: float) 
 
 def encode_again(folder: Path, options: EncodingOptions) -> Bundle:
     """Give a sorting that is there another encoding."""
-    bundle = encoded(Bundle.load(folder), Spikes.load(folder), options)
+    spikes = Spikes.load(folder)
+    bundle = encoded(Bundle.load(folder), spikes, options)
     bundle.save(folder)
+    if (folder / REPORT).is_file():
+        _report(folder, bundle, spikes)
     return bundle
 
 
@@ -191,7 +196,7 @@ def unit_rows(bundle: Bundle) -> list[list[str]]:
 
         rows.append(
             [
-                unit.id, unit.channel, f"{unit.position_um[0]:.0f}, {unit.position_um[1]:.0f}", str(unit.n_spikes),
+                unit.id, unit.channel, f"{unit.position_um[0]:z.0f}, {unit.position_um[1]:z.0f}", str(unit.n_spikes),
                 f"{unit.rate_hz:.2f}", f"{unit.peak_uv:.0f}", shown("snr", ".1f"),
                 shown("isi_violations_ratio", ".2f"), shown("online_agreement", ".3f"),
             ]
@@ -212,20 +217,21 @@ def _check_exports(exports: tuple[str, ...], report: bool) -> None:
             )
 
 
-def _export(folder: Path, sorting: Sorting, exports: tuple[str, ...], report: bool, notes: list[str]) -> None:
+def _export(folder: Path, sorting: Sorting, exports: tuple[str, ...], *, report: bool) -> None:
     from neuromod.sorting.export_sorting import export_nwb, export_phy
 
-    spikes = sorting.spikes
+    bundle, spikes = sorting
     if report:
-        from neuromod.sorting.report import write_report
-
-        write_report(
-            folder / REPORT, sorting.bundle, spikes.samples, spikes.units, spikes.amplitudes, spikes.n_samples,
-            rejected=sorting.rejected, notes=notes,
-        )  # fmt: skip
+        _report(folder, bundle, spikes)
     if "nwb" in exports:
-        export_nwb(folder / NWB, sorting.bundle, spikes.samples, spikes.units, spikes.n_samples)
+        export_nwb(folder / NWB, bundle, spikes.samples, spikes.units, spikes.n_samples)
     if "phy" in exports:
         import spikeinterface
 
         export_phy(folder / PHY, spikeinterface.load(folder / ANALYZER))
+
+
+def _report(folder: Path, bundle: Bundle, spikes: Spikes) -> None:
+    from neuromod.sorting.report import write_report
+
+    write_report(folder / REPORT, bundle, spikes.samples, spikes.units, spikes.amplitudes, spikes.n_samples)

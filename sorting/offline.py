@@ -57,9 +57,6 @@ class Sorting(NamedTuple):
 
     bundle: Bundle
     spikes: "Spikes"
-    """Of the offline sorter."""
-    rejected: dict[str, str]
-    """Units that curation left out, and why."""
 
 
 class Spikes(NamedTuple):
@@ -173,11 +170,12 @@ def sort_recording(
             curated = curate(
                 prepared, found, config.curation, folder=partial / ANALYZER, seed=seed, n_jobs=n_jobs, say=say
             )
-        bundle, spikes = _bundle(recorded, curated, config, excluded, dict(provenance or {}) | made_of, say)
+        told = dict(provenance or {}) | made_of | {"rejected_units": curated.rejected}
+        bundle, spikes = _bundle(recorded, curated, config, excluded, told, say)
         with (partial / SPIKES).open("wb") as file:
             np.savez_compressed(file, **spikes._asdict())
         bundle.save(partial)
-        sorting = Sorting(bundle, spikes, curated.rejected)
+        sorting = Sorting(bundle, spikes)
         say("writing", None)
         finish(partial, sorting)
         for name in (_IDENTITY, _FOUND):
@@ -187,7 +185,7 @@ def sort_recording(
         if not (partial / _FOUND).is_file():
             shutil.rmtree(partial, ignore_errors=True)
         raise
-    return Sorting(Bundle.load(output), sorting.spikes, sorting.rejected)
+    return Sorting(Bundle.load(output), sorting.spikes)
 
 
 def online_spikes(bundle: Bundle, read: Reader, begin: int, end: int, say: Say) -> tuple[NDArray[Any], NDArray[Any]]:

@@ -38,9 +38,6 @@ def write_report(
     units: NDArray[np.int64],
     amplitudes: NDArray[np.float32],
     n_samples: int,
-    *,
-    rejected: Mapping[str, str] | None = None,
-    notes: Sequence[str] = (),
 ) -> Path:
     """Write the summary of a sorting.
 
@@ -56,10 +53,6 @@ def write_report(
         Signal at its trough, in units of the stream.
     n_samples : int
         Length of the recording.
-    rejected : mapping of str to str, optional
-        Units that were left out, and why.
-    notes : sequence of str
-        What else a reader should know.
 
     Raises
     ------
@@ -81,13 +74,10 @@ def write_report(
     if info.encoding is not None:
         rows = cells(explain(info.encoding, bundle))
         parts += [f"<h2>Encoding by {_text(info.encoding.by)}</h2>", _table(COLUMNS, rows, numbers=(0, 2))]
-    for title, entries in (
-        ("Channels that were left out", info.excluded), ("Units that were left out", dict(rejected or {})),
-    ):  # fmt: skip
+    rejected = info.provenance.get("rejected_units", {})
+    for title, entries in (("Channels that were left out", info.excluded), ("Units that were left out", rejected)):
         if entries:
             parts += [f"<h2>{title}</h2>", _table(("", "why"), [[name, why] for name, why in entries.items()])]
-    if notes:
-        parts += ["<h2>Notes</h2>", "<ul>", *(f"<li>{_text(note)}</li>" for note in notes), "</ul>"]
     parts.append("<h2>Each unit</h2>")
     parts.append(
         '<p class="small">Mean waveform on the largest channels through the loop\'s filter; where the unit is; '
@@ -137,7 +127,7 @@ def _unit_table(bundle: Bundle) -> str:
     head = ("unit", "channel", "x um", "y um", "spikes", "Hz", "trough", *(name.replace("_", " ") for name in shown))
     rows = [
         [
-            unit.id, unit.channel, f"{unit.position_um[0]:.0f}", f"{unit.position_um[1]:.0f}", str(unit.n_spikes),
+            unit.id, unit.channel, f"{unit.position_um[0]:z.0f}", f"{unit.position_um[1]:z.0f}", str(unit.n_spikes),
             f"{unit.rate_hz:.2f}", f"{unit.peak_uv:.0f}", *(_number(unit.quality.get(name)) for name in shown),
         ]
         for unit in bundle.info.units
@@ -163,7 +153,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence
 def _provenance(provenance: Mapping[str, Any]) -> str:
     rows = []
     for key, value in provenance.items():
-        if key not in ("probe_um", "excluded"):  # shown above
+        if key not in ("probe_um", "excluded", "rejected_units"):  # shown above
             text = ", ".join(f"{k}: {v}" for k, v in value.items()) if isinstance(value, Mapping) else str(value)
             rows.append([key.replace("_", " "), text])
     return _table(("", ""), rows)

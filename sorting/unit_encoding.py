@@ -275,7 +275,7 @@ def _rates(bundle: Bundle) -> Floats:
 
 
 def _where(low: Floats, high: Floats) -> str:
-    first, last = (f"({x:.0f}, {y:.0f})" for x, y in (low, high))
+    first, last = (f"({x:z.0f}, {y:z.0f})" for x, y in (low, high))
     return f"at {first} um" if first == last else f"between {first} and {last} um"
 
 
@@ -358,7 +358,7 @@ def cells(rows: Iterable[GroupRow]) -> list[list[str]]:
 def _range(values: Sequence[float]) -> str:
     if not values:
         return "-"
-    low, high = f"{min(values):.0f}", f"{max(values):.0f}"
+    low, high = f"{min(values):z.0f}", f"{max(values):z.0f}"
     return low if low == high else f"{low} to {high}"
 
 
