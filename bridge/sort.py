@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from neuromod.sorting.offline import ANALYZER, Recorded, Say, Sorting, Spikes, s
 from neuromod.sorting.probes import with_probe
 from neuromod.sorting.sort_config import load_parameters
 from neuromod.sorting.templates import engine_for
-from neuromod.sorting.unit_encoding import count_blocks, measure_normalisation, propose
+from neuromod.sorting.unit_encoding import count_blocks, measure_normalisation, propose, read_table
 from neuromod.sorting.unit_tuning import Tuning, measure_tuning
 
 REPORT, PHY, NWB = "report.html", "phy", "units.nwb"
@@ -71,6 +71,7 @@ def sort(
     if sorter is not None:
         config = config.model_copy(update={"sorter": config.sorter.model_copy(update={"name": sorter})})
     _check_exports(exports, report)
+    _check_encoding(encoding)
     recorded = Recorded(
         recording, opened.read, source.path.name, opened.reader.channel_names,
         in_uv=all(unit == "uV" for unit in opened.reader.units),
@@ -96,20 +97,13 @@ def sort(
 
 def encoded(bundle: Bundle, spikes: Spikes, options: EncodingOptions) -> Bundle:
     """Return a bundle with a proposed encoding, and the normalisation that a session freezes."""
-    tuning = None
-    table: Path | None = None
-    by: Literal["tuning", "location", "rate", "table"]
-    if options.by in METHODS:
-        by = options.by  # type: ignore[assignment]  # one of them
-    else:
+    _check_encoding(options)
+    by, table, tuning = options.by, None, None
+    if by not in METHODS:
         by, table = "table", Path(options.by)
-    if by == "tuning":
-        if options.behaviour is None:
-            raise ConfigError("an encoding by tuning needs --behaviour: what was done while this was recorded")
-        tuning = tuning_of(bundle, spikes, read_behaviour(None, options.behaviour), options.lag_ms)
     elif options.behaviour is not None:
-        raise ConfigError("--behaviour is for --encode tuning: leave it out, or encode by tuning")
-    proposed = propose(bundle, by, n_groups=options.n_groups, tuning=tuning, table=table)
+        tuning = tuning_of(bundle, spikes, read_behaviour(None, options.behaviour), options.lag_ms)
+    proposed = propose(bundle, cast(Any, by), n_groups=options.n_groups, tuning=tuning, table=table)
     counts = count_blocks(
         spikes.online_samples - spikes.online_begin, spikes.online_units, bundle,
         spikes.n_samples - spikes.online_begin, block_ms=options.block_ms,
@@ -202,6 +196,18 @@ def unit_rows(bundle: Bundle) -> list[list[str]]:
             ]
         )  # fmt: skip
     return rows
+
+
+def _check_encoding(options: EncodingOptions) -> None:
+    """Refuse, before hours of sorting, what could not be encoded after them."""
+    if options.by not in METHODS:
+        read_table(Path(options.by))
+    if options.by != "tuning" and options.behaviour is not None:
+        raise ConfigError("--behaviour is for --encode tuning: leave it out, or encode by tuning")
+    if options.by == "tuning":
+        if options.behaviour is None:
+            raise ConfigError("an encoding by tuning needs --behaviour: what was done while this was recorded")
+        read_behaviour(None, options.behaviour)
 
 
 def _check_exports(exports: tuple[str, ...], report: bool) -> None:
