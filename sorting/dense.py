@@ -4,8 +4,8 @@ Each template is the sum of three products of a shape over channels and a course
 rank 3). The *score* of a unit at a sample is the scalar product of its template, laid there, and the whitened signal:
 first the sum over channels for each of the three shapes, then a filter over time; both are computed once for each new
 frame. From its score ``d`` and its energy ``e`` follow the amplitude of a spike in least squares, ``a = d / e``, and
-with a prior of amplitudes about 1, of precision ``p``, twice the log of how much more likely the signal is with the
-spike than without: ``(d + p)^2 / (e + p) - p``.
+with a prior of amplitudes about the unit's gain ``g`` (1 as sorted, and slowly followed), of precision ``p``, twice the
+log of how much more likely the signal is with the spike than without: ``(d + p g)^2 / (e + p) - p g^2``.
 
 The filter over time whitens what the noise has in common from sample to sample, and a score's peak between samples is
 that of a parabola: troughs lie anywhere.
@@ -26,22 +26,25 @@ from neuromod.engine.compiled import jit, jit_apart
 from neuromod.sorting.bundle import Bundle
 from neuromod.sorting.chain import LANES
 from neuromod.sorting.events import UNMATCHED, UnitEvents, add_event
+from neuromod.sorting.motion import MotionState, learn, make_motion, reset_motion
 from neuromod.sorting.sparse import peak_between, whitened_in_time
 
 RANK = 3
 PRIOR = 100.0
-"""Precision of amplitudes about 1, in units of the whitened signal's."""
+"""Precision of amplitudes about the gain, in units of the whitened signal's."""
 LEAST_GAIN = 40.0
 """Of the log likelihood, twice: below it, noise alone is as good an explanation."""
+GAIN_RATE, LEAST_OF_GAIN, MOST_OF_GAIN = 0.02, 0.4, 1.6
+"""How amplitudes are followed: by this share of what a spike differs, and how far."""
 _AHEAD_MS = 0.27
 _BACK_MS = 0.5
 _REFRACTORY_MS = 0.5
 _MOST = 64  # spikes of one frame; those beyond are decided on with the next
 
 # Entries of DenseState.settings.
-_FRAME, _N_BEFORE, _N_SAMPLES, _AHEAD, _BACK, _REFRACTORY, _N_SCORES, _LOCAL = range(8)
+_FRAME, _N_BEFORE, _N_SAMPLES, _AHEAD, _BACK, _REFRACTORY, _N_SCORES, _LOCAL, TRACKING = range(9)
 # Entries of DenseState.numbers.
-_THRESHOLD, _PRIOR, _LEAST = range(3)
+_THRESHOLD, _PRIOR, _LEAST, _RATE = range(4)
 
 
 class DenseState(NamedTuple):
@@ -56,22 +59,25 @@ class DenseState(NamedTuple):
     courses: NDArray[np.float32]  # (n_units, RANK, >= n_samples) over time, whitened
     templates: NDArray[np.float32]  # (n_units, n_most, n_samples) their sum, before time was whitened
     energy: NDArray[np.float64]  # (n_units,) <template, filter>
+    plain: NDArray[np.float64]  # (n_units,) <template, template>
     limits: NDArray[np.float64]  # (n_units, 2) of the amplitude
     row: NDArray[np.int64]  # (n_units + 1,) where the pairs of each unit begin
     other: NDArray[np.int64]  # (n_pairs,) the unit that shares a channel
     crosses: NDArray[np.float32]  # (n_pairs, 2 n_samples + 1) change of the other's scores, with a 0 at either end
     sums: NDArray[np.float32]  # (n_pairs, RANK, n_samples + 2) change of the other's sums over channels, likewise
+    motion: MotionState  # of a probe that slips, where it is followed
     # moving
     sum: NDArray[np.float32]  # (n_units, RANK, n_sums) the signal summed over channels by each shape
     score: NDArray[np.float32]  # (n_units, n_scores)
     last: NDArray[np.int64]  # (n_units,) sample of the last event
+    gain: NDArray[np.float64]  # (n_units,) slow change of the amplitude since the sorting
     # scratch
     best: NDArray[np.float64]  # (n_units,) likeliest spike of each unit in the samples at hand
     best_at: NDArray[np.int64]  # (n_units,) where
     blocked: NDArray[np.int64]  # (n_units,) from which score on one that is still to be decided stands in the way
 
 
-CHANGING = ("sum", "score", "last")
+CHANGING = ("sum", "score", "last", "gain")
 """What a checkpoint must hold."""
 
 
@@ -94,7 +100,7 @@ def make_dense(bundle: Bundle | None, frame: int, *, tracking: bool = True) -> D
     tracking : bool
         Whether templates follow slow change.
     """
-    settings, numbers = np.zeros(8, np.int64), np.zeros(3)
+    settings, numbers = np.zeros(9, np.int64), np.zeros(4)
     n_units, n_samples, n_channels = bundle.templates.shape if bundle is not None else (0, 1, 0)
     supports: list[NDArray[np.int64]] = []
     if bundle is not None:
@@ -106,7 +112,8 @@ def make_dense(bundle: Bundle | None, frame: int, *, tracking: bool = True) -> D
         settings[_LOCAL] = round(0.25e-3 * fs)
         # scores of the spikes that may still be decided on
         settings[_N_SCORES] = settings[_AHEAD] + settings[_BACK] + 2 * frame
-        numbers[:] = bundle.info.detection_noise, PRIOR, LEAST_GAIN
+        settings[TRACKING] = tracking
+        numbers[:] = bundle.info.detection_noise, PRIOR, LEAST_GAIN, GAIN_RATE if tracking else 0.0
     n_most = -(-max([1, *map(len, supports)]) // 4) * 4
     n_taps = -(-n_samples // 4) * 4
     reached = np.zeros((n_units, n_most), np.int64)
@@ -139,23 +146,27 @@ def make_dense(bundle: Bundle | None, frame: int, *, tracking: bool = True) -> D
                 np.correlate(over_channels[r], courses[v, r, :n_samples], "full") for r in range(RANK)
             )
     lanes = -(-frame // LANES) * LANES
+    n_reached = np.array([len(support) for support in supports], np.int64)
     state = DenseState(
         settings=settings,
         numbers=numbers,
-        n_reached=np.array([len(support) for support in supports], np.int64),
+        n_reached=n_reached,
         reached=reached,
         shapes=shapes,
         courses=courses,
         templates=templates,
         energy=(templates * filters).sum(axis=(1, 2)),
+        plain=(templates.astype(np.float64) ** 2).sum(axis=(1, 2)),
         limits=np.ascontiguousarray(bundle.amplitude_limits) if bundle is not None else np.zeros((0, 2)),
         row=row,
         other=other,
         crosses=crosses,
         sums=sums,
+        motion=make_motion(bundle if tracking else None, frame, reached, n_reached, templates),
         sum=np.zeros((n_units, RANK, n_taps - 1 + lanes), np.float32),
         score=np.zeros((n_units, int(settings[_N_SCORES]) + lanes), np.float32),
         last=np.zeros(n_units, np.int64),
+        gain=np.zeros(n_units),
         best=np.zeros(n_units),
         best_at=np.zeros(n_units, np.int64),
         blocked=np.zeros(n_units, np.int64),
@@ -177,6 +188,8 @@ def reset_dense(state: DenseState) -> None:
     state.sum.fill(0.0)
     state.score.fill(0.0)
     state.last.fill(-(1 << 40))
+    state.gain.fill(1.0)
+    reset_motion(state.motion)
 
 
 @jit_apart
@@ -315,8 +328,9 @@ def _look(state: DenseState, u: int, begin: int, first: int) -> None:
     """Find the likeliest spike of a unit; `first` is the sample of the first score."""
     energy = state.energy[u]
     prior = state.numbers[_PRIOR]
-    low = np.float32(state.limits[u, 0] * energy)
-    high = np.float32(state.limits[u, 1] * energy)
+    gain = state.gain[u]
+    low = np.float32(state.limits[u, 0] * gain * energy)
+    high = np.float32(state.limits[u, 1] * gain * energy)
     since = state.last[u] + state.settings[_REFRACTORY] - first
     score = state.score[u]
     most = np.float32(0.0)
@@ -328,8 +342,8 @@ def _look(state: DenseState, u: int, begin: int, first: int) -> None:
             at = t
     state.best[u] = 0.0
     if at >= 0:
-        d64 = peak_between(score, at, state.settings[_N_SCORES])[0] + prior
-        state.best[u] = d64 * d64 / (energy + prior) - prior
+        d64 = peak_between(score, at, state.settings[_N_SCORES])[0] + prior * gain
+        state.best[u] = d64 * d64 / (energy + prior) - prior * gain * gain
         state.best_at[u] = at
 
 
@@ -366,6 +380,11 @@ def _take(
         row[start + n_samples - 1] -= behind * template[n_samples - 2] + here * template[n_samples - 1]
         for t in range(n_samples):
             total += np.float64(row[start + t]) * np.float64(row[start + t])
+    if settings[TRACKING]:
+        learn(
+            state.motion, window, state.reached[unit], n_reached, start, unit, amplitude, state.numbers[_PRIOR],
+            state.plain[unit], state.gain[unit],
+        )  # fmt: skip
     # the sums hold the signal from the window's column `sums_first` on
     sums_first = end - settings[_FRAME] - (n_samples - 1)
     for k in range(state.row[unit], state.row[unit + 1]):
@@ -384,6 +403,8 @@ def _take(
             for t in range(begin, n_samples):
                 change = (behind * course[t] + ahead * course[t + 2]) + here * course[t + 1]
                 sums[start + t - sums_first] -= change
+    gain = state.gain[unit] + state.numbers[_RATE] * (amplitude - state.gain[unit])
+    state.gain[unit] = min(max(gain, LEAST_OF_GAIN), MOST_OF_GAIN)
     sample = first_sample + offset + at
     state.last[unit] = sample
     add_event(events, sample, unit, amplitude, math.sqrt(total / (n_samples * n_reached)))

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from neuromod.engine.compiled import jit, jit_apart
 from neuromod.sorting import chain as signal
-from neuromod.sorting import dense, sparse
+from neuromod.sorting import dense, motion, sparse
 from neuromod.sorting.bundle import Bundle, ChainConfig
 from neuromod.sorting.chain import END, TAKEN, ChainState, make_chain, refresh, reset_chain, take
 from neuromod.sorting.dense import DenseState, make_dense, match_dense, reset_dense
@@ -90,6 +90,8 @@ def _recognise(sorter: SorterState) -> None:
     first: int = chain.counters[TAKEN] - end
     if sorter.settings[_ENGINE] == _DENSE:
         match_dense(sorter.dense, window, end, chain.present, first, sorter.events)
+        if sorter.dense.settings[dense.TRACKING]:
+            motion.follow(sorter.dense.motion, chain.neighbour, chain.weight)
     else:
         match_sparse(sorter.sparse, window, end, chain.present, first, sorter.events)
 
@@ -169,6 +171,8 @@ class Sorter:
             *(getattr(state.chain, name) for name in signal.CHANGING),
             *(getattr(state.sparse, name) for name in sparse.CHANGING),
             *(getattr(state.dense, name) for name in dense.CHANGING),
+            *(getattr(state.dense.motion, name) for name in motion.CHANGING),
+            *(state.chain.neighbour, state.chain.weight),
             *(state.events.counts, state.events.counters),
             *(state.counters, state.magnitude, state.moved, state.last_x, state.reason),
         ]
@@ -179,6 +183,8 @@ class Sorter:
         reset_chain(state.chain)
         reset_sparse(state.sparse)
         reset_dense(state.dense)
+        if state.dense.settings[dense.TRACKING]:
+            motion.put(state.dense.motion, state.chain.neighbour, state.chain.weight)
         for part in (state.events.rows, state.events.counts, state.events.counters, state.counters):
             part[...] = np.zeros((), part.dtype)
         for part in (state.magnitude, state.moved, state.last_x, state.reason):
@@ -202,6 +208,9 @@ def _allocate(bundle: Bundle | None, engine: EngineName, tracking: bool) -> Sort
         bundle.noise > 0.0 if bundle is not None else None,
         window_samples=n_window,
     )
+    if bundle is not None and engine == "dense" and tracking:  # room for the whitening at every displacement
+        row = motion.rows(bundle)
+        chain = chain._replace(row=row, neighbour=np.zeros(row[-1], np.int64), weight=np.zeros(row[-1], np.float32))
     settings = np.zeros(3, np.int64)
     settings[_ENGINE] = _DENSE if engine == "dense" else _SPARSE
     settings[_CHECK_FRAMES], settings[_FRAME] = max(1, round(_CHECK_S * fs / frame)), frame
