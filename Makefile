@@ -2,13 +2,21 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-interpreted lint bench clean
+.PHONY: demo test test-offline test-live test-interpreted lint bench bench-sorting clean
 
 demo: .venv/ready
 	$(BIN)/neuromod demo
 
+# what needs no sockets and no clock computes beside what does
 test: lint
-	$(BIN)/pytest
+	+$(MAKE) -j2 --output-sync=target test-offline test-live
+
+OFFLINE := tests/engine tests/sorting tests/bridge/test_sort.py tests/test_packaging.py
+test-offline: .venv/ready-dev
+	$(BIN)/pytest $(OFFLINE)
+
+test-live: .venv/ready-dev
+	$(BIN)/pytest $(OFFLINE:%=--ignore=%)
 
 lint: .venv/ready-dev
 	$(BIN)/ruff check .
@@ -25,6 +33,10 @@ bench: .venv/ready-dev
 	$(BIN)/neuromod bench latency
 	$(BIN)/neuromod bench throughput
 	$(BIN)/python tests/bench/bench_engine.py $(if $(PEERS_PYTHON),--peers-python $(PEERS_PYTHON))
+
+# an hour or two; keeps some GB of recordings in .bench
+bench-sorting: .venv/ready-dev
+	$(BIN)/python tests/bench/bench_sorting.py --cache .bench --json .bench/sorting.json
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("neuromod needs Python 3.11 or newer, this is " + sys.version) if sys.version_info < (3, 11) else 0'

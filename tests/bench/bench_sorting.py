@@ -231,6 +231,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="file for the report")
     arguments = parser.parse_args()
     parts = arguments.only or ["accuracy", "drift", "end-to-end"]
+    arguments.cache.mkdir(parents=True, exist_ok=True)
     report: dict[str, Any] = {
         "host": host(os.getloadavg()), "seeds": arguments.seeds, "accuracy": {}, "drift": [], "end_to_end": [],
     }  # fmt: skip

@@ -214,6 +214,19 @@ def test_a_session_runs_with_it(made: Sorted, tmp_path: Path) -> None:
     assert sum(told["spikes"]) > 0
 
 
+def test_a_real_tetrode_is_sorted_offline_and_found_again_online(recordings: Path, tmp_path: Path) -> None:
+    raw = ("--rate-hz", "15000", "--channels", "4", "--dtype", "int16", "--gain-uv", "1", "--probe", "tetrode")
+
+    told = json.loads(
+        run(recordings / "locust-tetrode" / "locust_trial_01.raw", *raw, "-o", tmp_path / "s", "--json").stdout
+    )
+
+    # what each unit reaches is not known; but the large ones stand so far out that both sorters must agree on them
+    large = [unit for unit in told["units"] if unit["quality"]["snr"] > 7.0]
+    assert len(large) >= 4
+    assert min(unit["quality"]["online_agreement"] for unit in large) > 0.9
+
+
 # -- what cannot be sorted
 
 
