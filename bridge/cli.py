@@ -303,6 +303,10 @@ def demo(
         float | None, typer.Option(min=1.0, max=100.0, help="The recording holds features of so many ms, not signal.")
     ] = None,
     stream: Annotated[str | None, typer.Option(help="Which stream, where the recording holds several.")] = None,
+    mode: Annotated[
+        Mode | None,
+        typer.Option(help="What becomes of the generated recording, as with 'init'.", show_default="crossings"),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the generated recording.")] = 0,
     task: Annotated[bool, typer.Option("--task", help="A cursor task instead, learnt from reward alone.")] = False,
     seeds: Annotated[int, typer.Option(min=1, max=100, help="--task: how many networks.")] = 1,
@@ -313,6 +317,8 @@ def demo(
     """Run the whole loop on this host: a recording as LSL stream, the daemon, a subscriber, a live view.
 
     [bold]neuromod demo[/bold]
+
+    [bold]neuromod demo --mode sorted[/bold]    its units, recognised by their templates
 
     [bold]neuromod demo --recording data/my_recording.ns5 --json[/bold]
 
@@ -330,12 +336,16 @@ def demo(
         from neuromod.bridge.task_demo import run_task_demo
 
         raise typer.Exit(run_task_demo(seeds=seeds, true_time=real_time, controls=controls, json=json))
+    if mode is not None and (task or recording is not None):
+        raise _usage("--mode is of the generated recording: of your own, the session file (--config) says it")
     if recording is None and (config, bin_ms, stream) != (None, None, None):
         raise _usage("--config, --bin-ms and --stream say more of a --recording: give one")
     session = None if recording is None else _session_for(recording, config, bin_ms, stream)
     from neuromod.bridge.demo import run_demo
 
-    raise typer.Exit(run_demo(session=session, seconds=seconds, json=json, seed=seed))
+    raise typer.Exit(
+        run_demo(session=session, seconds=seconds, json=json, seed=seed, mode=(mode or Mode.CROSSINGS).value)
+    )
 
 
 @app.command(rich_help_panel=RUN)

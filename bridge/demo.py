@@ -17,7 +17,7 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,7 +46,11 @@ _STREAM_NAME = "neuromod-demo"
 _LSL_API_CFG = "[lab]\nSessionID = {session}\n[multicast]\nResolveScope = machine\n[log]\nlevel = -2\n"
 
 
-def run_demo(*, session: SessionConfig | None, seconds: float, json: bool, seed: int) -> int:
+Floats = NDArray[np.float64]
+Mode = Literal["crossings", "sorted", "features"]
+
+
+def run_demo(*, session: SessionConfig | None, seconds: float, json: bool, seed: int, mode: Mode = "crossings") -> int:
     """Run the demonstration; the body of `neuromod demo`.
 
     Parameters
@@ -59,6 +63,8 @@ def run_demo(*, session: SessionConfig | None, seconds: float, json: bool, seed:
         Print the summary as JSON on stdout, and no live view.
     seed : int
         Of the generated recording.
+    mode : {"crossings", "sorted", "features"}
+        What becomes of a generated recording.
 
     Returns
     -------
@@ -73,7 +79,13 @@ def run_demo(*, session: SessionConfig | None, seconds: float, json: bool, seed:
         known: int | None = None
         if session is None:
             with console.status(f"generating {seconds:g} s of {N_ELECTRODES} electrodes with known spikes"):
-                session, known = _generate(Path(folder), seconds, seed)
+                session, sorting, positions_um = _generate(Path(folder), seconds, seed)
+                known = int(sorting.count_total_num_spikes())
+            if mode == "sorted":
+                with console.status("estimating templates from the known spikes; of a recording: neuromod sort"):
+                    session = _sorted(session, sorting, positions_um, Path(folder))
+            elif mode == "features":
+                session = _changed(session, features=["spiking_band"])
         session = _quick_warmup(session)
         summary = _run(session, Path(folder), seconds, console, show=not json)
     if known is not None:
@@ -85,8 +97,8 @@ def run_demo(*, session: SessionConfig | None, seconds: float, json: bool, seed:
     return 0 if summary["ok"] else 1
 
 
-def _generate(folder: Path, seconds: float, seed: int) -> tuple[SessionConfig, int]:
-    """Write a recording with known spikes; return a session that plays it, and how many spikes it holds."""
+def _generate(folder: Path, seconds: float, seed: int) -> tuple[SessionConfig, Any, Floats]:
+    """Write a recording with known spikes; return a session that plays it, the spikes, and where electrodes are."""
     from spikeinterface.core import write_binary_recording
     from spikeinterface.generation import generate_ground_truth_recording
 
@@ -116,8 +128,31 @@ def _generate(folder: Path, seconds: float, seed: int) -> tuple[SessionConfig, i
         "dtype": "float32",
         "gain_uv": 1.0,
     }
-    n_spikes = sum(len(sorting.get_unit_spike_train(unit)) for unit in sorting.unit_ids)
-    return SessionConfig.model_validate({"source": source}), n_spikes
+    return SessionConfig.model_validate({"source": source}), sorting, recording.get_channel_locations()
+
+
+def _sorted(session: SessionConfig, sorting: Any, positions_um: Floats, folder: Path) -> SessionConfig:
+    """Return the session with the units of the generated recording as its features."""
+    from neuromod.sorting.templates import estimate
+    from neuromod.sorting.unit_encoding import measure_normalisation, propose
+
+    with contextlib.closing(open_source(session.source)) as source:
+        names = source.info.channel_names
+    samples = np.fromfile(folder / "demo.raw", np.float32).reshape(-1, N_ELECTRODES)
+    spikes = sorting.to_spike_vector()
+    bundle = estimate(
+        lambda begin, end: samples[begin:end], len(samples), spikes["sample_index"], spikes["unit_index"],
+        unit_ids=[f"unit {unit}" for unit in sorting.unit_ids], name="demo", sampling_frequency=SAMPLING_FREQUENCY,
+        channel_names=names, positions_um=positions_um,
+    )  # fmt: skip
+    bundle = bundle.with_info(encoding=propose(bundle), normalisation=measure_normalisation(bundle))
+    return _changed(session, features=["units"], units={"bundle": bundle.save(folder / "sorting")})
+
+
+def _changed(session: SessionConfig, **front_end: Any) -> SessionConfig:
+    body = session.effective()
+    body["front_end"] |= front_end
+    return SessionConfig.model_validate(body)
 
 
 def _quick_warmup(session: SessionConfig) -> SessionConfig:
@@ -186,6 +221,7 @@ def _summarise(
         "fillers": int((live.heard["flags"] & Flag.FILLER).astype(bool).sum()),
         "replay_identical": identical,
         "daemon_exit_code": live.daemon_code,
+        "units": live.health.get("units", {}),
         "counters": counters,
     }
 
@@ -357,6 +393,9 @@ def _print(summary: dict[str, Any], console: Console) -> None:
     table.add_row("spikes per channel", " ".join(map(str, summary["spikes"])))
     if "spikes_in_recording" in summary:
         table.add_row("spikes in the recording", f"{summary['spikes_in_recording']:,} of 14 units")
+    if units := summary["units"]:
+        told = f"{units['spikes']:,} of {len(units['ids'])} units; {units['unmatched']:,} detections of none"
+        table.add_row("spikes recognised", told)
     table.add_row("samples received / lost", f"{summary['samples_received']:,} / {summary['samples_lost']}")
     table.add_row("messages lost", str(summary["messages_lost"]))
     table.add_row(

@@ -33,6 +33,20 @@ def test_demo_runs_without_loss_and_agrees_with_its_offline_replay() -> None:
     assert 0 < summary["latency_us"]["p50"] <= summary["latency_us"]["p99"] <= summary["latency_us"]["max"]
 
 
+@pytest.mark.parametrize("mode", ["sorted", "features"])
+def test_every_mode_runs_without_loss(mode: str) -> None:
+    code, summary, stderr = run_demo("--mode", mode, "--seconds", "3")
+    assert code == 0, stderr
+    assert summary["replay_identical"] is True
+    assert sum(summary["spikes"][:14]) > 0
+    units = summary["units"]
+    assert bool(units) == (mode == "sorted")
+    if units:
+        assert len(units["ids"]) == 14
+        # all of the recording's 3 s were played, the last part of it after the daemon was paused
+        assert 0.7 * summary["spikes_in_recording"] < units["spikes"] <= 1.1 * summary["spikes_in_recording"]
+
+
 def test_demo_plays_the_users_own_recording(recordings: Path) -> None:
     path = recordings / "openephys-binary-32ch"
     code, summary, stderr = run_demo("--recording", str(path), "--seconds", "5")
