@@ -44,7 +44,7 @@ _MOST = 64  # spikes of one frame; those beyond are decided on with the next
 # Entries of DenseState.settings.
 _FRAME, _N_BEFORE, _N_SAMPLES, _AHEAD, _BACK, _REFRACTORY, _N_SCORES, _LOCAL, TRACKING = range(9)
 # Entries of DenseState.numbers.
-_THRESHOLD, _PRIOR, _LEAST, _RATE = range(4)
+_PRIOR, _LEAST, _RATE = range(3)
 
 
 class DenseState(NamedTuple):
@@ -100,7 +100,7 @@ def make_dense(bundle: Bundle | None, frame: int, *, tracking: bool = True) -> D
     tracking : bool
         Whether templates follow slow change.
     """
-    settings, numbers = np.zeros(9, np.int64), np.zeros(4)
+    settings, numbers = np.zeros(9, np.int64), np.zeros(3)
     n_units, n_samples, n_channels = bundle.templates.shape if bundle is not None else (0, 1, 0)
     supports: list[NDArray[np.int64]] = []
     if bundle is not None:
@@ -113,7 +113,7 @@ def make_dense(bundle: Bundle | None, frame: int, *, tracking: bool = True) -> D
         # scores of the spikes that may still be decided on
         settings[_N_SCORES] = settings[_AHEAD] + settings[_BACK] + 2 * frame
         settings[TRACKING] = tracking
-        numbers[:] = bundle.info.detection_noise, PRIOR, LEAST_GAIN, GAIN_RATE if tracking else 0.0
+        numbers[:] = PRIOR, LEAST_GAIN, GAIN_RATE if tracking else 0.0
     n_most = -(-max([1, *map(len, supports)]) // 4) * 4
     n_taps = -(-n_samples // 4) * 4
     reached = np.zeros((n_units, n_most), np.int64)
@@ -198,6 +198,7 @@ def match_dense(
     window: NDArray[np.float32],
     end: int,
     present: NDArray[np.float64],
+    threshold: NDArray[np.float32],
     first_sample: int,
     events: UnitEvents,
 ) -> None:
@@ -213,6 +214,8 @@ def match_dense(
         Columns in use; the newest frame is the last of them.
     present : ndarray of float64, shape (>= n_channels,)
         0 where a channel is blanked or masked.
+    threshold : ndarray of float32, shape (n_channels,)
+        Below which a trough that no unit explains is counted.
     first_sample : int
         Number of the sample in the first column.
     events : UnitEvents
@@ -250,7 +253,7 @@ def match_dense(
         _take(state, window, end, unit, at, offset, first_sample, events)
         for k in range(state.row[unit], state.row[unit + 1]):
             _look(state, state.other[k], begin, first_sample + offset)
-    _count_unmatched(state, window, present, offset + begin, events)
+    _count_unmatched(state, window, present, threshold, offset + begin, events)
 
 
 @jit
@@ -412,18 +415,22 @@ def _take(
 
 @jit
 def _count_unmatched(
-    state: DenseState, window: NDArray[np.float32], present: NDArray[np.float64], begin: int, events: UnitEvents
+    state: DenseState,
+    window: NDArray[np.float32],
+    present: NDArray[np.float64],
+    threshold: NDArray[np.float32],
+    begin: int,
+    events: UnitEvents,
 ) -> None:
     """Count troughs of the frame behind all that may still be explained: below threshold, and the least around."""
     local = state.settings[_LOCAL]
-    threshold = np.float32(state.numbers[_THRESHOLD])
     for c in range(window.shape[0]):
         if present[c] == 0.0:
             continue
         row = window[c]
         for t in range(begin - state.settings[_FRAME], begin):
             v = row[t]
-            if v < threshold:
+            if v < threshold[c]:
                 is_least = True
                 for k in range(max(0, t - local), t + local + 1):
                     if row[k] < v:

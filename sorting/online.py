@@ -5,6 +5,7 @@ whole is whitened, channels that fell silent or went wild are masked, and an eng
 templates now lie within the window: `sparse.py` for arrays, `dense.py` for probes.
 """
 
+import math
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -22,7 +23,7 @@ from neuromod.sorting.sparse import SparseState, make_sparse, match_sparse, rese
 EngineName = Literal["sparse", "dense"]
 
 # Entries of SorterState.settings.
-_ENGINE, _CHECK_FRAMES, _FRAME = range(3)
+_ENGINE, _CHECK_FRAMES, _FRAME, _TRACKING = range(4)
 _SPARSE, _DENSE = range(2)
 
 # Entries of SorterState.counters.
@@ -35,6 +36,10 @@ REASONS = ("", "dead", "noisy", "stuck")
 _CHECK_S = 1.0  # channels are judged so often, over the time since the last time
 _DEAD_BELOW = 0.2  # mean magnitude of the whitened signal against that of noise alone
 _NOISY_ABOVE = 4.0
+_LONGEST_WAIT = 6  # a channel that fails its trials is tried after 2, 4, ... and at last each 64 checks
+_NOISE_RATE, _LEAST_NOISE, _MOST_NOISE = 0.05, 0.7, 2.0  # how noise is followed: share of the log, and bounds
+_MEDIAN = 0.6744897501960817  # of |x| for Gaussian x of unit standard deviation
+_SLOPE = 0.42863  # how the share of |x| beyond the median changes with the log of the deviation
 _CLIP = 4.0  # a spike counts for no more than this
 _MEAN_OF_UNIT_NOISE = 0.7978845608028654  # mean of |x| for Gaussian x of unit standard deviation
 
@@ -48,10 +53,16 @@ class SorterState(NamedTuple):
     sparse: SparseState
     dense: DenseState
     events: UnitEvents
-    magnitude: NDArray[np.float64]  # (n_channels,) sum of |z| since channels were last judged
+    magnitude: NDArray[np.float32]  # (n_channels, frame) sum of |z| since channels were last judged
+    beyond: NDArray[np.float32]  # (n_channels, frame) samples since then whose |z| was above the median of the noise
+    noise: NDArray[np.float64]  # (n_channels,) standard deviation of the whitened noise; 1 when it was sorted
+    threshold: NDArray[np.float32]  # (n_channels,) of detection
     moved: NDArray[np.int64]  # (n_channels,) whether the raw signal has moved since then
     last_x: NDArray[np.float64]  # (n_padded,) the sample of a frame before
     reason: NDArray[np.int64]  # (n_channels,) why it is masked
+    failed: NDArray[np.int64]  # (n_channels,) trials since it was well
+    wait: NDArray[np.int64]  # (n_channels,) checks until the next trial
+    detection: NDArray[np.float64]  # (1,) threshold in multiples of the noise
 
 
 @jit
@@ -78,47 +89,67 @@ def _recognise(sorter: SorterState) -> None:
     end = chain.counters[END]
     frame = sorter.settings[_FRAME]
     for c in range(window.shape[0]):
-        total = 0.0
-        for t in range(end - frame, end):
-            size = abs(np.float64(window[c, t]))
-            total += size if size < _CLIP else _CLIP
-        sorter.magnitude[c] += total
+        magnitude = sorter.magnitude[c]
+        beyond = sorter.beyond[c]
+        row = window[c, end - frame : end]
+        middle = np.float32(_MEDIAN * sorter.noise[c])
+        for t in range(row.shape[0]):  # each place in a frame for itself: a sum along the row would not be vectorised
+            size = abs(row[t])
+            magnitude[t] += min(size, np.float32(_CLIP))
+            beyond[t] += np.float32(1.0) if size > middle else np.float32(0.0)
     sorter.counters[_FRAMES] += 1
     if sorter.counters[_FRAMES] == sorter.settings[_CHECK_FRAMES]:
         sorter.counters[_FRAMES] = 0
         _judge(sorter)
     first: int = chain.counters[TAKEN] - end
     if sorter.settings[_ENGINE] == _DENSE:
-        match_dense(sorter.dense, window, end, chain.present, first, sorter.events)
+        match_dense(sorter.dense, window, end, chain.present, sorter.threshold, first, sorter.events)
         if sorter.dense.settings[dense.TRACKING]:
             motion.follow(sorter.dense.motion, chain.neighbour, chain.weight)
     else:
-        match_sparse(sorter.sparse, window, end, chain.present, first, sorter.events)
+        match_sparse(sorter.sparse, window, end, chain.present, sorter.threshold, first, sorter.events)
 
 
 @jit
 def _judge(sorter: SorterState) -> None:
-    """Mask channels that are stuck, dead or noisy, and take back those that are no longer.
+    """Mask channels that are stuck, dead or noisy, take back those that are no longer, and follow the noise of others.
 
-    A masked channel is silent in the window; its raw signal, which alone can say that it has come back, is still seen.
+    A masked channel is silent in the window, so that only a trial of one check tells whether it is well again; each
+    that fails doubles the wait for the next. One that stood still is taken back once its raw signal moves.
     """
     chain = sorter.chain
-    expected = _MEAN_OF_UNIT_NOISE * sorter.settings[_CHECK_FRAMES] * sorter.settings[_FRAME]
+    n_samples = np.float64(sorter.settings[_CHECK_FRAMES] * sorter.settings[_FRAME])
     for c in range(sorter.reason.shape[0]):
         if chain.included[c] > 0.0 and chain.clean[c] > 0.0:
-            relative = sorter.magnitude[c] / expected
+            magnitude = 0.0
+            beyond = 0.0
+            for t in range(sorter.magnitude.shape[1]):
+                magnitude += sorter.magnitude[c, t]
+                beyond += sorter.beyond[c, t]
+            relative = magnitude / (_MEAN_OF_UNIT_NOISE * n_samples)
             if sorter.moved[c] == 0:
                 sorter.reason[c] = STUCK
-            elif chain.alive[c] == 0.0:
-                sorter.reason[c] = FINE  # on trial: judged again by the next second
-            elif relative < _DEAD_BELOW:
-                sorter.reason[c] = DEAD
-            elif relative > _NOISY_ABOVE:
-                sorter.reason[c] = NOISY
-            else:
+            elif sorter.reason[c] == STUCK:
                 sorter.reason[c] = FINE
+            elif chain.alive[c] == 0.0:
+                sorter.wait[c] -= 1
+                if sorter.wait[c] <= 0:
+                    sorter.reason[c] = FINE  # on trial
+            elif relative < _DEAD_BELOW or relative > _NOISY_ABOVE:
+                sorter.reason[c] = DEAD if relative < _DEAD_BELOW else NOISY
+                sorter.failed[c] = min(sorter.failed[c] + 1, _LONGEST_WAIT)
+                sorter.wait[c] = 1 << sorter.failed[c]
+            else:
+                sorter.failed[c] = max(sorter.failed[c] - 1, 0)
+                if sorter.settings[_TRACKING]:
+                    change = (beyond / n_samples - 0.5) / _SLOPE
+                    noise = sorter.noise[c] * math.exp(_NOISE_RATE * change)
+                    sorter.noise[c] = min(max(noise, _LEAST_NOISE), _MOST_NOISE)
+                    sorter.threshold[c] = np.float32(sorter.detection[0] * sorter.noise[c])
             chain.alive[c] = 1.0 if sorter.reason[c] == FINE else 0.0
-        sorter.magnitude[c] = 0.0
+        for t in range(sorter.magnitude.shape[1]):
+            sorter.magnitude[c, t] = np.float32(0.0)
+            sorter.beyond[c, t] = np.float32(0.0)
         sorter.moved[c] = 0
     refresh(chain)
 
@@ -174,7 +205,8 @@ class Sorter:
             *(getattr(state.dense.motion, name) for name in motion.CHANGING),
             *(state.chain.neighbour, state.chain.weight),
             *(state.events.counts, state.events.counters),
-            *(state.counters, state.magnitude, state.moved, state.last_x, state.reason),
+            *(state.counters, state.magnitude, state.beyond, state.noise, state.threshold),
+            *(state.moved, state.last_x, state.reason, state.failed, state.wait),
         ]
 
     def reset(self) -> None:
@@ -187,8 +219,10 @@ class Sorter:
             motion.put(state.dense.motion, state.chain.neighbour, state.chain.weight)
         for part in (state.events.rows, state.events.counts, state.events.counters, state.counters):
             part[...] = np.zeros((), part.dtype)
-        for part in (state.magnitude, state.moved, state.last_x, state.reason):
+        for part in (state.magnitude, state.beyond, state.moved, state.last_x, state.reason, state.failed, state.wait):
             part[...] = 0
+        state.noise.fill(1.0)
+        state.threshold.fill(state.detection[0])
 
 
 def _allocate(bundle: Bundle | None, engine: EngineName, tracking: bool) -> SorterState:
@@ -211,7 +245,8 @@ def _allocate(bundle: Bundle | None, engine: EngineName, tracking: bool) -> Sort
     if bundle is not None and engine == "dense" and tracking:  # room for the whitening at every displacement
         row = motion.rows(bundle)
         chain = chain._replace(row=row, neighbour=np.zeros(row[-1], np.int64), weight=np.zeros(row[-1], np.float32))
-    settings = np.zeros(3, np.int64)
+    settings = np.zeros(4, np.int64)
+    settings[_TRACKING] = tracking
     settings[_ENGINE] = _DENSE if engine == "dense" else _SPARSE
     settings[_CHECK_FRAMES], settings[_FRAME] = max(1, round(_CHECK_S * fs / frame)), frame
     return SorterState(
@@ -221,8 +256,14 @@ def _allocate(bundle: Bundle | None, engine: EngineName, tracking: bool) -> Sort
         sparse=make_sparse(bundle if engine == "sparse" else None, frame, tracking=tracking),
         dense=make_dense(bundle if engine == "dense" else None, frame, tracking=tracking),
         events=make_events(len(bundle.unit_ids) if bundle is not None else 0),
-        magnitude=np.zeros(n_channels),
+        magnitude=np.zeros((n_channels, frame), np.float32),
+        beyond=np.zeros((n_channels, frame), np.float32),
+        noise=np.zeros(n_channels),
+        threshold=np.zeros(n_channels, np.float32),
         moved=np.zeros(n_channels, np.int64),
         last_x=np.zeros(chain.y.shape[0]),
         reason=np.zeros(n_channels, np.int64),
+        failed=np.zeros(n_channels, np.int64),
+        wait=np.zeros(n_channels, np.int64),
+        detection=np.full(1, bundle.info.detection_noise if bundle is not None else -np.inf),
     )

@@ -34,7 +34,7 @@ PRIOR = 100.0  # 1 / variance of the amplitudes of a unit: they vary by 10 %
 # Entries of SparseState.settings.
 _FRAME, _N_BEFORE, _N_SAMPLES, _LOCAL, _BACK, _REFRACTORY, _MOST = range(7)
 # Entries of SparseState.numbers.
-_THRESHOLD, _RATE, _LOW, _HIGH, _PRIOR = range(5)
+_RATE, _LOW, _HIGH, _PRIOR = range(4)
 
 
 class SparseState(NamedTuple):
@@ -85,7 +85,7 @@ def make_sparse(bundle: Bundle | None, frame: int, *, tracking: bool = True) -> 
         Whether templates follow slow change of a unit's amplitude: by 1 / 100 of the deviation per spike, and never
         below half or above twice the template of the sorting.
     """
-    settings, numbers = np.zeros(7, np.int64), np.zeros(5)
+    settings, numbers = np.zeros(7, np.int64), np.zeros(4)
     if bundle is None:
         n_units, n_channels, n_most, n_samples = 0, 0, 1, 1
         supports: list[NDArray[np.int64]] = []
@@ -100,7 +100,6 @@ def make_sparse(bundle: Bundle | None, frame: int, *, tracking: bool = True) -> 
         settings[_BACK] = round(_BACK_MS * 1e-3 * fs)
         settings[_REFRACTORY] = round(_REFRACTORY_MS * 1e-3 * fs)
         settings[_MOST] = _LONGEST_FRAMES
-        numbers[_THRESHOLD] = bundle.info.detection_noise
         numbers[_RATE] = 0.01 if tracking else 0.0
         numbers[_LOW], numbers[_HIGH] = 0.5, 2.0
         numbers[_PRIOR] = PRIOR
@@ -168,6 +167,7 @@ def match_sparse(
     window: NDArray[np.float32],
     end: int,
     present: NDArray[np.float64],
+    threshold: NDArray[np.float32],
     first_sample: int,
     events: UnitEvents,
 ) -> None:
@@ -183,6 +183,8 @@ def match_sparse(
         Columns in use; the newest frame is the last of them.
     present : ndarray of float64, shape (>= n_channels,)
         0 where a channel is blanked or masked.
+    threshold : ndarray of float32, shape (n_channels,)
+        Below which a trough is detected.
     first_sample : int
         Number of the sample in the first column.
     events : UnitEvents
@@ -195,7 +197,7 @@ def match_sparse(
     events.counters[UNMATCHED] += _forget(state, first_sample + start)
     # each turn explains a trough or gives it up; the bound is far above what a frame can hold
     for _ in range(settings[_MOST]):
-        channel, at = _deepest(state, window, present, start, stop, first_sample)
+        channel, at = _deepest(state, window, present, threshold, start, stop, first_sample)
         if channel < 0:
             return
         if not _explain(state, window, present, channel, at, first_sample, events):
@@ -212,28 +214,31 @@ def _deepest(
     state: SparseState,
     window: NDArray[np.float32],
     present: NDArray[np.float64],
+    threshold: NDArray[np.float32],
     start: int,
     stop: int,
     first_sample: int,
 ) -> tuple[int, int]:
     """Return channel and column of the deepest trough that has not been given up; -1 where there is none."""
     local = state.settings[_LOCAL]
-    least = np.float32(state.numbers[_THRESHOLD])
+    least = np.float32(0.0)
     channel = -1
     at = -1
     for c in range(window.shape[0]):
         if present[c] == 0.0:
             continue
         row = window[c]
+        limit = min(least, threshold[c])
         for t in range(start, stop):
             v = row[t]
-            if v < least:
+            if v < limit:
                 is_least = not _is_given_up(state, c, first_sample + t)
                 for k in range(t - local, t + local + 1):
                     if row[k] < v:
                         is_least = False
                 if is_least:
                     least = v
+                    limit = v
                     channel = c
                     at = t
     return channel, at

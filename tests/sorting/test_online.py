@@ -142,6 +142,44 @@ def test_a_channel_that_stands_still_is_masked_and_taken_back_when_it_moves(case
     assert sorter.masked == {}
 
 
+def test_a_channel_that_stays_noisy_is_tried_ever_more_seldom(case: Case) -> None:
+    signal = np.tile(case.truth.signal[:30_000], (24, 1))
+    signal[:, 3] = np.random.default_rng(0).normal(0.0, 200.0, len(signal)).astype(np.float32)
+    sorter = Sorter(case.bundle)
+
+    masked = []
+    for second in range(0, len(signal), 30_000):
+        sort(sorter, signal[second : second + 30_000])
+        masked.append("e3" in sorter.masked)
+
+    # one second to see it, two masked and one of trial, four and one, eight and one
+    on_trial = [i for i, is_masked in enumerate(masked) if not is_masked]
+    assert masked[0]
+    assert np.diff(on_trial).tolist() == sorted(np.diff(on_trial).tolist())
+    assert len(on_trial) <= 3
+    quiet = np.tile(case.truth.signal[:30_000], (20, 1))
+    sort(sorter, quiet)
+    assert sorter.masked == {}
+
+
+@pytest.mark.parametrize("tracking", [True, False])
+def test_the_threshold_follows_the_noise_within_bounds_where_tracking_is_on(case: Case, tracking: bool) -> None:
+    sorter = Sorter(case.bundle, tracking=tracking)
+    quiet = np.tile(case.truth.signal[:300_000], (6, 1))  # spikes are part of what noise was measured from
+
+    def noise_of(factor: float) -> float:
+        sort(sorter, np.float32(factor) * quiet)
+        return float(sorter.state.noise.mean())
+
+    if not tracking:
+        assert noise_of(1.4) == 1.0
+        return
+    assert noise_of(1.0) == pytest.approx(1.0, abs=0.03)
+    assert noise_of(1.4) == pytest.approx(1.4, abs=0.1)  # exp(-60 / 20) of the way is left
+    assert noise_of(1.0) == pytest.approx(1.0, abs=0.1)
+    np.testing.assert_allclose(sorter.state.threshold, -4.5 * sorter.state.noise, rtol=1e-6)
+
+
 def test_without_a_bundle_nothing_is_sorted() -> None:
     sorter = Sorter(None)
     take_sample(sorter.state, np.zeros(sorter.state.chain.y.shape[0]))
