@@ -35,7 +35,8 @@ PRIOR = 100.0
 LEAST_GAIN = 40.0
 """Of the log likelihood, twice: below it, noise alone is as good an explanation."""
 GAIN_RATE, LEAST_OF_GAIN, MOST_OF_GAIN = 0.02, 0.4, 1.6
-"""How amplitudes are followed: by this share of what a spike differs, and how far."""
+"""How amplitudes are followed: by this share of what a spike differs, and how far. Slower than on arrays: while a probe
+slips, much that is taken for a spike of a unit is not."""
 _AHEAD_MS = 0.27
 _BACK_MS = 0.5
 _REFRACTORY_MS = 0.5

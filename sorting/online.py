@@ -219,8 +219,10 @@ class Sorter:
             motion.put(state.dense.motion, state.chain.neighbour, state.chain.weight)
         for part in (state.events.rows, state.events.counts, state.events.counters, state.counters):
             part[...] = np.zeros((), part.dtype)
-        for part in (state.magnitude, state.beyond, state.moved, state.last_x, state.reason, state.failed, state.wait):
-            part[...] = 0
+        for numbers in (state.magnitude, state.beyond, state.moved, state.last_x):
+            numbers[...] = 0
+        for codes in (state.reason, state.failed, state.wait):
+            codes[...] = 0
         state.noise.fill(1.0)
         state.threshold.fill(state.detection[0])
 

@@ -33,6 +33,7 @@ from bench.sorting_runs import CHUNK, LEAD_S, bundle_from_truth, delays_ms, esti
 from bench.sorting_truth import BLOCK, FREQUENCY, UV_PER_BIT, Floats, Truth, neuropixels, score, utah
 
 from neuromod.bridge.bench import host
+from neuromod.sorting import sorter_process
 from neuromod.sorting.bundle import Bundle
 
 MAKERS = {"utah": utah, "neuropixels": neuropixels}
@@ -139,21 +140,18 @@ def last_quarter(bundle: Bundle, truth: Truth, *, tracking: bool) -> NDArray[np.
 
 def end_to_end(probe: str, seed: int, cache: Path, duration_s: float | None) -> dict[str, Any]:
     """The offline sorter's own result on the last part, and what its first part makes the online sorter reach."""
-    from spikeinterface.sorters import run_sorter
-
     scenario = MAKERS[probe](seed, train_s=40.0, **({"test_s": duration_s} if duration_s else {}))
     if probe == "neuropixels":
         scenario = dataclasses.replace(scenario, **SMALL_PROBE | {"train_s": 40.0})
     truth = Truth(scenario)
     signal = truth.cached(cache)
     with tempfile.TemporaryDirectory() as folder:
-        sorting = run_sorter(
-            OFFLINE, recording_of(truth, signal), folder=Path(folder) / "sorting", seed=seed,
-            job_kwargs={"n_jobs": 1, "progress_bar": False},
+        found = sorter_process.run(
+            recording_of(truth, signal), OFFLINE, sorter_process.parameters_of(OFFLINE, {}, seed),
+            Path(folder) / "sorter", seed=seed,
         )  # fmt: skip
-        spikes = sorting.to_spike_vector()
-    n_units, n_train, n_samples = len(sorting.unit_ids), scenario.n_train, scenario.n_samples
-    samples, units = spikes["sample_index"].astype(np.int64), spikes["unit_index"].astype(np.int64)
+    n_units, n_train, n_samples = len(found.names), scenario.n_train, scenario.n_samples
+    samples, units = found.samples, found.units
     learnt, last = samples < n_train, samples >= n_train
     first = n_train - round(LEAD_S * FREQUENCY)
     scale = np.float32(UV_PER_BIT)
@@ -163,10 +161,10 @@ def end_to_end(probe: str, seed: int, cache: Path, duration_s: float | None) -> 
         spikes=(samples[learnt], units[learnt]),
         n_units=n_units,
     )
-    found = run(bundle, iter([signal[first:].astype(np.float32) * scale]), first)
+    online = run(bundle, iter([signal[first:].astype(np.float32) * scale]), first)
     true = truth.part(n_train, n_samples)
     theirs = score(true, (samples[last], units[last]), scenario.n_units, n_found=n_units)
-    ours = score(true, found.part(n_train, n_samples), scenario.n_units, n_found=n_units)
+    ours = score(true, online.part(n_train, n_samples), scenario.n_units, n_found=n_units)
     mean, low, high = interval(ours.accuracy - theirs.accuracy)
     return {
         "probe": probe, "seed": seed, "sorter": OFFLINE, "units_found": n_units,

@@ -57,7 +57,7 @@ def match(bundle: Bundle, z: Floats, *, prior: float, least: float, ridge: float
             amplitude[:, t] = a
 
     look(0, gain.shape[1])
-    found = []
+    found: list[Spike] = []
     while True:
         unit, t = np.unravel_index(np.argmax(gain), gain.shape)
         if gain[unit, t] <= least:
