@@ -28,6 +28,7 @@ FINE = 8
 """Positions between samples at which a trough may lie."""
 N_BEFORE, N_SAMPLES = 30, 120
 UV_PER_BIT = 0.195
+_MOST_COINCIDENT = 0.2
 
 Floats = NDArray[np.float32]
 Slow = Literal["none", "fade", "drift", "step"]
@@ -399,10 +400,20 @@ def _renewal(
 _REFRACTORY_S = 0.0025
 
 
+def _coincident(a: NDArray[np.int64], b: NDArray[np.int64]) -> float:
+    """Share of the spikes of the smaller train that the other has as well, within 0.3 ms."""
+    near = round(0.3e-3 * FREQUENCY)
+    small, large = (a, b) if len(a) <= len(b) else (b, a)
+    found = np.searchsorted(large, small + near, side="right") > np.searchsorted(large, small - near)
+    return float(found.mean()) if len(small) else 0.0
+
+
 def _real_trains(rng: np.random.Generator, scenario: Scenario) -> list[NDArray[np.float64]]:
     """Trains of the busiest units of a macaque sorted with Kilosort 4, from a random moment on, in random order.
 
-    Units that pause through either part can be neither learnt nor scored, and are passed over.
+    Units that pause through either part can be neither learnt nor scored, and are passed over; so are those whose
+    spikes another had at the same moments: a sorter that counts one neuron twice makes such trains. Laid on two
+    electrodes, units that never fire apart have one shape, to whoever estimates shapes from spike times.
     """
     folder = recordings_folder() / "neuropixels-nhp-units"
     if not folder.is_dir():
@@ -414,7 +425,13 @@ def _real_trains(rng: np.random.Generator, scenario: Scenario) -> list[NDArray[n
     learnt = times < scenario.n_train
     n_clusters = clusters.max() + 1
     counts = [np.bincount(clusters[part], minlength=n_clusters) for part in (learnt, ~learnt)]
-    busiest = np.argsort(-np.minimum(*counts), kind="stable")[: scenario.n_units]
+    busiest: list[int] = []
+    for cluster in np.argsort(-np.minimum(*counts), kind="stable").tolist():
+        train = np.sort(times[clusters == cluster])
+        if all(_coincident(train, np.sort(times[clusters == other])) < _MOST_COINCIDENT for other in busiest):
+            busiest.append(cluster)
+        if len(busiest) == scenario.n_units:
+            break
     trains = []
     for cluster in rng.permutation(busiest):
         train = np.sort(times[clusters == cluster]) + rng.uniform(0.0, 1.0, np.count_nonzero(clusters == cluster))
