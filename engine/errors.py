@@ -46,3 +46,7 @@ class SessionLogError(NeuromodError, ValueError):
 
 class MissingExtraError(NeuromodError, ImportError):
     """A package that an optional part of neuromod stands on is not installed."""
+
+
+class FixedPointError(NeuromodError, ValueError):
+    """Something that fixed-point hardware cannot hold, or does not have."""

@@ -1,0 +1,255 @@
+"""FixedNetwork: a network's configuration in fixed point, as hardware runs it."""
+
+import math
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from neuromod.engine.config import NetworkConfig
+from neuromod.engine.errors import FixedPointError, StimulusError
+from neuromod.engine.fixed_registers import FIXED_BLOCK, GUARD_BITS, RULE_NEAREST, RULE_REWARD, Register, register
+from neuromod.engine.fixed_tick import fixed_run
+from neuromod.engine.layout import COINCIDENCE, N_CHANNELS, N_SENSORY
+from neuromod.engine.layout_types import State
+from neuromod.engine.models import lapicque
+from neuromod.engine.modulators import NeuroModulators
+from neuromod.engine.network import check_step, connected, initial_weights
+
+_NEVER = 2**16 - 1
+
+
+class FixedNetwork:
+    """A network of LIF and Lapicque neurons in fixed point, bit for bit what the hardware description computes.
+
+    Parameters
+    ----------
+    config : NetworkConfig, optional
+        What the network is, in terms that `FIXED_POINT.md` says hardware has.
+    dt_ms : float
+        Wall time of one tick, 0.001 to 1 ms.
+
+    Raises
+    ------
+    FixedPointError
+        If the configuration asks for what hardware does not have, or for a number that its register cannot hold; all
+        of them are named.
+    """
+
+    def __init__(self, config: NetworkConfig | None = None, *, dt_ms: float = 1.0) -> None:
+        self.config = NetworkConfig() if config is None else config
+        check_step(self.config, dt_ms)
+        _refuse_what_hardware_has_not(self.config)
+        self.dt_ms = dt_ms
+        self.state: State = np.zeros(1, dtype=FIXED_BLOCK)
+        complaints = []
+        for name, values in _numbers(self.config, dt_ms).items():
+            integers, complaint = _as_integers(register(name), values)
+            self.state[0][name] = integers
+            complaints += complaint
+        if complaints:
+            raise FixedPointError("; ".join(complaints))
+        self.state[0]["since_spike"][:] = _NEVER
+
+    @property
+    def weights(self) -> NDArray[np.float64]:
+        """Weights as membranes see them, Q8.8, shape (16, 16), mV per spike; row = source, column = target."""
+        words = (self.state[0]["weights"] + (1 << (GUARD_BITS - 1))) >> GUARD_BITS
+        return np.array(np.minimum(words, 2**15 - 1) / 256.0)
+
+    def run(self, stimuli: ArrayLike, modulation: NDArray[np.int64] | None = None) -> NDArray[np.bool_]:
+        """Advance by one tick per row of `stimuli`.
+
+        Parameters
+        ----------
+        stimuli : array_like, shape (n, 16)
+            Finite numbers, held to `stimulus_limit` and rounded to Q8.8.
+        modulation : ndarray of int64, shape (n, 5), optional
+            As from `modulation_words`, set before each tick; without, that of the network stays.
+
+        Returns
+        -------
+        ndarray of bool, shape (n, 16)
+            Which channels fired at which tick.
+
+        Raises
+        ------
+        StimulusError
+            If stimuli or modulation have another shape, stimuli are not all finite, or a word lies outside its
+            register. The network has not moved then.
+        """
+        words = quantised_stimuli(stimuli, self.config.stimulus_limit)
+        rows = (
+            np.zeros((0, 5), dtype=np.int64)
+            if modulation is None
+            else np.require(modulation, np.int64, ["C", "A", "W"])
+        )
+        if modulation is not None:
+            if rows.shape != (len(words), 5):
+                raise StimulusError(f"expected modulation of shape ({len(words)}, 5), got {rows.shape}")
+            for k, name in enumerate(_MODULATION):
+                where = register(name)
+                if len(rows) and not (where.lowest <= rows[:, k].min() and rows[:, k].max() <= where.highest):
+                    raise StimulusError(f"expected {name} within {where.lowest} and {where.highest}, {where.format}")
+        spikes = np.empty(len(words), dtype=np.uint16)
+        fixed_run(self.state, words, rows, spikes)
+        return (spikes[:, np.newaxis] >> np.arange(N_CHANNELS) & 1).astype(np.bool_)
+
+    def modulation_words(self, levels: NeuroModulators) -> NDArray[np.int64]:
+        """The five numbers of modulation that levels of the neuromodulators come to, int64, shape (5,).
+
+        Raises
+        ------
+        FixedPointError
+            If the tempo is not the baseline's, at which the parameters were computed, or a number does not fit.
+        """
+        tempo = self.config.modulation.baseline.tempo
+        if levels.tempo != tempo:
+            raise FixedPointError(f"expected the tempo of the parameters, {tempo:g}, got {levels.tempo:g}")
+        words, complaints = [], []
+        for name, value in _modulation(self.config, levels, self.dt_ms).items():
+            integer, complaint = _as_integers(register(name), value)
+            words.append(int(integer))
+            complaints += complaint
+        if complaints:
+            raise FixedPointError("; ".join(complaints))
+        return np.array(words, dtype=np.int64)
+
+
+_MODULATION = ("input_gain", "recurrent_gain", "threshold_gain", "inhibition", "learning_factor")
+
+
+def quantised_stimuli(stimuli: ArrayLike, limit: float) -> NDArray[np.int16]:
+    """Stimuli as Q8.8, held to `limit` and to -128 to 127.996, rounded half up.
+
+    Raises
+    ------
+    StimulusError
+        If they have another shape than (n, 16) or are not all finite.
+    """
+    values = np.asarray(stimuli, dtype=np.float64)
+    if values.ndim != 2 or values.shape[1] != N_CHANNELS:
+        raise StimulusError(f"expected stimuli of shape (n, {N_CHANNELS}), got {values.shape}")
+    if not np.isfinite(values).all():
+        raise StimulusError("expected finite stimuli; replace NaN and infinity before they reach the network")
+    words = np.floor(np.clip(values, -limit, limit) * 256.0 + 0.5)
+    return np.ascontiguousarray(np.clip(words, -(2**15), 2**15 - 1).astype(np.int16))
+
+
+def _refuse_what_hardware_has_not(config: NetworkConfig) -> None:
+    complaints = []
+    for i in (*range(N_SENSORY), N_CHANNELS - 1):
+        channel = config.channel(i)
+        if channel.model not in ("lif", "lapicque"):
+            complaints.append(f"channel {i} is {channel.model}, expected lif or lapicque")
+        if channel.noise:
+            complaints.append(f"channel {i} has noise of {channel.noise:g}, expected 0")
+    if any(config.delay_ticks):
+        complaints.append("delay_ticks must all be 0")
+    learning = config.learning
+    if learning.rule == "hebbian":
+        complaints.append("learning.rule is hebbian, expected reward or none")
+    if learning.bounds == "soft":
+        complaints.append("learning.bounds is soft, expected hard")
+    if learning.homeostasis is not None:
+        complaints.append("learning.homeostasis must be left out")
+    if complaints:
+        raise FixedPointError("fixed-point hardware does not have this: " + "; ".join(complaints))
+
+
+def _numbers(config: NetworkConfig, dt_ms: float) -> dict[str, ArrayLike]:
+    """Every number that the configuration sets, by register, in the register's unit."""
+    step_ms = dt_ms * config.modulation.baseline.tempo
+    learning = config.learning
+    plastic = np.zeros((N_CHANNELS, N_CHANNELS), dtype=np.int64)
+    if learning.plastic is not None:
+        plastic[:] = learning.plastic
+    else:
+        plastic[:N_SENSORY, :N_SENSORY] = 1 - np.eye(N_SENSORY, dtype=np.int64)
+    plastic *= connected(config).astype(np.int64)
+    rule = {"none": 0, "reward": RULE_REWARD}[learning.rule] | (RULE_NEAREST if learning.pairing == "nearest" else 0)
+    numbers: dict[str, ArrayLike] = {
+        **_modulation(config, config.modulation.baseline, dt_ms),
+        "inhibition_ticks": _ticks(config.inhibition.duration_ms, step_ms),
+        # the last tick that is at most half a step beyond the window, as in `tick`
+        "window_ticks": math.ceil(config.coincidence.window_ms / step_ms + 0.5) - 1,
+        "min_channels": config.coincidence.min_channels,
+        "coincidence_refractory": _ticks(config.coincidence.refractory_ms, step_ms),
+        "rule": rule,
+        "weights": initial_weights(config).astype(np.float64),
+        "plastic": plastic @ (1 << np.arange(N_CHANNELS)),
+    }
+    if learning.rule == "reward":
+        numbers |= {
+            "fall_plus": -math.expm1(-step_ms / learning.tau_plus_ms),
+            "fall_minus": -math.expm1(-step_ms / learning.tau_minus_ms),
+            "fall_eligibility": -math.expm1(-step_ms / learning.tau_eligibility_ms),
+            "a_plus": learning.a_plus_mv,
+            "a_minus": learning.a_minus_mv,
+            "w_min": learning.w_min_mv,
+            "w_max": learning.w_max_mv,
+        }
+    neurons = {name: np.zeros(N_CHANNELS) for name in _NEURON}
+    for i in range(N_CHANNELS):
+        if i != COINCIDENCE:
+            for name, value in _neuron(config, i, step_ms).items():
+                neurons[name][i] = value
+    return numbers | neurons
+
+
+_NEURON = ("rise", "gain", "bias", "threshold", "v_reset", "v_min", "refractory")
+
+
+def _neuron(config: NetworkConfig, index: int, step_ms: float) -> dict[str, float]:
+    """One neuron in the terms of the bank, in which a Lapicque membrane is a LIF with no refractory time or floor."""
+    channel = config.channel(index).complete()
+    p = channel.parameters
+    assert channel.gain is not None
+    assert channel.bias is not None
+    if channel.model == "lapicque":
+        resistance = p["resistance_mohm"]
+        rise = -math.expm1(-step_ms / lapicque.tau_ms(p))
+        values = (rise, channel.gain * resistance, channel.bias * resistance, p["v_threshold_mv"], 0.0, -128.0, 0)
+    else:
+        rise = -math.expm1(-step_ms / p["tau_mem_ms"])
+        refractory = _ticks(p["refractory_ms"], step_ms)
+        values = (
+            *(rise, channel.gain, channel.bias, p["v_threshold_mv"], p["v_reset_mv"], p["v_min_mv"]),
+            refractory,
+        )
+    return dict(zip(_NEURON, values, strict=True))
+
+
+def _modulation(config: NetworkConfig, levels: NeuroModulators, dt_ms: float) -> dict[str, float]:
+    """What `tick` makes of the levels, as numbers that hardware multiplies by."""
+    m = config.modulation
+    step_s = dt_ms * m.baseline.tempo / 1000.0
+    rewarded = config.learning.rule == "reward"
+    return {
+        "input_gain": config.input_gain
+        * (1 + m.acetylcholine_input * levels.acetylcholine)
+        * (1 + m.dopamine_input * levels.dopamine),
+        "recurrent_gain": config.recurrent_gain * (1 - m.acetylcholine_recurrent * levels.acetylcholine),
+        "threshold_gain": 1 + m.cortisol_threshold * levels.cortisol,
+        "inhibition": config.inhibition.strength_mv * (1 + m.cortisol_inhibition * levels.cortisol),
+        "learning_factor": config.learning.rate_per_s * levels.dopamine * step_s if rewarded else 0.0,
+    }
+
+
+def _ticks(duration_ms: float, step_ms: float) -> int:
+    """Ticks that a duration holds for: it ends at the tick nearest to its length, as in `tick`."""
+    return max(0, math.ceil(duration_ms / step_ms - 0.5))
+
+
+def _as_integers(where: Register, values: ArrayLike) -> tuple[NDArray[np.int64], list[str]]:
+    """Numbers in a register's format, rounded half up, and what to say of those that it cannot hold."""
+    scaled = np.floor(np.asarray(values, dtype=np.float64) * 2.0**where.fraction + 0.5)
+    beyond = (scaled < where.lowest) | (scaled > where.highest)
+    complaints = []
+    for index in np.argwhere(beyond):
+        name = where.name + "".join(f"[{k}]" for k in index)
+        scale = 2.0**where.fraction
+        complaints.append(
+            f"{name} is {np.asarray(values, dtype=np.float64)[tuple(index)]:g} {where.unit}, expected "
+            f"{where.lowest / scale:g} to {where.highest / scale:g} ({where.format})"
+        )
+    return np.clip(scaled, where.lowest, where.highest).astype(np.int64), complaints

@@ -1,0 +1,169 @@
+"""The network in fixed point: to the bit as specified, near to floating point, and honest about what it cannot hold."""
+
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from naive.fixed import fixed_tick as naive_tick
+from neuromod.engine.config import NetworkConfig
+from neuromod.engine.errors import FixedPointError, StimulusError
+from neuromod.engine.fixed_network import FixedNetwork, quantised_stimuli
+from neuromod.engine.fixed_registers import REGISTERS, locate, register, size_bytes
+from neuromod.engine.fixed_tick import fixed_tick
+from neuromod.engine.modulators import NeuroModulators
+from neuromod.engine.network import SpikingNetwork
+
+
+def _exact(state: Any) -> dict[str, Any]:
+    """Registers as exact numbers; those without a fraction as ints."""
+    block = state[0]
+
+    def convert(value: Any, scale: int) -> Any:
+        if isinstance(value, list):
+            return [convert(each, scale) for each in value]
+        return Fraction(value, scale) if scale > 1 else value
+
+    return {each.name: convert(block[each.name].tolist(), 1 << each.fraction) for each in REGISTERS}
+
+
+def _randomised(rng: np.random.Generator) -> FixedNetwork:
+    """A network with every register anywhere in its range, extremes included, but for short times and some spikes."""
+    network = FixedNetwork()
+    block = network.state[0]
+    for each in REGISTERS:
+        values = rng.integers(each.lowest, each.highest, each.shape, endpoint=True)
+        extreme = rng.choice([each.lowest, each.highest], each.shape)
+        block[each.name] = np.where(rng.random(each.shape) < 0.2, extreme, values)
+    for name in ("refractory", "refractory_left", "inhibition_ticks", "window_ticks", "coincidence_refractory"):
+        block[name] = rng.integers(0, 4, register(name).shape)
+    block["coincidence_left"] = 0
+    block["since_spike"][:8] = rng.integers(0, 4, 8)
+    return network
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_compiled_tick_equals_naive_tick_with_registers_anywhere_in_their_range(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    fired = 0
+    for _ in range(4):
+        network = _randomised(rng)
+        network.state[0]["rule"] = rng.choice([0, 1, 3])
+        exact = _exact(network.state)
+        for _ in range(6):
+            words = rng.choice([-(2**15), 2**15 - 1, 0, int(rng.integers(-(2**15), 2**15))], 16).astype(np.int16)
+            spikes = fixed_tick(network.state, words)
+            expected = naive_tick(exact, [Fraction(int(word), 256) for word in words])
+            assert [bool(spikes >> i & 1) for i in range(16)] == expected
+            assert _exact(network.state) == exact
+            fired += sum(expected)
+    assert fired > 0
+
+
+def test_compiled_tick_equals_naive_tick_while_it_learns() -> None:
+    network = FixedNetwork()
+    network.state[0]["learning_factor"] = 1 << 14
+    start = network.state[0]["weights"].copy()
+    exact = _exact(network.state)
+    words = quantised_stimuli(_stimuli(40), 1000.0)
+    for row in words:
+        fixed_tick(network.state, row)
+        naive_tick(exact, [Fraction(int(word), 256) for word in row])
+    assert _exact(network.state) == exact
+    assert (network.state[0]["weights"] != start).any()
+
+
+def test_learning_parts_from_floating_point_no_further_than_floating_point_from_itself() -> None:
+    """A recurrent network is chaotic: the measure is the same network with stimuli moved by half a step of Q8.8.
+
+    Twice the distance is allowed, since fixed point rounds in more places than its input.
+    """
+    stimuli = _stimuli(10_000)
+    levels = NeuroModulators(dopamine=0.5)
+    fixed, floating, moved = FixedNetwork(), SpikingNetwork(), SpikingNetwork()
+    start = floating.weights
+    ours = fixed.run(stimuli, np.tile(fixed.modulation_words(levels), (len(stimuli), 1))).sum(0).astype(float)
+    theirs = floating.run(stimuli.astype(np.float32), levels).sum(0).astype(float)
+    others = moved.run((stimuli + 2.0**-9).astype(np.float32), levels).sum(0).astype(float)
+    assert np.abs(floating.weights - start).mean() > 0.05
+    assert np.abs(ours - theirs).sum() < 2 * np.abs(others - theirs).sum()
+    distance = np.abs(fixed.weights - floating.weights).mean()
+    assert distance < 2 * np.abs(moved.weights - floating.weights).mean()
+
+
+def test_below_threshold_membranes_follow_floating_point_within_the_rounding_of_their_input() -> None:
+    """Half a step of Q8.8 at a gain of 10 is 0.02 mV; half a step of Q8.16 a tick, over 20 ticks, 0.0002 mV."""
+    config = NetworkConfig.model_validate({"sensory": {"bias": 0.0}})
+    stimuli = np.minimum(_stimuli(2000), 1.4)
+    fixed, floating = FixedNetwork(config), SpikingNetwork(config)
+    greatest = 0.0
+    for row in stimuli:
+        assert not fixed.run(row[np.newaxis]).any()
+        assert not floating.step(row).any()
+        theirs = floating.state[0]["variables"][0][:14].astype(float)
+        assert np.abs(fixed.state[0]["v"][:14] / 65_536 - theirs).max() < 0.0202
+        greatest = max(greatest, theirs.max())
+    assert greatest > 10.0
+
+
+def test_a_state_that_does_not_learn_fits_the_promised_1600_bytes() -> None:
+    assert size_bytes(learning=False) == 893
+    assert size_bytes(learning=True) == 2580
+
+
+def test_no_two_registers_share_an_address() -> None:
+    taken = [address for each in REGISTERS for address in range(each.address, each.address + each.size)]
+    assert len(taken) == len(set(taken))
+    assert locate(0x213) == (register("eligibility"), 0x13)
+    with pytest.raises(FixedPointError, match="nothing lies at address 0x7FF"):
+        locate(0x7FF)
+
+
+@pytest.mark.parametrize(
+    ("config", "complaint"),
+    [
+        ({"sensory": {"model": "izhikevich"}}, "channel 0 is izhikevich, expected lif or lapicque"),
+        ({"sensory": {"noise": 1.0}}, "channel 3 has noise of 1, expected 0"),
+        ({"delay_ticks": [1] + [0] * 15}, "delay_ticks"),
+        ({"learning": {"rule": "hebbian"}}, "hebbian"),
+        ({"learning": {"bounds": "soft"}}, "soft"),
+        ({"learning": {"homeostasis": {}}}, "homeostasis"),
+        ({"sensory": {"parameters": {"v_threshold_mv": 200.0}}}, r"threshold\[0\] is 200 mV, expected -128 to 127.996"),
+    ],
+)
+def test_what_hardware_cannot_hold_is_refused_by_name(config: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(FixedPointError, match=complaint):
+        FixedNetwork(NetworkConfig.model_validate(config))
+
+
+def test_tempo_other_than_that_of_the_parameters_is_refused() -> None:
+    with pytest.raises(FixedPointError, match="expected the tempo of the parameters, 1, got 2"):
+        FixedNetwork().modulation_words(NeuroModulators(tempo=2.0))
+
+
+def test_stimuli_saturate_and_bad_ones_are_refused() -> None:
+    row = np.array([[1e9, -1e9, 0.5, 1 / 512, -1 / 512, *[0.0] * 11]])
+    assert quantised_stimuli(row, 1000.0)[0, :5].tolist() == [32767, -32768, 128, 1, 0]
+    with pytest.raises(StimulusError, match="finite"):
+        quantised_stimuli(np.full((1, 16), np.nan), 1000.0)
+    network = FixedNetwork()
+    before = network.state.copy()
+    with pytest.raises(StimulusError, match="learning_factor within"):
+        network.run(row, np.array([[0, 0, 0, 0, 2**40]]))
+    assert network.state == before
+
+
+def test_a_silent_network_forgets_its_eligibility_to_zero() -> None:
+    network = FixedNetwork()
+    for name in ("bias", "gain"):
+        network.state[0][name][:] = 0
+    network.state[0]["eligibility"][0, 1], network.state[0]["eligibility"][1, 0] = 1000, -1000
+    network.run(np.zeros((1000, 16)))
+    assert not network.state[0]["eligibility"].any()
+
+
+def _stimuli(n: int) -> NDArray[np.float64]:
+    """Steps of 20 ticks."""
+    return np.repeat(np.random.default_rng(1).uniform(0, 3, (-(-n // 20), 16)), 20, axis=0)[:n]
