@@ -105,17 +105,39 @@ class FixedNetwork:
         tempo = self.config.modulation.baseline.tempo
         if levels.tempo != tempo:
             raise FixedPointError(f"expected the tempo of the parameters, {tempo:g}, got {levels.tempo:g}")
-        words, complaints = [], []
-        for name, value in _modulation(self.config, levels, self.dt_ms).items():
-            integer, complaint = _as_integers(register(name), value)
-            words.append(int(integer))
-            complaints += complaint
-        if complaints:
-            raise FixedPointError("; ".join(complaints))
-        return np.array(words, dtype=np.int64)
+        numbers = list(_modulation(self.config, levels, self.dt_ms).values())
+        return quantised_modulation([numbers]).reshape(-1)
 
 
 _MODULATION = ("input_gain", "recurrent_gain", "threshold_gain", "inhibition", "learning_factor")
+
+
+def quantised_modulation(numbers: ArrayLike) -> NDArray[np.int64]:
+    """Modulation as words of its registers, rounded half up.
+
+    Parameters
+    ----------
+    numbers : array_like of float64, shape (n, 5)
+        Input gain, recurrent gain, threshold gain, inhibition in mV, and learning factor, of n ticks.
+
+    Returns
+    -------
+    ndarray of int64, shape (n, 5)
+
+    Raises
+    ------
+    FixedPointError
+        If one is not finite, or does not fit.
+    """
+    values = np.asarray(numbers, dtype=np.float64).reshape(-1, len(_MODULATION))
+    words = np.empty(values.shape, dtype=np.int64)
+    complaints = []
+    for k, name in enumerate(_MODULATION):
+        words[:, k], complaint = _as_integers(register(name), values[:, k])
+        complaints += complaint
+    if complaints:
+        raise FixedPointError("; ".join(complaints))
+    return words
 
 
 def quantised_stimuli(stimuli: ArrayLike, limit: float) -> NDArray[np.int16]:
@@ -243,7 +265,7 @@ def _ticks(duration_ms: float, step_ms: float) -> int:
 def _as_integers(where: Register, values: ArrayLike) -> tuple[NDArray[np.int64], list[str]]:
     """Numbers in a register's format, rounded half up, and what to say of those that it cannot hold."""
     scaled = np.floor(np.asarray(values, dtype=np.float64) * 2.0**where.fraction + 0.5)
-    beyond = (scaled < where.lowest) | (scaled > where.highest)
+    beyond = ~((scaled >= where.lowest) & (scaled <= where.highest))  # NaN too
     complaints = []
     for index in np.argwhere(beyond):
         name = where.name + "".join(f"[{k}]" for k in index)
@@ -252,4 +274,4 @@ def _as_integers(where: Register, values: ArrayLike) -> tuple[NDArray[np.int64],
             f"{name} is {np.asarray(values, dtype=np.float64)[tuple(index)]:g} {where.unit}, expected "
             f"{where.lowest / scale:g} to {where.highest / scale:g} ({where.format})"
         )
-    return np.clip(scaled, where.lowest, where.highest).astype(np.int64), complaints
+    return np.clip(np.nan_to_num(scaled), where.lowest, where.highest).astype(np.int64), complaints
