@@ -15,12 +15,13 @@ from numpy.typing import NDArray
 
 from neuromod.adapters.fpga import wire
 from neuromod.adapters.fpga.wire import Frame, Kind, Refusal, TickDone
-from neuromod.engine.errors import FixedPointError
 from neuromod.engine.fixed_network import FixedNetwork
-from neuromod.engine.fixed_registers import locate
+from neuromod.engine.fixed_registers import REGISTERS
 from neuromod.engine.fixed_tick import fixed_tick, set_modulation
 
 CLOCKS = 321
+
+_PLACES = {register.address + k: (register, k) for register in REGISTERS for k in range(register.size)}
 
 
 class _Refusing(wire.Parser):
@@ -94,20 +95,18 @@ class TwinBoard:
         own = [self.magic, self.version, 100_000_000, self.boots, self.damaged, self.refused, 0]
         if 0 <= address - wire.MAGIC_ADDRESS < len(own):
             return own[address - wire.MAGIC_ADDRESS]
-        try:
-            register, k = locate(address)
-        except FixedPointError:
+        if address not in _PLACES:
             return 0
-        return int(np.ravel(self.state[0][register.name])[k])
+        register, k = _PLACES[address]
+        return int(self.state[0][register.name].reshape(-1)[k])
 
     def _write(self, address: int, word: int) -> None:
         if address == wire.BOOTS_ADDRESS:
             self.boots = word
             return
-        try:
-            register, k = locate(address)
-        except FixedPointError:
+        if address not in _PLACES:
             return
+        register, k = _PLACES[address]
         value = word & (1 << register.bits) - 1
         if register.signed and value >> (register.bits - 1):
             value -= 1 << register.bits
@@ -240,10 +239,17 @@ class Peer:
                 if self._ends != ends:
                     continue
                 try:
-                    buffer += os.read(ends[0], 4096)
-                    buffer = self._take(buffer, ends[0])
-                except OSError:
-                    continue
+                    data, buffer = buffer + os.read(ends[0], 4096), b""
+                    buffer = self._take(data, ends[0])
+                except OSError:  # nobody has it open
+                    time.sleep(0.001)
+
+    def _write(self, fd: int, data: bytes) -> None:
+        while data and not self._stop.is_set():
+            try:
+                data = data[os.write(fd, data) :]
+            except BlockingIOError:  # the host does not read as fast as it asks
+                select.select([], [fd], [], 0.01)
 
     def _take(self, buffer: bytes, fd: int) -> bytes:
         if isinstance(self.board, TwinBoard):
@@ -259,5 +265,5 @@ class Peer:
                     out = self.outgoing(self.n_out, answer)
                     self.n_out += 1
                     for part in out if not self.is_silent else []:
-                        os.write(fd, part)
+                        self._write(fd, part)
         return rest

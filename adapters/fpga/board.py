@@ -273,9 +273,9 @@ class Board:
         now_ns = time.monotonic_ns()
         wait_ns = self._pipeline.wait_ns(now_ns)
         self._read(timeout_s if wait_ns is None else min(timeout_s, 1e-9 * wait_ns))
-        now_ns = time.monotonic_ns()
         if self._pipeline.suspects_reset:
             self._look_after_reset()
+        now_ns = time.monotonic_ns()
         self._write_due(now_ns)
         if self._check_time(now_ns):
             self._write_due(now_ns)

@@ -78,8 +78,9 @@ class Requests:
                 if now_ns - self._heard_ns > self._lost_ns:
                     raise AdapterTimeoutError("the board does not answer; check its cable and power")
                 if now_ns - max(sent_ns, self._heard_ns) >= self._timeout_ns:
-                    self._waiting += [which for which, _ in self._asked.values()]
-                    self._asked.clear()
+                    # a late answer to these still counts: a slow board would otherwise be asked for ever
+                    self._waiting += [which for which, size in self._asked.values() if size]
+                    self._asked = {sequence: (which, 0) for sequence, (which, _) in self._asked.items()}
         finally:
             self._asked.clear()
         return [self._answers[which] for which in range(len(requests))]
@@ -113,10 +114,13 @@ class Requests:
         """Send as many as there is room for, one at least; return whether any was."""
         has_sent = False
         while self._waiting:
+            if self._waiting[-1] in self._answers:
+                self._waiting.pop()
+                continue
             sequence = self._pipeline.sequence()
             frame = requests[self._waiting[-1]](sequence)
             under_way = sum(size for _, size in self._asked.values())
-            if self._asked and self._pipeline.bytes_under_way + under_way + len(frame) > wire.MAX_UNDER_WAY:
+            if under_way and self._pipeline.bytes_under_way + under_way + len(frame) > wire.MAX_UNDER_WAY:
                 break
             self._asked[sequence] = self._waiting.pop(), len(frame)
             self._write(frame)
