@@ -132,9 +132,9 @@ def run(
     def tell(done: int) -> None:
         on_progress(done, done / n_ticks if n_ticks else 0.0)
 
-    device.open()
+    device.device.open()
     try:
-        comparison = Comparison(reference, device, rules)
+        comparison = Comparison(reference, device.device, rules)
         comparison.start()
         if options.speed is not None:
             from neuromod.bridge.hil_live import clock, run_live
@@ -148,7 +148,7 @@ def run(
         trace = comparison.finish()
         device.describe()
     finally:
-        device.close()
+        device.device.close()
     timing = _timing(criteria, device, options.speed, block_ms)
     return Outcome(
         trace=trace,
@@ -166,7 +166,7 @@ def run(
     )
 
 
-class _Gone(Exception):  # noqa: N818 - not an error: it ends a replay that would tell nothing more
+class _Gone(Exception):
     """The device is gone for good."""
 
 
@@ -182,7 +182,9 @@ def _run_fast(
 
     def on_ticks(records: NDArray[Any]) -> None:
         live = records[(records["flags"] & (Flag.FILLER | Flag.PAUSED)) == 0]
-        words = modulation.words(live) if modulation is not None else np.zeros((len(live), 5), np.int64)
+        words = np.zeros((len(live), 5), np.int64)
+        if modulation is not None:
+            words = modulation.words(live["modulation"], live["step_ms"])
         spikes = live["spikes"].astype(np.uint16)
         comparison.take(Inputs(live["tick"].astype(np.int64), live["stimuli"], words, spikes))
         tell(comparison.n_submitted)

@@ -34,7 +34,7 @@ class Inputs(NamedTuple):
     modulation: NDArray[np.int64]
     """Shape (n, 5), as words of their registers."""
     float_spikes: NDArray[np.uint16] | None
-    """What the loop's own network did; None where that comes later, by `add_float_spikes`."""
+    """What the loop's own network did; None where that is not known."""
 
 
 @dataclass
@@ -81,7 +81,8 @@ class Comparison:
         self._n_returns = 0
         self._next_counts = 0
         self._last_counts: dict[str, int] = {}
-        self._read_for_divergence = False
+        self.wants_state = False
+        """The first divergence was just met: the whole state, read soon, tells most of it."""
         self._silent_since = 0.0
 
     def start(self) -> None:
@@ -122,7 +123,7 @@ class Comparison:
             self._take_part(Inputs(*(None if part is None else part[first:last] for part in inputs)))  # type: ignore[arg-type]
             first = last
             due = self.rules.state_every and self.n_submitted % self.rules.state_every == 0
-            if (due or self._read_for_divergence) and not self.is_over:
+            if (due or self.wants_state) and not self.is_over:
                 self.settle()
 
     def _take_part(self, inputs: Inputs) -> None:
@@ -196,7 +197,7 @@ class Comparison:
             except AdapterError as error:
                 self.trace.events.append((self.n_answered, f"the state could not be read: {error}"))
                 self.trace.unread_states += 1
-        self._read_for_divergence = False
+        self.wants_state = False
 
     def finish(self) -> Trace:
         """Take what is still under way, compare the last state, and return what was found."""
@@ -206,11 +207,6 @@ class Comparison:
             self._keep_context()
         self.trace.n_submitted = self.n_submitted
         return self.trace
-
-    def add_float_spikes(self, k: int, mask: int, t_tick: float) -> None:
-        """Say what the loop's own network did at tick `k`, which is still in the ring, and when its tick ended."""
-        at = k % self.ring.length
-        self.ring.float_spikes[at], self.ring.has_float[at], self.ring.t_tick[at] = mask, True, t_tick
 
     # -- comparing ----------------------------------------------------------------------------------------------------
 
@@ -255,7 +251,7 @@ class Comparison:
             self.trace.divergence = Divergence(
                 kind=kind, tick=tick, loop_tick=int(self.ring.loop_tick[tick % self.ring.length])
             )
-            self._read_for_divergence = self._reads_state
+            self.wants_state = self._reads_state
             self._keep_context()
         elif self.trace.divergence is not None and self.trace.divergence.n_after < AFTER:
             self._keep_context()

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pylsl
-from numpy.typing import NDArray
 
 from neuromod.adapters.base import Chunk, Marker, Source, StreamInfo, create_source, empty_chunk
 from neuromod.bridge.client import Client
@@ -18,13 +17,13 @@ from neuromod.bridge.config import SessionConfig, SocketsConfig
 from neuromod.bridge.hil_compare import Comparison, Inputs
 from neuromod.bridge.hil_reference import FixedReference, Modulation
 from neuromod.bridge.service import Daemon
-from neuromod.bridge.wire import Flag, SpikesMessage, StateMessage, StimuliMessage
+from neuromod.bridge.wire import SpikesMessage, StateMessage, StimuliMessage
 from neuromod.engine.errors import AdapterTimeoutError
 
 _SLICE_S = 0.0002  # how long answers are waited for before the loop's next message is looked for
 _IDLE_S = 0.05
 _READY_S = 30.0
-_NO_TICK = Flag.FILLER | Flag.PAUSED
+_NO_MODULATION = np.zeros((1, 5), np.int64)
 _BITS = 1 << np.arange(16)
 _FREE = "tcp://127.0.0.1:*"
 
@@ -148,9 +147,6 @@ class _Listener:
         self._next = 0
         reference = comparison.reference
         self._modulation = Modulation(reference.network) if isinstance(reference, FixedReference) else None
-        self._words: NDArray[np.int64] = np.zeros((1, 5), np.int64)
-        if isinstance(reference, FixedReference):
-            self._words[0] = reference.modulation
 
     def turn(self) -> None:
         """Take what is there; wait a little where nothing is."""
@@ -167,30 +163,26 @@ class _Listener:
             self._take(message)
         if comparison.n_answered < comparison.n_submitted:
             comparison.collect(_SLICE_S if message is None else 0.0)
-            if comparison._read_for_divergence:
+            if comparison.wants_state:
                 comparison.settle()
 
     def _take(self, message: StimuliMessage) -> None:
         spikes, comparison = self._spikes, self.comparison
-        mine = spikes is not None and spikes.seq == message.seq
-        if mine and spikes.flags & _NO_TICK:  # type: ignore[union-attr]
+        if not message.is_step or message.tick < self._next:
             return
-        if message.tick < self._next:
-            return  # a filler whose spikes were lost
         comparison.trace.missed += message.tick - self._next
         self._next = message.tick + 1
-        while comparison.n_submitted - comparison.n_answered >= comparison.ring.length // 2 and not comparison.is_over:
+        ring = comparison.ring
+        while comparison.n_submitted - comparison.n_answered >= ring.length // 2 and not comparison.is_over:
             comparison.collect(_IDLE_S)
-        words = self._words
-        numbers = getattr(message, "modulation", None)
-        if numbers is not None and self._modulation is not None:
-            words = self._modulation.of(np.asarray(numbers)[np.newaxis], np.array([message.step_ms]))  # type: ignore[attr-defined]
+        words = _NO_MODULATION
+        if self._modulation is not None:
+            words = self._modulation.words(message.modulation[np.newaxis], np.array([message.step_ms]))
         k = comparison.n_submitted
-        fired = int(spikes.spikes @ _BITS) if mine else 0  # type: ignore[union-attr]
-        row = message.values[np.newaxis]
-        inputs = Inputs(np.array([message.tick]), row, words, np.array([fired], np.uint16) if mine else None)
-        comparison.prepare(inputs)
-        comparison.ring.t_tick[k % comparison.ring.length] = spikes.t_tick if mine else np.nan  # type: ignore[union-attr]
+        mine = spikes is not None and spikes.seq == message.seq
+        fired = np.array([spikes.spikes @ _BITS], np.uint16) if mine else None  # type: ignore[union-attr]
+        comparison.prepare(Inputs(np.array([message.tick]), message.values[np.newaxis], words, fired))
+        ring.t_tick[k % ring.length] = spikes.t_tick if mine else np.nan  # type: ignore[union-attr]
         comparison.submit(k)
         self.n_ticks += 1
 

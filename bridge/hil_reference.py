@@ -9,7 +9,6 @@ from neuromod.adapters.fpga.twin import fixed_trace
 from neuromod.engine.errors import FixedPointError
 from neuromod.engine.fixed_network import FixedNetwork, quantised_modulation, quantised_stimuli
 from neuromod.engine.layout import N_CHANNELS
-from neuromod.engine.modulators import MODULATORS, NeuroModulators
 from neuromod.engine.network import SpikingNetwork
 
 MODULATION = ("input_gain", "recurrent_gain", "threshold_gain", "inhibition", "learning_factor")
@@ -114,7 +113,7 @@ class FloatReference:
 
 
 class Modulation:
-    """Makes words of modulation of what TICK records say of it.
+    """Makes words of modulation of what the loop says of each tick.
 
     Parameters
     ----------
@@ -123,46 +122,31 @@ class Modulation:
     """
 
     def __init__(self, network: FixedNetwork) -> None:
-        self._network = network
-        self._known: dict[bytes, NDArray[np.int64]] = {}
         self._step_ms = network.dt_ms * network.config.modulation.baseline.tempo
+        self._last, self._words = b"", np.zeros((1, 5), np.int64)
 
-    def words(self, records: NDArray[Any]) -> NDArray[np.int64]:
-        """Return the words of n TICK records, shape (n, 5).
+    def words(self, numbers: NDArray[np.float64], step_ms: NDArray[np.float64]) -> NDArray[np.int64]:
+        """Return the words of n ticks, shape (n, 5).
 
-        Raises
-        ------
-        FixedPointError
-            If the tempo changed, or a number does not fit its register.
-        """
-        names = records.dtype.names or ()
-        if "modulation" in names:
-            return self.of(records["modulation"], records["step_ms"])
-        levels, which = np.unique(records["modulators"], axis=0, return_inverse=True)
-        rows = [
-            self._network.modulation_words(NeuroModulators(**dict(zip(MODULATORS, map(float, row), strict=True))))
-            for row in levels
-        ]
-        return np.array(rows, np.int64).reshape(-1, len(MODULATION))[which.reshape(-1)]
-
-    def of(self, numbers: NDArray[np.float64], step_ms: NDArray[Any]) -> NDArray[np.int64]:
-        """Return the words of modulation in real numbers, shape (n, 5), where each tick is as long as it has to be.
+        Parameters
+        ----------
+        numbers : ndarray of float64, shape (n, 5)
+            As in TICK records and `stimuli` messages.
+        step_ms : ndarray of float64, shape (n,)
+            By how much the network's own time went on at each tick.
 
         Raises
         ------
         FixedPointError
-            As `words`.
+            If the tempo is not that of the parameters, or a number does not fit its register.
         """
-        if len(step_ms) and not np.allclose(step_ms, self._step_ms, rtol=1e-6, atol=0.0):
+        if not (np.abs(step_ms - self._step_ms) <= 1e-6 * self._step_ms).all():
             raise FixedPointError(
                 f"expected every step to be {self._step_ms:g} ms, as the parameters were computed for, got "
-                f"{float(np.min(step_ms)):g} to {float(np.max(step_ms)):g} ms: a board's tempo is fixed"
+                f"{np.min(step_ms):g} to {np.max(step_ms):g} ms: the tempo of a board is fixed"
             )
-        if len(numbers) == 1:  # live, tick by tick
-            key = numbers.tobytes()
-            if key not in self._known:
-                if len(self._known) > 4096:
-                    self._known.clear()
-                self._known[key] = quantised_modulation(numbers)
-            return self._known[key]
-        return quantised_modulation(numbers)
+        if len(numbers) != 1:
+            return quantised_modulation(numbers)
+        if (now := numbers.tobytes()) != self._last:  # tick by tick, mostly the same ones
+            self._last, self._words = now, quantised_modulation(numbers)
+        return self._words
