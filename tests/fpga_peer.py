@@ -151,7 +151,8 @@ class BridgeBoard:
         block = self.state[0]
         if kind == 0xAA:
             spikes = fixed_tick(self.state, np.frombuffer(body, ">i2").astype(np.int16))
-            return (block["v"] >> 8).astype(">i2").tobytes() + spikes.to_bytes(2, "big") + b"\0\0"
+            answer: bytes = (block["v"] >> 8).astype(">i2").tobytes() + spikes.to_bytes(2, "big") + b"\0\0"
+            return answer
         if kind == 0xDD:
             block["learning_factor"] = np.frombuffer(body, ">i2").astype(np.int64)[0] << 16
         elif kind == 0xDE:
@@ -184,6 +185,7 @@ class Peer:
 
     def __init__(self, folder: Path, board: TwinBoard | BridgeBoard | None = None, name: str = "board") -> None:
         self.board = TwinBoard(FixedNetwork().state) if board is None else board
+        fixed_tick(FixedNetwork().state, np.zeros(16, dtype=np.int16))  # compiles before it is waited for
         self.path = str(folder / name)
         self.incoming: Change = _as_it_is
         self.outgoing: Change = _as_it_is
