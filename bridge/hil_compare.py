@@ -144,6 +144,8 @@ class Comparison:
         n, first = len(inputs.loop_ticks), self.n_submitted
         words = self.reference.words(inputs.stimuli)
         self._batch_state, self._batch_first = self.reference.copy_state(), first
+        if self._batch_state is not None:
+            self.trace.add_weights(first, self._batch_state[0]["weights"])
         spikes, v = self.reference.run(words, inputs.modulation)
         at = (first + np.arange(n)) % self.ring.length
         ring = self.ring
@@ -203,6 +205,8 @@ class Comparison:
         """Take what is still under way, compare the last state, and return what was found."""
         self.settle()
         self._look_at_counts(always=True)
+        if (state := self.reference.copy_state()) is not None:
+            self.trace.add_weights(self.n_submitted, state[0]["weights"])
         if self.trace.divergence is not None and self.trace.divergence.n_after < AFTER:
             self._keep_context()
         self.trace.n_submitted = self.n_submitted

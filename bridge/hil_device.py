@@ -16,6 +16,10 @@ from neuromod.engine.errors import AdapterError, AdapterLostError, AdapterTimeou
 ProtocolName = Literal["neuromod", "siliconbridge"]
 
 BAUD: dict[ProtocolName, int] = {"neuromod": 3_000_000, "siliconbridge": 115_200}
+_DEPTH: dict[ProtocolName, int] = {"neuromod": 16, "siliconbridge": 1}
+"""Ticks under way at once."""
+
+_USB_TIMER_MS = 1.0  # as it should be set
 _PEERS = ("tcp://", "ipc://")
 _BITS = 1 << np.arange(16)
 _READY_S = 10.0
@@ -38,6 +42,8 @@ class TestDevice:
         Returns what else is to be said of it: version words, clock, ...
     stop : callable, optional
         Ends what was started for it.
+    restart : callable, optional
+        Starts the device afresh, and returns it, open: its faults begin again.
     """
 
     __test__ = False  # pytest takes the name for a test's
@@ -52,11 +58,25 @@ class TestDevice:
         baud: int | None = None,
         facts: Callable[[], dict[str, Any]] = dict,
         stop: Callable[[], None] = lambda: None,
+        restart: Callable[[], Device] | None = None,
     ) -> None:
         self.device, self.is_peer, self.is_simulated = device, is_peer, is_simulated
         self.protocol, self.baud = protocol, baud
-        self._facts, self.stop = facts, stop
+        self._facts, self.stop, self._restart = facts, stop, restart
         self.facts: dict[str, Any] = {}
+
+    @property
+    def restart(self) -> Callable[[], None] | None:
+        """Start the device afresh, open; None where that cannot be done from here."""
+        again = self._restart
+        if again is None:
+            return None
+
+        def restart() -> None:
+            self.device.close()
+            self.device = again()
+
+        return restart
 
     def describe(self) -> None:
         """Ask for what is to be said of the device, while it is open."""
@@ -107,23 +127,100 @@ def make_device(
     if which != "sim":
         device = _board(which, protocol, rate)
         return TestDevice(device, protocol=protocol, baud=rate, facts=lambda: board_facts(device))
-    from neuromod.adapters.fpga.faults import parse_fault
-    from neuromod.adapters.fpga.simulated import SimulatedBoard
-    from neuromod.engine.images import to_words
+    simulation = _Simulation(protocol, rate, start_state, faults, seed)
+    device = simulation.start()
+    return TestDevice(
+        device,
+        is_simulated=True,
+        protocol=protocol,
+        baud=rate,
+        facts=simulation.facts,
+        stop=simulation.stop,
+        restart=simulation.restart,
+    )
 
-    parsed = [parse_fault(text) for text in faults]
-    board = SimulatedBoard(protocol=protocol, words=to_words(start_state()), faults=parsed, seed=seed).start()
-    try:
-        device = _board(board.path, protocol, rate)
-    except BaseException:
-        board.stop()
-        raise
 
-    def facts() -> dict[str, Any]:
-        done = [f"{injection.kind} at tick {injection.tick}" for injection in board.injections[:20]]
-        return board_facts(device) | {"faults_asked_for": list(faults), "faults_injected": done}
+class _Simulation:
+    """A simulated board in a process of its own, and the adapter to it."""
 
-    return TestDevice(device, is_simulated=True, protocol=protocol, baud=rate, facts=facts, stop=board.stop)
+    def __init__(
+        self,
+        protocol: ProtocolName,
+        baud: int,
+        start_state: Callable[[], NDArray[Any]],
+        faults: Sequence[str],
+        seed: int,
+    ) -> None:
+        from neuromod.adapters.fpga.faults import parse_fault
+
+        self._protocol, self._baud, self._asked, self._seed = protocol, baud, list(faults), seed
+        self._faults = [parse_fault(text) for text in faults]
+        self._state = start_state()
+        self._board: Any = None
+
+    def start(self) -> Device:
+        from neuromod.adapters.fpga.simulated import SimulatedBoard
+        from neuromod.engine.images import to_words
+
+        self._board = SimulatedBoard(
+            protocol=self._protocol, words=to_words(self._state), faults=self._faults, seed=self._seed
+        ).start()
+        return _board(self._board.path, self._protocol, self._baud)
+
+    def restart(self) -> Device:
+        self.stop()
+        device = self.start()
+        device.open()
+        return device
+
+    def stop(self) -> None:
+        if self._board is not None:
+            self._board.stop()
+
+    def facts(self) -> dict[str, Any]:
+        found: dict[str, Any] = {"simulation": "this version's Verilog, compiled by Verilator"}
+        if self._asked:
+            done = [f"{injection.kind} at tick {injection.tick}" for injection in self._board.injections]
+            found |= {"faults_asked_for": self._asked, "faults_injected": len(done), "first_of_them": done[:10]}
+        return found
+
+
+def check_link(device: TestDevice, ticks_hz: float) -> None:
+    """Refuse a pace that a real line does not carry.
+
+    Raises
+    ------
+    ConfigError
+        Says what it carries, and what to do.
+    """
+    if device.protocol is None or device.is_simulated or device.baud is None:
+        return
+    from neuromod.adapters.fpga.link import Link
+
+    link = Link(device.protocol, device.baud, depth=_DEPTH[device.protocol], latency_timer_ms=_USB_TIMER_MS)
+    if ticks_hz > link.max_ticks_hz:
+        least = link.least_baud(ticks_hz)
+        faster = f"--baud {least} on both sides, or " if least is not None else ""
+        raise ConfigError(
+            f"{device.baud} baud carry {link.max_ticks_hz:.0f} ticks/s, and this run has {ticks_hz:.0f}: use {faster}"
+            f"--speed {link.max_ticks_hz / ticks_hz:.2g} of what was asked for, or --speed max"
+        )
+
+
+def modelled_wire(device: TestDevice) -> tuple[float | None, str]:
+    """Return the time that a tick of a simulated board would spend on a wire, in us, and words that say so."""
+    if device.protocol is None or device.baud is None or not device.is_simulated:
+        return None, ""
+    from neuromod.adapters.fpga.link import Link
+
+    link = Link(device.protocol, device.baud, is_modulated=False)
+    wire_us = 1e6 * link.wire_s
+    words = (
+        f"Modelled, not measured: {link.bytes_out} bytes out and {link.bytes_back} back take {wire_us:,.0f} us at "
+        f"{device.baud:,} baud, and the latency timer of a USB adapter, set to {_USB_TIMER_MS:g} ms, up to "
+        f"{1e3 * _USB_TIMER_MS:,.0f} us; the simulated line takes none of both."
+    )
+    return wire_us + 1e3 * _USB_TIMER_MS, words
 
 
 def board_facts(device: Any) -> dict[str, Any]:
@@ -139,7 +236,7 @@ def _board(port: str, protocol: ProtocolName, baud: int) -> Device:
         return SiliconBridge(port, baud=baud)
     from neuromod.adapters.fpga.board import Board
 
-    return Board(port, baud=baud, depth=16)
+    return Board(port, baud=baud, depth=_DEPTH[protocol])
 
 
 def _next_port(ingest: str) -> str:

@@ -154,6 +154,9 @@ class Trace:
         self.first_counts: dict[str, int] = {}
         self.counts: list[tuple[int, dict[str, int]]] = []
         self.snapshots: list[Snapshot] = []
+        self.weights: list[tuple[int, NDArray[np.int64]]] = []
+        """Of the reference, now and then: ticks before it, and Q8.24, shape (16, 16)."""
+        self._weights_every = 50
         self.float_counts = np.zeros((3, N_CHANNELS), np.int64)
         """Spikes per channel of the reference, of the loop's network, and of both at the same tick."""
         self._parts: dict[str, list[NDArray[Any]]] = {}
@@ -202,6 +205,15 @@ class Trace:
         self.snapshots.append(snapshot)
         if len(self.snapshots) > _MOST_SNAPSHOTS:
             del self.snapshots[1:-1:2]
+
+    def add_weights(self, n_ticks: int, weights: NDArray[np.int64]) -> None:
+        """Keep weights of the reference, ever more seldom."""
+        if self.weights and n_ticks < self.weights[-1][0] + self._weights_every:
+            return
+        self.weights.append((n_ticks, weights.copy()))
+        if len(self.weights) > _MOST_SNAPSHOTS:
+            del self.weights[1::2]
+            self._weights_every *= 2
 
     def column(self, name: str) -> NDArray[Any]:
         """Return one of reference, device, float (spikes), lost, wrong, round_trip_ns, clocks, answered_at, t_tick.
