@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from neuromod.adapters.fpga.device import Device
 from neuromod.bridge.hil_device import TestDevice
 from neuromod.bridge.hil_reference import FixedReference
-from neuromod.bridge.hil_trace import WordDifference, differing_words
+from neuromod.bridge.hil_trace import MADE_BY_TICKS, WordDifference, differing_words
 from neuromod.engine.errors import AdapterError
 
 Kind = Literal["found", "memory", "not reproduced", "intermittent", "impossible"]
@@ -56,7 +56,8 @@ class Bisection:
     def as_json(self) -> dict[str, Any]:
         """For report.json and the page."""
         return {
-            "kind": self.kind, "summary": self.summary, "tick": self.tick, "probes": self.probes, "repeats": self.repeats,
+            "kind": self.kind, "summary": self.summary, "tick": self.tick, "probes": self.probes,
+            "repeats": self.repeats,
             "words": [word.as_json() | {"text": word.describe()} for word in self.words[:64]],
         }  # fmt: skip
 
@@ -119,22 +120,21 @@ class _Search:
         if not self._probe(0, last):
             last = n
             if suspected == n or not self._probe(0, last):
-                return Bisection(
-                    "not reproduced",
-                    f"The difference does not come again: from the start, the device now equals the reference at tick {n:,}. "  # noqa: E501
-                    "It was no fault of registers or computation that repeats itself; look at the link, the power, or the memory's upsets.",  # noqa: E501
-                    probes=self.n_probes,
-                )  # fmt: skip
+                said = (
+                    "The difference does not come again: from the start, the device now equals the reference after "
+                    f"{n:,} ticks. It was no fault of registers or computation that repeats itself; look at the link, "
+                    "the power, and upsets of memory."
+                )
+                return Bisection("not reproduced", said, probes=self.n_probes)
         for is_checkpointed in (True, False):
             found = self._narrow(last, is_checkpointed)
             if found is not None:
                 return found
-        return Bisection(
-            "intermittent",
-            f"The device differs within the first {last:,} ticks in some runs, and in others not: the same ticks from the "
-            "same state do not always give the same. Look at timing closure, clock and power.",
-            probes=self.n_probes,
-        )  # fmt: skip
+        said = (
+            f"The device differs within the first {last:,} ticks in some runs, and in others not: the same ticks from "
+            "the same state do not always give the same. Look at timing closure, clock and power."
+        )
+        return Bisection("intermittent", said, probes=self.n_probes)
 
     def _narrow(self, last: int, is_checkpointed: bool) -> Bisection | None:
         """Halve the range until one tick is left; None where that tick alone is right after all."""
@@ -151,16 +151,16 @@ class _Search:
             return None
         repeats = bool(self._probe(low, high, afresh=False))
         first = words[0]
-        cause = (
-            "the same tick from the same state goes wrong again: it is computed wrongly"
-            if repeats
-            else "the same tick from the same state goes right when it is run again: a register was changed once"
-        )
-        if first.register.part == "parameter" or first.name.startswith(("plastic", "a_", "fall_", "w_m")):
-            cause += ", and a tick never writes this one"
-        return Bisection(
-            "found", f"Tick {low:,} is the first wrong one. {first.describe()}; {cause}.", low, words, self.n_probes, repeats
-        )  # fmt: skip
+        if repeats:
+            said = (
+                f"Tick {low:,} is the first to go wrong, and from the same state it does so again: a wrong computation"
+            )
+        else:
+            said = (
+                f"A register was changed once, before tick {low + 1:,}: from the same state, the tick before goes right"
+            )
+        never = ", and no tick ever writes this one" if first.register.name not in MADE_BY_TICKS else ""
+        return Bisection("found", f"{said}{never}. {first.describe()}.", low, words, self.n_probes, repeats)
 
     def _probe(self, first: int, last: int, *, afresh: bool = True) -> list[WordDifference]:
         """Run the device from the reference's state before tick `first` to before `last`; return what differs."""

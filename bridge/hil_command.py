@@ -117,14 +117,14 @@ def _print(outcome: Outcome, body: dict[str, Any], wanted: Wanted) -> None:
     styles = {"passed": "green", "failed": "bold red", "not judged": "dim"}
     name = body["device"].get("name", body["device"]["kind"])
     console.print(Text(f"{name} on {wanted.recording.name}", "bold"))
-    table = Table("", "criterion", "limit", "found", "", box=None, pad_edge=False, header_style="bold")
-    for column in table.columns[:4]:
-        column.no_wrap = True
+    table = Table("", "criterion", "limit", "found", box=None, pad_edge=False, header_style="bold")
     for judgement in outcome.judgements:
-        style = styles[judgement.status]
-        cells = judgement.status, judgement.name, judgement.limit, judgement.found, judgement.why
-        table.add_row(*(Text(cell, style) for cell in cells))
+        cells = judgement.status, judgement.name, judgement.limit, judgement.found
+        table.add_row(*(Text(cell, styles[judgement.status]) for cell in cells))
     console.print(table)
+    for judgement in outcome.judgements:
+        if judgement.why and judgement.status != "passed" and judgement.bound is not None:
+            console.print(Text(f"{judgement.name}: {judgement.why}", styles[judgement.status]))
     if outcome.bisection is not None:
         console.print(Text(f"bisection: {outcome.bisection.summary}"))
     if wanted.report is not None:

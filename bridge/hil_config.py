@@ -188,11 +188,13 @@ def judge(criteria: Criteria, trace: Trace, timing: Timing) -> list[Judgement]:
     rows += _times(criteria, trace, timing)
     agreement = float_agreement(trace)
     why_not = "" if agreement is not None else "neither had a spike"
-    if criteria.float_agreement_min is None:
-        shown = f"{agreement:.4f}" if agreement is not None else "-"
-        rows.append(Judgement("agreement with float", "float_agreement_min", "-", shown, "not judged", "a statistic: no limit is set", agreement))  # fmt: skip
+    least = criteria.float_agreement_min
+    if least is None:
+        shown, said = (f"{agreement:.4f}" if agreement is not None else "-"), "a statistic: no limit is set"
+        rows.append(Judgement("agreement with float", "float_agreement_min", "-", shown, "not judged", said, agreement))
     else:
-        rows.append(_at_least("agreement with float", "float_agreement_min", criteria.float_agreement_min, agreement or 0.0, why_not=why_not))  # fmt: skip
+        shared = agreement or 0.0
+        rows.append(_at_least("agreement with float", "float_agreement_min", least, shared, why_not=why_not))
     if criteria.require_all:
         rows = [
             row._replace(status="failed", why=f"not judged: {row.why}")
@@ -242,14 +244,17 @@ def _times(criteria: Criteria, trace: Trace, timing: Timing) -> list[Judgement]:
             rows.append(_at_most(name, key, limit, found, why_not=why_not, unit="us"))
     misses = deadline_misses(trace, timing.deadline_us)
     share = misses / trace.n_ticks if trace.n_ticks else 0.0
-    row = _at_most("deadline misses", "deadline_misses_share_max", criteria.deadline_misses_share_max, share, why_not=why_not)  # fmt: skip
-    limit, found_words = f"<= {criteria.deadline_misses_share_max:.4%} of ticks", f"{share:.4%} ({misses:,})"
+    most = criteria.deadline_misses_share_max
+    row = _at_most("deadline misses", "deadline_misses_share_max", most, share, why_not=why_not)
+    limit, found_words = f"<= {most:.2%} of ticks", f"{share:.2%} ({misses:,})"
     why = row.why or f"deadline {timing.deadline_us:,.0f} us"
     rows.append(row._replace(limit=limit, found=found_words, why=why))
     return rows
 
 
-def _at_most(name: str, key: str, limit: float, found: float, why: str = "", *, unit: str = "", why_not: str = "") -> Judgement:  # fmt: skip
+def _at_most(
+    name: str, key: str, limit: float, found: float, why: str = "", *, unit: str = "", why_not: str = ""
+) -> Judgement:
     status: Status = "not judged" if why_not else "passed" if found <= limit else "failed"
     return Judgement(
         name, key, f"<= {_number(limit, unit)}", _number(found, unit), status, why_not or why, found, limit
@@ -262,7 +267,7 @@ def _at_least(name: str, key: str, limit: float, found: float, why: str = "", *,
 
 
 def _number(value: float, unit: str = "") -> str:
-    if isinstance(value, int) or value == int(value):
+    if value == int(value):
         text = f"{int(value):,}"
     else:
         text = f"{value:,.1f}" if abs(value) >= 10 else f"{value:.4g}"

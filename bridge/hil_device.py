@@ -178,7 +178,10 @@ class _Simulation:
             self._board.stop()
 
     def facts(self) -> dict[str, Any]:
-        found: dict[str, Any] = {"simulation": "this version's Verilog, compiled by Verilator"}
+        found: dict[str, Any] = {
+            "name": f"simulated board ({self._protocol})",
+            "simulation": "this version's Verilog, compiled by Verilator",
+        }
         if self._asked:
             done = [f"{injection.kind} at tick {injection.tick}" for injection in self._board.injections]
             found |= {"faults_asked_for": self._asked, "faults_injected": len(done), "first_of_them": done[:10]}

@@ -56,7 +56,9 @@ def provenance(
         "hashes": {
             "recording": hash_path(recording),
             "configuration": hash_session(config),
-            "files": {key: hash_path(path) for key, path in paths_in(config, "") if path.exists() and key != "source.path"},
+            "files": {
+                key: hash_path(path) for key, path in paths_in(config, "") if path.exists() and key != "source.path"
+            },
             "images": None if outcome.start_state is None else hash_bytes(to_words(outcome.start_state).tobytes()),
         },
         "device": {"kind": _kind(device), "protocol": device.protocol, "baud": device.baud} | device.facts,
@@ -105,7 +107,8 @@ def as_json(outcome: Outcome, criteria: Criteria, recording: Path, made: dict[st
             "read_after_ticks": divergence.snapshot.n_ticks if divergence.snapshot else None,
         },
         "times_us": {
-            "deadline": outcome.timing.deadline_us, "deadline_misses": deadline_misses(trace, outcome.timing.deadline_us),
+            "deadline": outcome.timing.deadline_us,
+            "deadline_misses": deadline_misses(trace, outcome.timing.deadline_us),
             "judged": not outcome.timing.why_not, "modelled_wire": outcome.modelled_us,
             "round_trip": _quantiles(trips),
             "loop_to_answer": _quantiles((trace.column("answered_at") - trace.column("t_tick")) * 1e6),
@@ -165,8 +168,8 @@ def hash_path(path: Path) -> str:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     hasher = hashlib.sha256()
-    for file in sorted(p for p in path.rglob("*") if p.is_file()):
-        hasher.update(f"{file.relative_to(path).as_posix()}\0{hash_path(file)}\n".encode())
+    for inner in sorted(p for p in path.rglob("*") if p.is_file()):
+        hasher.update(f"{inner.relative_to(path).as_posix()}\0{hash_path(inner)}\n".encode())
     return hasher.hexdigest()
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from neuromod.bridge.hil_config import Judgement
+from neuromod.bridge.hil_config import Judgement, Status
 from neuromod.bridge.hil_trace import Trace
 from neuromod.engine.errors import ConfigError
 
@@ -27,7 +27,7 @@ def save(path: Path, trace: Trace, made: dict[str, Any]) -> None:
         If the file cannot be written.
     """
     body = {key: made[key] for key in ("versions", "hashes", "device", "made_at")}
-    arrays = _arrays(trace) | {"meta": np.array(json.dumps({"format": FORMAT, "ticks": trace.n_ticks} | body))}
+    arrays: dict[str, Any] = _arrays(trace) | {"meta": np.array(json.dumps({"format": FORMAT, "ticks": trace.n_ticks} | body))}
     partial = path.with_name(f"{path.name}.part")
     try:
         with partial.open("wb") as file:
@@ -78,7 +78,8 @@ def compare(golden: dict[str, Any], trace: Trace) -> Judgement:
     """Compare a run with a golden trace."""
     now = _arrays(trace)
     n = min(len(golden["spikes"]), len(now["spikes"]))
-    inputs = next((k for k, (a, b) in enumerate(zip(golden["inputs"], now["inputs"], strict=False)) if a != b and (k + 1) * _PART <= n), None)  # noqa: E501  # fmt: skip
+    parts = zip(golden["inputs"].tolist(), now["inputs"].tolist(), strict=False)
+    inputs = next((k for k, (a, b) in enumerate(parts) if a != b and (k + 1) * _PART <= n), None)
     spikes = (golden["spikes"][:n] != now["spikes"][:n]) | now["lost"][:n]
     mask = (golden["v_mask"][:n] & now["v_mask"][:n])[:, np.newaxis]
     v = (((golden["v"][:n] ^ now["v"][:n]) & mask) != 0).any(axis=1)
@@ -98,9 +99,8 @@ def compare(golden: dict[str, Any], trace: Trace) -> Judgement:
     if all(states) and states[0] != states[1] and n_golden == trace.n_ticks:
         why.append("the state at the end differs")
     found = int(wrong.sum())
-    return Judgement(
-        "golden trace", "golden", "<= 0 ticks", f"{found:,} ticks", "failed" if why else "passed", "; ".join(why), found, 0
-    )  # fmt: skip
+    status: Status = "failed" if why else "passed"
+    return Judgement("golden trace", "golden", "<= 0 ticks", f"{found:,} ticks", status, "; ".join(why), found, 0)
 
 
 def _arrays(trace: Trace) -> dict[str, NDArray[Any]]:

@@ -1,5 +1,6 @@
 """Figures of a run of hardware in the loop. matplotlib is imported by the functions that draw."""
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -37,13 +38,14 @@ def raster(trace: Trace, dt_ms: float) -> Any:
         (one & ~known, LATE, "x", 22, "reference; the answer is lost"),
     ):
         ticks, channels = np.nonzero(mask)
-        spikes.scatter(ticks + first, channels, s=size, c=colour, marker=marker, linewidths=1.1, label=f"{label} ({len(ticks):,})")  # noqa: E501  # fmt: skip
+        label = f"{label} ({len(ticks):,})"
+        spikes.scatter(ticks + first, channels, s=size, c=colour, marker=marker, linewidths=1.1, label=label)
     divergence = trace.divergence
     if divergence is not None and first <= divergence.tick < last:
         spikes.axvline(divergence.tick, color=DEVICE, lw=1.0, alpha=0.7, zorder=0)
         spikes.annotate(
-            f"first divergence, tick {divergence.tick:,}", (divergence.tick, N_CHANNELS - 0.2), color=DEVICE, fontsize=8,
-            xytext=(4, 0), textcoords="offset points",
+            f"first divergence, tick {divergence.tick:,}", (divergence.tick, N_CHANNELS - 0.2), color=DEVICE,
+            fontsize=8, xytext=(4, 0), textcoords="offset points",
         )  # fmt: skip
     names = [str(i) for i in range(N_CHANNELS)]
     names[COINCIDENCE], names[INHIBITORY] = "14 coinc.", "15 inhib."
@@ -113,7 +115,9 @@ def membranes(divergence: Divergence, channel: int) -> Any:
     return figure
 
 
-def latencies(trace: Trace, deadline_us: float, modelled_us: float | None, period_us: float | None) -> Any:
+def latencies(
+    trace: Trace, deadline_us: float, modelled_us: float | None, period_us: float | None, *, is_judged: bool
+) -> Any:
     """Histograms of round trips and of jitter, and both over the run.
 
     Parameters
@@ -125,10 +129,14 @@ def latencies(trace: Trace, deadline_us: float, modelled_us: float | None, perio
     modelled_us : float or None
         Wire time to be added to what was measured.
     period_us : float or None
-        Of the loop's ticks, where they came at a pace.
+        Of the loop's ticks, where they came one by one at a pace.
+    is_judged : bool
+        Whether round trips are held against the deadline.
     """
-    figure = new_figure(_WIDE, 5.2)
-    (trips, jitter), (over, path) = figure.subplots(2, 2)
+    at_a_pace = bool(np.isfinite(trace.column("t_tick")).any())
+    figure = new_figure(_WIDE, 5.4 if at_a_pace else 2.8)
+    all_axes = figure.subplots(2, 2) if at_a_pace else figure.subplots(1, 2)
+    trips, over, *others = all_axes.reshape(-1)
     lost = trace.column("lost").astype(bool)
     us = trace.column("round_trip_ns") / 1e3
     known = ~lost & (us > 0)
@@ -146,14 +154,19 @@ def latencies(trace: Trace, deadline_us: float, modelled_us: float | None, perio
         for q, name in ((0.5, "p50"), (0.99, "p99")):
             at = float(np.quantile(measured, q))
             trips.axvline(at, color=SAME, lw=0.8, ls=":")
-            trips.annotate(f"{name} {at:,.0f}", (at, 1.0), xycoords=("data", "axes fraction"), fontsize=7, rotation=90, va="top", ha="right")  # noqa: E501  # fmt: skip
-        trips.axvline(deadline_us, color=DEVICE, lw=1.0)
-        trips.legend(fontsize=7, frameon=False)
-    trips.set(title="round trip, us (red: deadline)", xlabel="us", ylabel="ticks")
-    _jitter(jitter, trace, period_us)
-    _over_the_run(over, us, known, lost, deadline_us)
-    _whole_path(path, trace)
-    for axes in (trips, jitter, over, path):
+            side = "left" if q > 0.9 else "right"
+            trips.annotate(f"{name} {at:,.0f}", (at, 0.84), xycoords=("data", "axes fraction"), fontsize=7, ha=side)
+        if is_judged:
+            trips.axvline(deadline_us, color=DEVICE, lw=1.0, label="deadline")
+        trips.set_ylim(0.7, 20.0 * trips.get_ylim()[1])  # room for the legend
+        trips.legend(fontsize=7, frameon=False, ncols=3, loc="upper left")
+    trips.set(title="round trip, us", xlabel="us", ylabel="ticks")
+    _over_the_run(over, us, known, lost, deadline_us if is_judged else None)
+    if others:
+        jitter, path = others
+        _jitter(jitter, trace, period_us)
+        _whole_path(path, trace)
+    for axes in all_axes.reshape(-1):
         plain(axes)
     return figure
 
@@ -163,22 +176,24 @@ def _jitter(axes: Any, trace: Trace, period_us: float | None) -> None:
     gaps = np.diff(answered) * 1e6
     gaps = gaps[np.isfinite(gaps)]
     if period_us is None or not len(gaps):
-        axes.text(0.5, 0.5, "at no pace: run with --speed 1", ha="center", va="center", transform=axes.transAxes, fontsize=8)  # noqa: E501  # fmt: skip
+        words = "ticks come many at once here: no period"
+        axes.text(0.5, 0.5, words, ha="center", va="center", transform=axes.transAxes, fontsize=8)
     else:
         deviation = gaps - period_us
         limit = max(float(np.quantile(np.abs(deviation), 0.999)), 1.0) * 1.2
         axes.hist(np.clip(deviation, -limit, limit), 91, color=REFERENCE, alpha=0.85)
         axes.set(yscale="log")
         spread = float(np.quantile(np.abs(deviation), 0.99))
-        axes.annotate(f"99 % within {spread:,.0f} us", (0.98, 0.95), xycoords="axes fraction", ha="right", va="top", fontsize=7)  # noqa: E501  # fmt: skip
+        _corner(axes, f"99 % within {spread:,.0f} us")
     axes.set(title="jitter: time between answers, less the period", xlabel="us", ylabel="ticks")
 
 
-def _over_the_run(axes: Any, us: NDArray[Any], known: NDArray[np.bool_], lost: NDArray[np.bool_], deadline_us: float) -> None:  # noqa: E501  # fmt: skip
+def _over_the_run(
+    axes: Any, us: NDArray[Any], known: NDArray[np.bool_], lost: NDArray[np.bool_], deadline_us: float | None
+) -> None:
     n = len(us)
-    edges = np.linspace(0, n, min(n, _BINS) + 1).astype(int)
     middles, half, most = [], [], []
-    for first, last in zip(edges[:-1], edges[1:], strict=True):
+    for first, last in itertools.pairwise(np.linspace(0, n, min(n, _BINS) + 1).astype(int)):
         part = us[first:last][known[first:last]]
         if len(part):
             middles.append((first + last) / 2)
@@ -186,13 +201,19 @@ def _over_the_run(axes: Any, us: NDArray[Any], known: NDArray[np.bool_], lost: N
             most.append(part.max())
     axes.plot(middles, half, color=REFERENCE, lw=1.2, label="median")
     axes.plot(middles, most, color=REFERENCE, lw=0.6, alpha=0.6, label="longest")
-    axes.axhline(deadline_us, color=DEVICE, lw=1.0, label="deadline")
-    missed = np.flatnonzero(lost | (us > deadline_us * 1.0))
-    if len(missed):
-        shown = missed[:: max(1, len(missed) // 2000)]
-        axes.scatter(shown, np.where(lost[shown], deadline_us, us[shown]), s=12, c=LATE, marker="x", linewidths=1.0, label=f"missed ({len(missed):,})", zorder=3)  # noqa: E501  # fmt: skip
-    axes.set(yscale="log", title="round trip and missed deadlines over the run, us", xlabel="tick", xlim=(0, max(n, 1)))
-    axes.legend(fontsize=7, frameon=False, ncols=4, loc="upper right")
+    if deadline_us is not None:
+        axes.axhline(deadline_us, color=DEVICE, lw=1.0, label="deadline")
+        missed = np.flatnonzero(lost | (us > deadline_us))
+        if len(missed):
+            shown = missed[:: max(1, len(missed) // 2000)]
+            heights = np.where(lost[shown], deadline_us, us[shown])
+            label = f"missed or lost ({len(missed):,})"
+            axes.scatter(shown, heights, s=12, c=LATE, marker="x", linewidths=1.0, label=label, zorder=3)
+    title = "round trip over the run, us" if deadline_us is None else "round trip and missed deadlines over the run, us"
+    axes.set(yscale="log", title=title, xlabel="tick", xlim=(0, max(n, 1)))
+    low, high = axes.get_ylim()
+    axes.set_ylim(low, high * 4.0)
+    axes.legend(fontsize=7, frameon=False, ncols=4, loc="upper left")
 
 
 def _whole_path(axes: Any, trace: Trace) -> None:
@@ -202,9 +223,7 @@ def _whole_path(axes: Any, trace: Trace) -> None:
         axes.hist(us, np.geomspace(us.min() * 0.8, us.max() * 1.2, 90), color=SAME, alpha=0.8)
         axes.set(xscale="log", yscale="log")
         words = ", ".join(f"{name} {float(np.quantile(us, q)):,.0f}" for q, name in ((0.5, "p50"), (0.99, "p99")))
-        axes.annotate(words, (0.98, 0.95), xycoords="axes fraction", ha="right", va="top", fontsize=7)
-    else:
-        axes.text(0.5, 0.5, "at no pace: run with --speed 1", ha="center", va="center", transform=axes.transAxes, fontsize=8)  # noqa: E501  # fmt: skip
+        _corner(axes, words)
     axes.set(title="from the end of the loop's tick to the device's answer", xlabel="us", ylabel="ticks")
 
 
@@ -247,9 +266,15 @@ def weights(trace: Trace) -> Any | None:
         title="weights that moved most, mV: lines the reference, crosses the device where its state was read",
         xlabel="tick", xlim=(0, max(1, trace.n_ticks)),
     )  # fmt: skip
-    axes.legend(fontsize=7, frameon=False, ncols=6, loc="upper left")
+    low, high = axes.get_ylim()
+    axes.set_ylim(low, high + 0.25 * (high - low))
+    axes.legend(fontsize=7, frameon=False, ncols=12, loc="upper left", handlelength=1.2, columnspacing=1.0)
     plain(axes)
     return figure
+
+
+def _corner(axes: Any, words: str) -> None:
+    axes.annotate(words, (0.98, 0.95), xycoords="axes fraction", ha="right", va="top", fontsize=7)
 
 
 def _unpacked(masks: NDArray[Any]) -> NDArray[np.bool_]:

@@ -18,20 +18,22 @@ _MV = 1.0 / 65536.0
 _COLOURS = {"passed": "ok", "failed": "bad", "not judged": "dim"}
 _STYLE = """
 :root{--ok:#14713d;--okbg:#e8f4ec;--bad:#b3261e;--badbg:#fbeae9;--dim:#666d78;--line:#dfe2e7}
-body{color:#1d2127}h1{margin:0;font-size:1.45em}h2{margin:2.2em 0 .5em;padding-top:.9em;border-top:1px solid var(--line)}
+body{color:#1d2127}h1{margin:0;font-size:1.45em}
+h2{margin:2.2em 0 .5em;padding-top:.9em;border-top:1px solid var(--line)}
 .verdict{border-radius:10px;padding:1.1em 1.4em;border-left:10px solid;margin-bottom:1em}
 .verdict.ok{background:var(--okbg);border-color:var(--ok)}.verdict.bad{background:var(--badbg);border-color:var(--bad)}
 .verdict b.word{font-size:1.9em;letter-spacing:.03em;display:block;line-height:1.2}
 .ok b.word{color:var(--ok)}.bad b.word{color:var(--bad)}.verdict p{margin:.3em 0 0}
-.cards{display:flex;flex-wrap:wrap;gap:10px;margin:1em 0}
-.card{flex:1 1 130px;border:1px solid var(--line);border-radius:8px;padding:.55em .8em}
+.cards{display:grid;grid-template-columns:repeat(4,1fr);gap:10px;margin:1em 0}
+.card{border:1px solid var(--line);border-radius:8px;padding:.55em .8em}
 .card b{display:block;font-size:1.35em;font-variant-numeric:tabular-nums;line-height:1.25}
 .card span{color:var(--dim);font-size:12px}.card.bad b{color:var(--bad)}
 .pill{display:inline-block;border-radius:99px;padding:0 .7em;font-size:12px;font-weight:600;white-space:nowrap}
 .pill.ok{background:var(--okbg);color:var(--ok)}.pill.bad{background:var(--badbg);color:var(--bad)}
 .pill.dim{background:#eef0f3;color:var(--dim)}
 table.criteria{width:100%}table.criteria td{padding:4px 12px 4px 0}tr.bad td{background:var(--badbg)!important}
-tr.dim td{color:var(--dim)}tr.at td{background:#fff3d6!important;font-weight:600}
+tr.dim td{color:var(--dim)}tr.at td{background:#fff3d6!important}
+td.all{font-size:11px;white-space:nowrap}td.why{overflow-wrap:anywhere}
 td{font-variant-numeric:tabular-nums}code{font-size:12px;overflow-wrap:anywhere}
 .note{border-left:4px solid #c77700;background:#fff8ec;padding:.5em .9em;border-radius:4px;font-size:14px}
 @media print{.verdict,.card{break-inside:avoid}}
@@ -110,11 +112,13 @@ def _cards(outcome: Outcome, body: dict[str, Any]) -> str:
     faults = sum(n for name, n in outcome.counts.items() if name not in ("ticks", "sent", "answered"))
     agreement = float_agreement(trace)
     p50, p99 = (float(np.quantile(trips, q)) if len(trips) else 0.0 for q in (0.5, 0.99))
+    membranes = f"{trace.membrane_mismatches:,}" if trace.membranes_compared else "-"
+    words = f"{trace.state_mismatches:,}" if trace.states_compared else "-"
     cards = [
         ("ticks compared", f"{trace.n_ticks - trace.lost:,}", trace.lost > 0),
         ("ticks with other spikes", f"{trace.spike_mismatches:,}", trace.spike_mismatches > 0),
-        ("ticks with other membranes", f"{trace.membrane_mismatches:,}" if trace.membranes_compared else "-", trace.membrane_mismatches > 0),
-        ("words of state that differ", f"{trace.state_mismatches:,}" if trace.states_compared else "-", trace.state_mismatches > 0),
+        ("ticks with other membranes", membranes, trace.membrane_mismatches > 0),
+        ("words of state that differ", words, trace.state_mismatches > 0),
         ("round trip p50 / p99, us", f"{p50:,.0f} / {p99:,.0f}", False),
         ("deadlines missed", f"{body['times_us']['deadline_misses']:,}" if not outcome.timing.why_not else "-", False),
         ("faults of the link", f"{faults:,}", faults > 0),
@@ -150,7 +154,7 @@ def _bisection(found: dict[str, Any]) -> str:
 
 def _divergence(divergence: Divergence, *, draws: bool) -> str:
     channels = divergence.channels
-    where = f", channels {', '.join(map(str, channels))}" if channels else ""
+    where = f", channel{'s' if len(channels) > 1 else ''} {', '.join(map(str, channels))}" if channels else ""
     parts = [
         "<h2>First divergence</h2>",
         f"<p>Tick <b>{divergence.tick:,}</b> of the run (tick {divergence.loop_tick:,} of the loop), by "
@@ -191,10 +195,11 @@ def _ticks_around(divergence: Divergence, channel: int) -> str:
             f"{divergence.first + k:,}", f"{divergence.stimuli[k, channel] * scale:.4f}",
             f"{divergence.v[k, 0, channel] * _MV:.5f}", device_v,
             _channels(int(divergence.spikes[k, 0])), _channels(int(divergence.spikes[k, 1])),
-            " ".join(f"{x * scale:.2f}" for x in divergence.stimuli[k]),
+            "  ".join(f"{x * scale:.2f}" for x in divergence.stimuli[k]),
         ]  # fmt: skip
         css = ' class="at"' if k == at else ""
-        rows.append(f"<tr{css}>" + "".join(f"<td class=n>{escaped(cell)}</td>" for cell in cells) + "</tr>")
+        plain = "".join(f"<td class=n>{escaped(cell)}</td>" for cell in cells[:-1])
+        rows.append(f'<tr{css}>{plain}<td class="all">{escaped(cells[-1])}</td></tr>')
     head = ("tick", f"stimulus {channel}", f"v[{channel}] reference, mV", f"v[{channel}] device, mV", "spikes, reference", "spikes, device", "all stimuli")  # noqa: E501  # fmt: skip
     titles = "".join(f'<th scope="col">{escaped(cell)}</th>' for cell in head)
     return f"<h3>The ticks around it</h3><table><thead><tr>{titles}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
@@ -229,7 +234,8 @@ def _times(outcome: Outcome, body: dict[str, Any]) -> str:
     modelled = outcome.modelled_us
     # of a bin of features many ticks come at once: no period then
     period_us = 1e3 * outcome.dt_ms / outcome.speed if outcome.speed and outcome.ticks_per_block == 1 else None
-    figure = plots.latencies(outcome.trace, outcome.timing.deadline_us, modelled, period_us)
+    deadline_us, is_judged = outcome.timing.deadline_us, not outcome.timing.why_not
+    figure = plots.latencies(outcome.trace, deadline_us, modelled, period_us, is_judged=is_judged)
     words = [f"Deadline {outcome.timing.deadline_us:,.0f} us."]
     if outcome.timing.why_not:
         words.append(f"Not judged: {outcome.timing.why_not}.")

@@ -11,15 +11,18 @@ from neuromod.engine.layout import N_CHANNELS
 
 Kind = Literal["spikes", "membranes", "state"]
 
-_ORDER = (
+MADE_BY_TICKS = (
     "spikes", "coincidence_left", "inhibition_left", "v", "refractory_left", "since_spike", "pre_trace", "post_trace",
     "eligibility", "weights", "tick",
 )  # fmt: skip
+"""Registers that ticks write, in the order in which one does."""
+
 _MOST_SNAPSHOTS = 400
 _BITS = np.arange(N_CHANNELS)
 
 
-class WordDifference(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class WordDifference:
     """A number of the state that differs."""
 
     register: Register
@@ -54,8 +57,8 @@ class WordDifference(NamedTuple):
 
 def differing_words(expected: NDArray[Any], found: NDArray[Any]) -> list[WordDifference]:
     """Return the numbers of two states that differ: parameters first, then in the order in which a tick makes them."""
-    parameters = [r for r in REGISTERS if r.name not in _ORDER]
-    made = sorted((r for r in REGISTERS if r.name in _ORDER), key=lambda r: _ORDER.index(r.name))
+    parameters = [r for r in REGISTERS if r.name not in MADE_BY_TICKS]
+    made = sorted((r for r in REGISTERS if r.name in MADE_BY_TICKS), key=lambda r: MADE_BY_TICKS.index(r.name))
     words = []
     for register in (*parameters, *made):
         one, other = np.asarray(expected[0][register.name]), np.asarray(found[0][register.name])
