@@ -40,6 +40,7 @@ _AT_ONCE = 256
 _BUFFER = 10_000
 _MAX_PENDING = 64
 _TELL_S = 1.0
+_UNKNOWN = wire.Flag.FILLER | wire.Flag.PAUSED | wire.Flag.BOARD
 _GONE = (AdapterLostError, AdapterTimeoutError)
 
 
@@ -77,6 +78,8 @@ class FpgaAdapter:
         self._device: Board | SiliconBridge = create_device(config.fpga)
         self._is_away = False
         self._look_at = math.inf
+        offload = None if session is None else session.offload
+        self._delay_ticks = 0 if offload is None else offload.delay_ticks
         self._ticks = Ticks(NetworkConfig() if session is None else session.network, config.fpga)
         self._pending: deque[BoardTick] = deque()
         self._last_seq: int | None = None
@@ -230,8 +233,7 @@ class FpgaAdapter:
             self._count("malformed")
             return
         if isinstance(message, wire.SpikesMessage):
-            if self.mirror is not None and not message.flags & (wire.Flag.FILLER | wire.Flag.PAUSED):
-                self._hear_spikes(message.tick, sum(1 << channel for channel in message.channels))
+            self._hear_spikes(message)
         elif isinstance(message, wire.StimuliMessage):
             self._follow_sequence(message)
             if message.is_step:
@@ -298,7 +300,7 @@ class FpgaAdapter:
         for answer in self._device.poll():
             pending = self._pending.popleft()
             if self._config.mode == "offload" and not answer.is_lost:
-                self._give(pending.tick, answer)
+                self._send(wire.BoardInput(pending.tick, answer.spikes))
             if answer.round_trip_ns:
                 self.latencies.add(answer.round_trip_ns)
             self._follow(pending, answer)
@@ -313,13 +315,11 @@ class FpgaAdapter:
                 divergence.expected_spikes,
             )
 
-    def _hear_spikes(self, tick: int, spikes: int) -> None:
-        assert self.mirror is not None
-        if self._ticks.n == 1:
-            self.mirror.hear(tick, spikes)
-
-    def _give(self, tick: int, answer: Answer) -> None:
-        raise NotImplementedError
+    def _hear_spikes(self, message: wire.SpikesMessage) -> None:
+        """Compare with what the daemon fired; of mode offload, with what it published as the board's."""
+        tick = message.tick - self._delay_ticks
+        if self.mirror is not None and self._ticks.n == 1 and not message.flags & _UNKNOWN and tick >= 0:
+            self.mirror.hear(tick, sum(1 << channel for channel in message.channels))
 
     # -- telling
 

@@ -69,10 +69,18 @@ def check_session(config: AdapterConfig, session: SessionConfig | None) -> None:
         If hardware does not have what the network asks for.
     """
     if session is None:
+        if config.mode == "offload":
+            raise ConfigError("mode offload needs the daemon's session file: give it with --config")
         return
     FixedNetwork(session.network)
     if not session.publish.stimuli or session.publish.spikes != "every":
         raise ConfigError('a board needs every tick: set stimuli = true and spikes = "every" under [publish]')
+    if (session.offload is None) != (config.mode == "mirror"):
+        raise ConfigError(
+            "mode offload needs a daemon that waits for the board: add [offload] with delay_ticks to the session"
+            if session.offload is None
+            else "the session has [offload], so the board is its network: give --mode offload, or remove the section"
+        )
     if config.mode == "mirror":
         return
     if config.fpga.decimate != 1:
