@@ -26,7 +26,7 @@ _LARGEST_HEAD = 1 << 20
 """Bytes that a file may hold beside the state itself."""
 
 # what is configuration, not state
-_PIPELINE_WORDS = [pipelines._REGULAR, pipelines._TICKS_PER_BLOCK, pipelines._FILL_ZERO]
+_PIPELINE_WORDS = [pipelines._REGULAR, pipelines._TICKS_PER_BLOCK, pipelines._FILL_ZERO, pipelines.DELAY]
 _PIPELINE_NUMBERS = [
     pipelines._PERIOD,
     pipelines._FOLLOW,

@@ -98,7 +98,7 @@ def run(
     options : Options
         Pace and length.
     source : Source, optional
-        In place of the configuration's.
+        In place of the configuration's; only as fast as possible.
     on_progress : callable
         Gets what is being done, and the share of it that is done.
 
@@ -157,7 +157,7 @@ def run(
 
             rules.clock = clock
             counters = run_live(
-                config, comparison, speed=options.speed, until_tick=options.until_tick, on_progress=tell, source=source
+                config, comparison, speed=options.speed, until_tick=options.until_tick, on_progress=tell
             )
         else:
             counters = _run_fast(config, comparison, source, options.until_tick, tell)

@@ -21,6 +21,7 @@ BEFORE, AFTER = 40, 24
 """Ticks around the first divergence that are kept."""
 
 _ANSWER_S = 2.0  # a device that says nothing for so long is taken as gone; it should have said `is_lost` before
+_CHECKPOINT, _COMPARE_EVERY = 256, 256
 _COUNTS_EVERY = 100  # ticks between looks at the counts of the link
 _MOST_RETURNS = 20  # a device that goes and comes back more often is not worth waiting for
 
@@ -128,7 +129,7 @@ class Comparison:
 
     def _take_part(self, inputs: Inputs) -> None:
         begun = self.n_submitted
-        self.prepare(inputs)
+        self._prepare(inputs)
         for k in range(begun, begun + len(inputs.loop_ticks)):
             while self.n_submitted - self.n_answered >= self.rules.window and not self.is_over:
                 self.collect(_ANSWER_S)
@@ -139,25 +140,45 @@ class Comparison:
         while self.n_answered < self.n_submitted and not self.is_over:
             self.collect(_ANSWER_S)
 
-    def prepare(self, inputs: Inputs) -> None:
+    def take_one(self, inputs: Inputs) -> None:
+        """Submit one tick at once, and run the reference while the device is at it; answers are not waited for."""
+        first = self.n_submitted
+        at = slice(first % self.ring.length, first % self.ring.length + 1)
+        words = self._keep_inputs(inputs, at)
+        self._keep_state(first)
+        self.submit(first)
+        self._run_reference(words, inputs.modulation, at)
+
+    def _prepare(self, inputs: Inputs) -> None:
         """Run the reference over ticks that are to be submitted next, and keep both."""
-        n, first = len(inputs.loop_ticks), self.n_submitted
+        first = self.n_submitted
+        at = self.ring.rows(first, first + len(inputs.loop_ticks))
+        words = self._keep_inputs(inputs, at)
+        self._keep_state(first)
+        self._run_reference(words, inputs.modulation, at)
+
+    def _keep_state(self, first: int) -> None:
+        """Keep the reference's state before tick `first`, now and then: a device that comes back is led on from it."""
+        if self._batch_state is None or first - self._batch_first >= _CHECKPOINT:
+            self._batch_state, self._batch_first = self.reference.copy_state(), first
+            if self._batch_state is not None:
+                self.trace.add_weights(first, self._batch_state[0]["weights"])
+
+    def _run_reference(self, words: NDArray[Any], modulation: NDArray[np.int64], at: slice | NDArray[np.int64]) -> None:
+        self.ring.reference_spikes[at], self.ring.reference_v[at] = self.reference.run(words, modulation)
+
+    def _keep_inputs(self, inputs: Inputs, at: slice | NDArray[np.int64]) -> NDArray[Any]:
         words = self.reference.words(inputs.stimuli)
-        self._batch_state, self._batch_first = self.reference.copy_state(), first
-        if self._batch_state is not None:
-            self.trace.add_weights(first, self._batch_state[0]["weights"])
-        spikes, v = self.reference.run(words, inputs.modulation)
-        at = (first + np.arange(n)) % self.ring.length
         ring = self.ring
         ring.loop_tick[at], ring.stimuli[at], ring.modulation[at] = inputs.loop_ticks, words, inputs.modulation
-        ring.reference_spikes[at], ring.reference_v[at] = spikes, v
         ring.has_float[at] = inputs.float_spikes is not None
         if inputs.float_spikes is not None:
             ring.float_spikes[at] = inputs.float_spikes
         self.trace.add_inputs(words, inputs.modulation, keep=self.rules.keep_inputs)
+        return words
 
     def submit(self, k: int) -> None:
-        """Hand tick `k`, which was prepared, to the device."""
+        """Hand tick `k`, whose inputs are in the ring, to the device."""
         at = k % self.ring.length
         modulation = self.ring.modulation[at]
         changed = None
@@ -179,7 +200,7 @@ class Comparison:
             return
         now = self.rules.clock()
         if answers:
-            self._silent_since = 0.0
+            self._silent_since = now
             self._place(answers, now)
         elif self.n_answered < self.n_submitted:
             oldest = max(float(self.ring.submitted_at[self.n_answered % self.ring.length]), self._silent_since)
@@ -233,7 +254,7 @@ class Comparison:
             self.n_answered = answer.tick + 1
         if self.n_answered >= self._next_counts or any(a.is_lost or a.is_repaired for a in answers):
             self._look_at_counts()
-        if self.n_answered - self.n_compared >= 256 or self.n_answered == self.n_submitted:
+        if self.n_answered - self.n_compared >= _COMPARE_EVERY:
             self.compare()
 
     def _lose(self, until: int) -> None:

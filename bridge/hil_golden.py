@@ -27,7 +27,9 @@ def save(path: Path, trace: Trace, made: dict[str, Any]) -> None:
         If the file cannot be written.
     """
     body = {key: made[key] for key in ("versions", "hashes", "device", "made_at")}
-    arrays: dict[str, Any] = _arrays(trace) | {"meta": np.array(json.dumps({"format": FORMAT, "ticks": trace.n_ticks} | body))}
+    arrays: dict[str, Any] = _arrays(trace) | {
+        "meta": np.array(json.dumps({"format": FORMAT, "ticks": trace.n_ticks} | body))
+    }
     partial = path.with_name(f"{path.name}.part")
     try:
         with partial.open("wb") as file:

@@ -1,85 +1,45 @@
 """The loop at true time, or at a multiple of it, with a device under test beside it as any other peer.
 
-The daemon runs as it does in a session, and publishes the stimuli of every tick; each message is handed to the device
-as it comes. So round trips happen at the pace, and with the jitter, of a live loop.
+Each message of stimuli is handed to the device as it comes. So round trips happen at the pace, and with the jitter, of
+a live loop.
 """
 
 import time
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import pylsl
+import zmq
+from numpy.typing import NDArray
 
-from neuromod.adapters.base import Chunk, Marker, Source, StreamInfo, create_source, empty_chunk
-from neuromod.bridge.client import Client
-from neuromod.bridge.config import SessionConfig, SocketsConfig
+from neuromod.bridge import wire
+from neuromod.bridge.config import SessionConfig
 from neuromod.bridge.hil_compare import Comparison, Inputs
+from neuromod.bridge.hil_loop import LoopProcess
 from neuromod.bridge.hil_reference import FixedReference, Modulation
-from neuromod.bridge.service import Daemon
-from neuromod.bridge.wire import SpikesMessage, StateMessage, StimuliMessage
-from neuromod.engine.errors import AdapterTimeoutError
+from neuromod.engine.errors import AdapterError, AdapterTimeoutError
 
 _SLICE_S = 0.0002  # how long answers are waited for before the loop's next message is looked for
-_IDLE_S = 0.05
+_IDLE_MS = 20
 _READY_S = 30.0
+_SILENT_S = 30.0
 _NO_MODULATION = np.zeros((1, 5), np.int64)
-_BITS = 1 << np.arange(16)
-_FREE = "tcp://127.0.0.1:*"
 
 
-class HeldSource:
-    """A source that gives nothing before it is released: nobody must miss its first tick.
-
-    Parameters
-    ----------
-    source : Source
-        Who gives then.
-    """
-
-    def __init__(self, source: Source) -> None:
-        self._source, self.is_released = source, False
-
-    @property
-    def info(self) -> StreamInfo:
-        """What the stream is."""
-        return self._source.info
-
-    @property
-    def ended(self) -> bool:
-        """True once the last sample was read."""
-        return self._source.ended
-
-    @property
-    def quirks(self) -> dict[str, int]:
-        """Oddities met so far."""
-        return self._source.quirks
-
-    def open(self) -> None:
-        """Open it."""
-        self._source.open()
-
-    def read(self, max_samples: int, timeout_s: float = 0.0) -> Chunk:
-        """Return the next samples; none before the release."""
-        if not self.is_released:
-            time.sleep(min(timeout_s, 0.005))
-            return empty_chunk(self.info.n_channels)
-        return self._source.read(max_samples, timeout_s)
-
-    def markers(self) -> list[Marker]:
-        """Return the markers that became available."""
-        return self._source.markers() if self.is_released else []
-
-    def close(self) -> None:
-        """Let go of everything held."""
-        self._source.close()
+def _layout(frame: wire.Frame, **formats: str) -> np.dtype[np.void]:
+    """Dtype of a message of fixed layout; unpacking it by msgpack takes thirty times as long."""
+    names = list(formats)
+    offsets = [frame.offsets[name] for name in names]
+    return np.dtype(
+        {"names": names, "formats": list(formats.values()), "offsets": offsets, "itemsize": len(frame.template)}
+    )
 
 
-def live_session(config: SessionConfig) -> SessionConfig:
-    """Return the session as a run has it: all that is compared goes out, on free ports, and nothing is recorded."""
-    publish = config.publish.model_copy(update={"spikes": "every", "stimuli": True, "state_hz": 10.0})
-    sockets = SocketsConfig(ingest=_FREE, output=_FREE, control=_FREE)
-    return config.model_copy(update={"publish": publish, "sockets": sockets, "record": None})
+_SPIKES = _layout(wire.spikes_frame(), seq=">u8", tick=">u8", t_tick=">f8", spikes="<u2", flags=">u4")
+_STIMULI = _layout(
+    wire.stimuli_frame(), seq=">u8", tick=">u8", values="(16,)<f4", modulation="(5,)<f8", step_ms=">f8", flags=">u4"
+)
+_STOOD_STILL = int(wire.Flag.FILLER | wire.Flag.PAUSED)
 
 
 def run_live(
@@ -89,8 +49,7 @@ def run_live(
     speed: float,
     until_tick: int | None,
     on_progress: Callable[[int], None],
-    source: Source | None = None,
-) -> dict[str, Any]:
+) -> dict[str, int]:
     """Play the recording through the daemon, and every tick through device and reference.
 
     Parameters
@@ -105,85 +64,93 @@ def run_live(
         Stop after so many ticks.
     on_progress : callable
         Gets the number of ticks so far.
-    source : Source, optional
-        In place of the configuration's.
 
     Returns
     -------
     dict
         What the daemon counted.
+
+    Raises
+    ------
+    AdapterError
+        If the loop fails, or falls silent.
     """
-    held = HeldSource(source or create_source(config.source))
-    session = live_session(config)
-    with Daemon(session, source=held, speed=speed) as daemon, Client(output=daemon.addresses["output"]) as client:
-        subscription = client.subscribe("stimuli", "spikes", "state")
-        _await_subscription(subscription)
-        held.is_released = True
-        listener = _Listener(comparison, subscription)
-        told = 0
+    with LoopProcess(config, speed) as loop, zmq.Context() as context, context.socket(zmq.SUB) as messages:
+        messages.set_hwm(200_000)
+        messages.linger = 0
+        for topic in (wire.TOPIC_SPIKES, wire.TOPIC_STIMULI, wire.TOPIC_STATE):
+            messages.subscribe(topic)
+        messages.connect(loop.output)
+        _await_subscription(messages)
+        loop.release()
+        listener = _Listener(comparison, messages)
+        told, quiet_since = 0, time.monotonic()
         while not comparison.is_over and (until_tick is None or listener.n_ticks < until_tick):
-            listener.turn()
+            if listener.turn():
+                quiet_since = time.monotonic()
+            elif time.monotonic() - quiet_since > _SILENT_S:
+                raise AdapterTimeoutError(f"the loop published nothing for {_SILENT_S:g} s, and has not ended")
+            elif loop.has_ended() and not messages.poll(_IDLE_MS):
+                break
             if listener.n_ticks - told >= 100:
                 told = listener.n_ticks
                 on_progress(told)
-            if listener.is_idle and (daemon.stopped.is_set() or daemon.has_ended()):
-                break
-        while listener.is_idle is False and not comparison.is_over and until_tick is None:
-            listener.turn()
-        if daemon.failure is not None:
-            raise daemon.failure
-        counters = daemon.collector.counters()
-    return {name: int(value) for name, value in counters.items()}
+        loop.stop()
+        return loop.counters
 
 
 class _Listener:
     """Takes the loop's messages and the device's answers as they come."""
 
-    def __init__(self, comparison: Comparison, subscription: Any) -> None:
-        self.comparison, self._subscription = comparison, subscription
+    def __init__(self, comparison: Comparison, messages: "zmq.Socket[bytes]") -> None:
+        self.comparison, self._messages = comparison, messages
         self.n_ticks = 0
-        self.is_idle = False
-        self._spikes: SpikesMessage | None = None
+        self._spikes: NDArray[np.void] | None = None
         self._next = 0
         reference = comparison.reference
         self._modulation = Modulation(reference.network) if isinstance(reference, FixedReference) else None
 
-    def turn(self) -> None:
-        """Take what is there; wait a little where nothing is."""
+    def turn(self) -> bool:
+        """Take what is there, wait a little where nothing is; return whether the loop said anything."""
         comparison = self.comparison
         under_way = comparison.n_answered < comparison.n_submitted
+        if not under_way and not self._messages.poll(_IDLE_MS):
+            return False
+        said = False
         try:
-            message = self._subscription.receive(0.0 if under_way else _IDLE_S)
-        except TimeoutError:
-            message = None
-        self.is_idle = message is None and not under_way
-        if isinstance(message, SpikesMessage):
-            self._spikes = message
-        elif isinstance(message, StimuliMessage):
-            self._take(message)
+            topic, payload = self._messages.recv_multipart(zmq.DONTWAIT)
+        except zmq.Again:
+            pass
+        else:
+            said = True
+            if topic == wire.TOPIC_SPIKES:
+                self._spikes = _read(payload, _SPIKES, "spikes")
+            elif topic == wire.TOPIC_STIMULI:
+                self._take(_read(payload, _STIMULI, "stimuli"))
         if comparison.n_answered < comparison.n_submitted:
-            comparison.collect(_SLICE_S if message is None else 0.0)
+            comparison.collect(0.0 if said else _SLICE_S)
             if comparison.wants_state:
                 comparison.settle()
+        return said
 
-    def _take(self, message: StimuliMessage) -> None:
-        spikes, comparison = self._spikes, self.comparison
-        if not message.is_step or message.tick < self._next:
+    def _take(self, message: NDArray[np.void]) -> None:
+        tick, comparison = int(message["tick"]), self.comparison
+        if int(message["flags"]) & _STOOD_STILL or tick < self._next:
             return
-        comparison.trace.missed += message.tick - self._next
-        self._next = message.tick + 1
+        comparison.trace.missed += tick - self._next
+        self._next = tick + 1
         ring = comparison.ring
         while comparison.n_submitted - comparison.n_answered >= ring.length // 2 and not comparison.is_over:
-            comparison.collect(_IDLE_S)
+            comparison.collect(_SLICE_S)
         words = _NO_MODULATION
         if self._modulation is not None:
-            words = self._modulation.words(message.modulation[np.newaxis], np.array([message.step_ms]))
+            words = self._modulation.words(message["modulation"][np.newaxis], message["step_ms"][np.newaxis])
+        spikes = self._spikes
+        mine = spikes is not None and spikes["seq"] == message["seq"]
+        fired = spikes["spikes"].astype(np.uint16)[np.newaxis] if mine else None  # type: ignore[index]
         k = comparison.n_submitted
-        mine = spikes is not None and spikes.seq == message.seq
-        fired = np.array([spikes.spikes @ _BITS], np.uint16) if mine else None  # type: ignore[union-attr]
-        comparison.prepare(Inputs(np.array([message.tick]), message.values[np.newaxis], words, fired))
-        ring.t_tick[k % ring.length] = spikes.t_tick if mine else np.nan  # type: ignore[union-attr]
-        comparison.submit(k)
+        ring.t_tick[k % ring.length] = spikes["t_tick"] if mine else np.nan  # type: ignore[index]
+        comparison.take_one(Inputs(np.array([tick]), message["values"][np.newaxis], words, fired))
         self.n_ticks += 1
 
 
@@ -192,13 +159,16 @@ def clock() -> float:
     return float(pylsl.local_clock())
 
 
-def _await_subscription(subscription: Any) -> None:
+def _read(payload: bytes, layout: np.dtype[np.void], name: str) -> NDArray[np.void]:
+    if len(payload) != layout.itemsize:
+        raise AdapterError(f"expected {name} messages of {layout.itemsize} bytes, got {len(payload)}")
+    return np.frombuffer(payload, layout)[0]  # type: ignore[no-any-return]
+
+
+def _await_subscription(messages: "zmq.Socket[bytes]") -> None:
     """Wait until messages come: from then on none is missed."""
     deadline = time.monotonic() + _READY_S
     while time.monotonic() < deadline:
-        try:
-            if isinstance(subscription.receive(_IDLE_S), StateMessage):
-                return
-        except TimeoutError:
-            continue
+        if messages.poll(_IDLE_MS) and messages.recv_multipart()[0] == wire.TOPIC_STATE:
+            return
     raise AdapterTimeoutError(f"the daemon of this run published nothing within {_READY_S:g} s")

@@ -58,6 +58,10 @@ class Line:
             self._read = self._read_fd
         self.latency_timer_ms = _lower_latency(self._port, path)
 
+    def fileno(self) -> int:
+        """Return what to wait on for bytes; -1 where there is no such thing."""
+        return self._fd
+
     def write(self, data: bytes) -> None:
         """Write all of it; what the driver does not take at once is waited for, a second at most.
 

@@ -88,6 +88,8 @@ class Pipeline:
         """Begin anew: the board's next tick is this one. What is under way is forgotten; sequences go on."""
         self._queue.clear()
         self._under_way.clear()
+        self.done.clear()
+        self.finished.clear()
         self._forget_frames("forgotten")
         self._next = self._run = tick
         self.suspects_reset = False
