@@ -17,7 +17,9 @@ ProtocolName = Literal["neuromod", "siliconbridge"]
 
 BAUD: dict[ProtocolName, int] = {"neuromod": 3_000_000, "siliconbridge": 115_200}
 _DEPTH: dict[ProtocolName, int] = {"neuromod": 16, "siliconbridge": 1}
-"""Ticks under way at once."""
+"""Ticks under way at once; not every SiliconBridge board takes bytes in while it answers."""
+
+_SIMULATED_DEPTH = 16
 
 _USB_TIMER_MS = 1.0  # as it should be set
 _PEERS = ("tcp://", "ipc://")
@@ -125,7 +127,7 @@ def make_device(
         return TestDevice(PeerDaemon(ingest, output or _next_port(ingest)), is_peer=True)
     rate = baud or BAUD[protocol]
     if which != "sim":
-        device = _board(which, protocol, rate)
+        device = _board(which, protocol, rate, _DEPTH[protocol])
         return TestDevice(device, protocol=protocol, baud=rate, facts=lambda: board_facts(device))
     simulation = _Simulation(protocol, rate, start_state, faults, seed)
     device = simulation.start()
@@ -165,7 +167,7 @@ class _Simulation:
         self._board = SimulatedBoard(
             protocol=self._protocol, words=to_words(self._state), faults=self._faults, seed=self._seed
         ).start()
-        return _board(self._board.path, self._protocol, self._baud)
+        return _board(self._board.path, self._protocol, self._baud, _SIMULATED_DEPTH)
 
     def restart(self) -> Device:
         self.stop()
@@ -232,14 +234,14 @@ def board_facts(device: Any) -> dict[str, Any]:
     return {name: getattr(device, name) for name in names if getattr(device, name, None) is not None}
 
 
-def _board(port: str, protocol: ProtocolName, baud: int) -> Device:
+def _board(port: str, protocol: ProtocolName, baud: int, depth: int) -> Device:
     if protocol == "siliconbridge":
         from neuromod.adapters.fpga.siliconbridge import SiliconBridge
 
-        return SiliconBridge(port, baud=baud)
+        return SiliconBridge(port, baud=baud, depth=depth)
     from neuromod.adapters.fpga.board import Board
 
-    return Board(port, baud=baud, depth=_DEPTH[protocol])
+    return Board(port, baud=baud, depth=depth)
 
 
 def _next_port(ingest: str) -> str:
