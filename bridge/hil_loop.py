@@ -103,6 +103,7 @@ class LoopProcess:
         self.output = ""
         self.counters: dict[str, int] = {}
         self._is_over = False
+        self._reader = threading.Thread()
 
     def __enter__(self) -> Self:
         self._process = subprocess.Popen(
@@ -112,7 +113,8 @@ class LoopProcess:
             text=True,
             start_new_session=True,  # an interrupt at the keyboard is its parent's business
         )
-        threading.Thread(target=self._read, name="hil-loop", daemon=True).start()
+        self._reader = threading.Thread(target=self._read, args=(self._process,), name="hil-loop", daemon=True)
+        self._reader.start()
         try:
             self._tell(self._settings)
             self.output = self._next(_START_S)["output"]
@@ -158,11 +160,11 @@ class LoopProcess:
             self._process.stdin.write(line + "\n")
             self._process.stdin.flush()
 
-    def _read(self) -> None:
-        assert self._process is not None
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            self._lines.put(json.loads(line))
+    def _read(self, process: "subprocess.Popen[str]") -> None:
+        assert process.stdout is not None
+        with process.stdout as lines:
+            for line in lines:
+                self._lines.put(json.loads(line))
         self._lines.put({"error": "the loop's process has ended; what it said stands above"})
 
     def _next(self, timeout_s: float) -> dict[str, Any]:
@@ -189,6 +191,7 @@ class LoopProcess:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+        self._reader.join(_STOP_S)
 
 
 def _main() -> None:

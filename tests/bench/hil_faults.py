@@ -2,8 +2,8 @@
 
     .venv/bin/python tests/bench/hil_faults.py [--clean-ticks N] [--json FILE]
 
-One row a fault: what was done, which criteria failed, and at which tick the run noticed first. A fault that no criterion
-notices is an error, and so is a criterion that fails on a clean board.
+One row a fault: what was done, which criteria failed, and at which tick the run noticed first. A fault that no
+criterion notices is an error, and so is a criterion that fails on a clean board.
 """
 
 import argparse

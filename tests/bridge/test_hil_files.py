@@ -50,7 +50,7 @@ def test_a_failed_run_names_the_divergence_in_all_three_files(tmp_path: Path) ->
     page = (tmp_path / "report" / "report.html").read_text()
     assert "FAILED" in page
     assert "weights[2][7]" in page
-    suite = ElementTree.parse(tmp_path / "report" / "junit.xml").getroot().find("testsuite")  # noqa: S314
+    suite = ElementTree.parse(tmp_path / "report" / "junit.xml").getroot().find("testsuite")
     assert suite is not None
     failures = [case.get("name") for case in suite.iter("testcase") if case.find("failure") is not None]
     assert "membrane mismatches" in failures
@@ -58,7 +58,7 @@ def test_a_failed_run_names_the_divergence_in_all_three_files(tmp_path: Path) ->
 
 def test_junit_has_the_usual_shape(tmp_path: Path) -> None:
     _, body = written(tmp_path, TwinDevice())
-    root = ElementTree.parse(tmp_path / "report" / "junit.xml").getroot()  # noqa: S314
+    root = ElementTree.parse(tmp_path / "report" / "junit.xml").getroot()
     assert root.tag == "testsuites"
     (suite,) = root
     cases = suite.findall("testcase")
