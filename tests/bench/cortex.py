@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from neuromod.adapters import calibration
 from neuromod.adapters.calibration import FitOptions
-from neuromod.adapters.decoder import N_OUTPUTS, decode_all, make_decoder
-from neuromod.adapters.decoder_config import FittedConfig
+from neuromod.adapters.decoder import decode_all, make_decoder
+from neuromod.adapters.decoder_config import N_OUTPUTS, FittedConfig
 from neuromod.adapters.memory import MemorySource
 from neuromod.bridge.config import SessionConfig
 from neuromod.bridge.replay import play
@@ -114,7 +114,7 @@ def folds(training: Known, n_folds: int = 5) -> list[tuple[Known, Known]]:
 def shuffled(recording: Recording, training: Known, seed: int) -> Recording:
     """Return the recording with training targets whose blocks of 2 s have changed places."""
     rows = np.flatnonzero(training)
-    blocks = np.array_split(rows, max(2, len(rows) * recording.bin_ms // 2000.0))
+    blocks = np.array_split(rows, max(2, int(len(rows) * recording.bin_ms / 2000.0)))
     order = np.random.default_rng(seed).permutation(len(blocks))
     targets = recording.targets.copy()
     targets[rows] = recording.targets[np.concatenate([blocks[k] for k in order])]
@@ -234,7 +234,7 @@ def fixed_spikes_of(config: SessionConfig, stimuli: NDArray[np.float32], bin_ms:
 def counts_of(spikes: NDArray[np.uint32], bin_ms: float) -> Floats:
     """Count the spikes of each channel in each bin."""
     trains = spikes[:, None] >> np.arange(N_CHANNELS, dtype=np.uint32) & 1
-    return trains.reshape(-1, round(bin_ms), N_CHANNELS).sum(axis=1).astype(np.float64)
+    return np.asarray(trains.reshape(-1, round(bin_ms), N_CHANNELS).sum(axis=1), np.float64)
 
 
 # -- readouts ---------------------------------------------------------------------------------------------------------

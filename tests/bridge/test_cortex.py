@@ -13,8 +13,11 @@ from bench.cortex import Recording
 from neuromod.adapters.config import FeaturesConfig
 from neuromod.bridge.config import SessionConfig, parse
 from neuromod.bridge.replay import play
+from neuromod.engine.compiled import JIT_ENABLED
 from neuromod.engine.layout import N_SENSORY
 from neuromod.engine.network import SpikingNetwork
+
+pytestmark = pytest.mark.skipif(not JIT_ENABLED, reason="minutes of a network, which would take hours interpreted")
 
 JANGO = "m1-utah-wristflexion-jango/Jango_20141203_default_offline_data.mat"
 
@@ -146,10 +149,11 @@ def test_cortex_decodes_through_sixteen_spike_trains(recordings: Path, tmp_path:
     naive = max(held_out_r2(other, config, truth=recording))
     mean = np.tile(recording.targets[training].mean(axis=0), (int(held_out.sum()), 1))
     assert (cortex.r2(recording.targets[held_out], mean) <= 0.0).all()
-    # BOUNDS
-    assert naive < 0.1
-    assert min(x, y) > 0.4
-    assert min(x_velocity, y_velocity) > 0.25
+    # five blocks of the training part gave -0.06 to 0.03 shuffled, 0.79 and 0.87 for position, 0.53 and 0.60 for
+    # velocity; hardly more than half of that is left to chance and to how a machine rounds
+    assert naive < 0.15
+    assert min(x, y) > 0.45
+    assert min(x_velocity, y_velocity) > 0.3
 
 
 def test_cortex_gives_the_same_spikes_each_time(recordings: Path, tmp_path: Path) -> None:
