@@ -300,8 +300,11 @@ def plot(path: Path, recording: Recording, rows: list[Row]) -> None:
         for k, axis in enumerate(line):
             axis.plot(t, recording.targets[shown, k], color="0.6", linewidth=2.5, label="cursor")
             axis.plot(t, by_name[name][shown, k], color=("C0", "C3")[k], linewidth=1.2, label="decoded")
-            axis.set_title(f"{recording.names[k]}: {name[0]}, {name[1]}: R2 = {scores[k]:.2f}", fontsize=10)
-            axis.set_ylabel("position (cm)" if k == 0 else "")
+            axis.set_title(
+                f"{recording.names[k]}: {name[0].replace('kalman', 'Kalman')}, {name[1]}: R2 = {scores[k]:.2f}",
+                fontsize=10,
+            )
+            axis.set_ylabel("position, as recorded" if k == 0 else "")
     for axis in axes[-1]:
         axis.set_xlabel("time in the recording (s), held out")
     axes[0, 0].legend(loc="upper right", fontsize=8)
