@@ -288,9 +288,10 @@ def plot(path: Path, recording: Recording, rows: list[Row]) -> None:
     from matplotlib import pyplot
 
     _, held_out = cortex.split(len(recording.features))
-    n = round(_PLOTTED_S * 1000.0 / recording.bin_ms)
-    middle = int(np.flatnonzero(held_out).mean())
-    shown = slice(middle - n // 2, middle + n - n // 2)
+    rows_held_out = np.flatnonzero(held_out)
+    n = min(round(_PLOTTED_S * 1000.0 / recording.bin_ms), len(rows_held_out))
+    start = int(rows_held_out[(len(rows_held_out) - n) // 2])
+    shown = slice(start, start + n)
     t = np.arange(shown.start, shown.stop) * recording.bin_ms / 1000.0
     picked = [("linear", "all channels, smoothed"), ("linear", _STIMULI), ("linear", _SPIKES), ("kalman", _SPIKES)]
     by_name = {(row.readout, row.inputs): row.outputs for row in rows}
