@@ -1,8 +1,8 @@
 """Memory images of a fixed-point network: texts that `$readmemh` loads, and back to the same bits.
 
 `registers.mem` is the whole network as our hardware description loads it. Three smaller images hold what boards of the
-SiliconBridge kind load: thresholds, weights and decays, all Q8.8. `manifest.py` tells
-what lies in which.
+SiliconBridge kind load: thresholds, weights and decays, all Q8.8. `manifest.py` tells what lies in
+which.
 """
 
 import re
@@ -178,7 +178,7 @@ def thresholds(state: State) -> NDArray[np.int64]:
 
 
 def weights(state: State) -> NDArray[np.int64]:
-    """Words of `parameters_weights.mem`, shape (16, 16), Q8.8 mV as membranes see them; row = target, column = source."""
+    """Words of `parameters_weights.mem`, shape (16, 16), Q8.8 mV, as membranes see them; row = target."""
     return np.minimum((state[0]["weights"].T + _HALF_GUARD) >> GUARD_BITS, _TOP_S16)
 
 
