@@ -23,6 +23,7 @@ from neuromod.engine.layout_types import State
 
 MANIFEST = "parameters.json"
 REGISTERS_IMAGE = "registers.mem"
+OUTPUT_IMAGE = "parameters_output_weights.mem"
 VERSION = 1
 """Raised whenever the images, or what the manifest says, change their meaning."""
 
@@ -115,9 +116,8 @@ class Manifest(pydantic.BaseModel, frozen=True, extra="forbid"):
 
 @dataclass(frozen=True)
 class _Image:
-    """An image that follows from the registers."""
+    """What the manifest says of an image."""
 
-    words: Callable[[State], NDArray[np.int64]]
     shape: tuple[int, ...]
     signed: bool
     holds: str
@@ -127,7 +127,6 @@ class _Image:
 
 _IMAGES = {
     "parameters.mem": _Image(
-        images.thresholds,
         (16,),
         True,
         "thresholds",
@@ -135,7 +134,6 @@ _IMAGES = {
         "mV",
     ),
     "parameters_weights.mem": _Image(
-        images.weights,
         (16, 16),
         True,
         "weights, as membranes see them",
@@ -143,14 +141,26 @@ _IMAGES = {
         "mV per spike",
     ),
     "parameters_decay.mem": _Image(
-        images.decays,
         (16,),
         False,
         "decays: the part that a tick leaves of a membrane, 1 - rise",
         f"one word a neuron; {COINCIDENCE} has no neuron here, and 1",
         "per tick",
     ),
+    OUTPUT_IMAGE: _Image(
+        images.OUTPUT_SHAPE,
+        True,
+        "weights of an output layer, which the network does not have: as they came",
+        "row = neuron, column = output",
+        "",
+    ),
 }
+_WORDS: dict[str, Callable[[State], NDArray[np.int64]]] = {
+    "parameters.mem": images.thresholds,
+    "parameters_weights.mem": images.weights,
+    "parameters_decay.mem": images.decays,
+}
+"""Images that follow from the registers."""
 
 
 def network_sha256(config: NetworkConfig) -> str:
@@ -158,7 +168,14 @@ def network_sha256(config: NetworkConfig) -> str:
     return _sha256(config.model_dump(mode="json"))
 
 
-def export(network: FixedNetwork, *, source: str, neuromod: str, notes: tuple[str, ...] = ()) -> dict[str, str]:
+def export(
+    network: FixedNetwork,
+    *,
+    source: str,
+    neuromod: str,
+    notes: tuple[str, ...] = (),
+    output_weights: NDArray[np.int64] | None = None,
+) -> dict[str, str]:
     """Return the images of a network and their manifest: text by name of file.
 
     Parameters
@@ -167,10 +184,14 @@ def export(network: FixedNetwork, *, source: str, neuromod: str, notes: tuple[st
         As it stands: membranes, traces and counters too.
     source, neuromod, notes
         As in `Manifest`.
+    output_weights : ndarray of int64, shape (16, n), optional
+        Q8.8; an output layer that came with a published set, written as it came.
     """
     state = network.state
-    texts = {name: images.write_words(image.words(state), 4) for name, image in _IMAGES.items()}
+    texts = {name: images.write_words(words(state), 4) for name, words in _WORDS.items()}
     texts[REGISTERS_IMAGE] = images.write_registers(state)
+    if output_weights is not None:
+        texts[OUTPUT_IMAGE] = images.write_words(output_weights, 4)
     rounded = [Rounded(name=name, at_most=most, unit=register(name).unit) for name, most in network.rounded.items()]
     manifest = Manifest(
         neuromod=neuromod,
@@ -203,30 +224,44 @@ def read(texts: Mapping[str, str], where: str = "") -> tuple[FixedNetwork, Manif
         is not the one that the manifest was written for, or does not say what the registers do.
     """
     manifest = read_manifest(texts.get(MANIFEST, ""), f"{where}{MANIFEST}")
-    known = {*_IMAGES, REGISTERS_IMAGE}
-    if missing := sorted(known - manifest.files.keys()) or sorted(manifest.files.keys() - known):
-        raise ImageError(f"{where}{MANIFEST}: expected the files {', '.join(sorted(known))}; {missing[0]} is at odds")
+    known = {*_WORDS, REGISTERS_IMAGE}
+    if odd := sorted(known.symmetric_difference(manifest.files.keys() - {OUTPUT_IMAGE})):
+        raise ImageError(f"{where}{MANIFEST}: expected the files {', '.join(sorted(known))}; {odd[0]} is at odds")
     for name in manifest.files:
         if name not in texts:
             raise ImageError(f"{where}{name} is missing, and {MANIFEST} names it")
     state = images.read_registers(texts[REGISTERS_IMAGE], f"{where}{REGISTERS_IMAGE}")
-    for name, image in _IMAGES.items():
-        words = images.read_words(texts[name], f"{where}{name}", n_words=int(np.prod(image.shape)), digits=4)
-        expected = image.words(state).reshape(-1) & 0xFFFF
-        for k in np.flatnonzero(words.values != expected):
+    for name, words in _WORDS.items():
+        expected = words(state).reshape(-1) & 0xFFFF
+        found = images.read_words(texts[name], f"{where}{name}", n_words=expected.size, digits=4)
+        for k in np.flatnonzero(found.values != expected):
             raise ImageError(
-                f"{where}{name}, line {words.lines[k]}: {words.values[k]:04X}, and {REGISTERS_IMAGE} says "
+                f"{where}{name}, line {found.lines[k]}: {found.values[k]:04X}, and {REGISTERS_IMAGE} says "
                 f"{expected[k]:04X}: one of them was changed; export both again"
             )
+    if OUTPUT_IMAGE in manifest.files:
+        read_output_weights(texts[OUTPUT_IMAGE], f"{where}{OUTPUT_IMAGE}")
     for name, entry in manifest.files.items():
-        if (found := hashlib.sha256(texts[name].encode()).hexdigest()) != entry.sha256:
+        if (digest := hashlib.sha256(texts[name].encode()).hexdigest()) != entry.sha256:
             raise ImageError(
-                f"{where}{name} is not the file that {MANIFEST} was written for: its sha256 is {found[:12]}..., "
+                f"{where}{name} is not the file that {MANIFEST} was written for: its sha256 is {digest[:12]}..., "
                 f"expected {entry.sha256[:12]}...; export it again"
             )
         if entry != _entry(name, texts[name]):
             raise ImageError(f"{where}{MANIFEST}: {name} is described otherwise than version {VERSION} writes it")
     return FixedNetwork.from_registers(state, manifest.network, dt_ms=manifest.dt_ms), manifest
+
+
+def read_output_weights(text: str, where: str = OUTPUT_IMAGE) -> NDArray[np.int64]:
+    """Words of an output layer, shape (16, 3), Q8.8.
+
+    Raises
+    ------
+    ImageError
+        As `images.read_words`.
+    """
+    words = images.read_words(text, where, n_words=int(np.prod(images.OUTPUT_SHAPE)), digits=4)
+    return images.signed(words.values, 16).reshape(images.OUTPUT_SHAPE)
 
 
 def read_manifest(text: str, where: str = MANIFEST) -> Manifest:
