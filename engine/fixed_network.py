@@ -235,6 +235,19 @@ def quantised_modulation(numbers: ArrayLike) -> NDArray[np.int64]:
     return words
 
 
+def misfit(name: str, value: float, held: float) -> Misfit:
+    """Describe a number that does not fit the register of that name; `name` may end in its indices.
+
+    Raises
+    ------
+    FixedPointError
+        If there is no such register.
+    """
+    where = register(name.partition("[")[0])
+    scale = 2.0**where.fraction
+    return Misfit(name, value, float(held), where.unit, where.format, where.lowest / scale, where.highest / scale)
+
+
 def quantised_stimuli(stimuli: ArrayLike, limit: float) -> NDArray[np.int16]:
     """Stimuli as Q8.8, held to `limit` and to -128 to 127.996, rounded half up.
 
@@ -363,17 +376,8 @@ def _as_integers(where: Register, values: ArrayLike) -> tuple[NDArray[np.int64],
     scaled = np.floor(numbers * scale + 0.5)
     beyond = ~((scaled >= where.lowest) & (scaled <= where.highest))  # NaN too
     held = np.clip(np.nan_to_num(scaled), where.lowest, where.highest).astype(np.int64)
-    low, high = where.lowest / scale, where.highest / scale
     misfits = [
-        Misfit(
-            where.name + "".join(f"[{k}]" for k in index),
-            float(numbers[tuple(index)]),
-            float(held[tuple(index)] / scale),
-            where.unit,
-            where.format,
-            low,
-            high,
-        )
+        misfit(where.name + "".join(f"[{k}]" for k in index), float(numbers[tuple(index)]), held[tuple(index)] / scale)
         for index in np.argwhere(beyond)
     ]
     return held, misfits

@@ -181,7 +181,7 @@ def thresholds(state: State) -> NDArray[np.int64]:
 
 def weights(state: State) -> NDArray[np.int64]:
     """Words of `parameters_weights.mem`, shape (16, 16), Q8.8 mV, as membranes see them; row = target."""
-    return np.minimum((state[0]["weights"].T + _HALF_GUARD) >> GUARD_BITS, _TOP_S16)
+    return np.asarray(np.minimum((state[0]["weights"].T + _HALF_GUARD) >> GUARD_BITS, _TOP_S16))
 
 
 def decays(state: State) -> NDArray[np.int64]:
