@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
+from neuromod.adapters.config import ZmqConfig
 from neuromod.bridge import checkpoint, export
 from neuromod.bridge.assembly import Assembly, assemble, stimuli_stream
 from neuromod.bridge.cli import app
@@ -96,7 +97,7 @@ def test_reading_says_what_images_hold_and_runs_them(session: Path, tmp_path: Pa
 def learnt(session: Path) -> Assembly:
     """The loop of a session whose network has learnt something."""
     config = load(session)
-    assert config.source.kind == "zmq"
+    assert isinstance(config.source, ZmqConfig)
     parts = assemble(config, stimuli_stream(config.source))
     network = parts.network
     for row in np.random.default_rng(2).uniform(0, 4, (10, 16)):
