@@ -28,7 +28,7 @@ REWARD_EVERY = 1000
 HALF_STEP = 2.0**-9
 WITHIN = (0, 1, 2)
 
-Rows = NDArray[np.float64]
+Rows = NDArray[np.floating[Any]]
 Raster = NDArray[np.bool_]
 
 

@@ -272,3 +272,12 @@ def test_the_exported_folder_is_clean_to_verilator(session: Path, tmp_path: Path
         check=False,
     )
     assert result.returncode == 0, result.stderr
+
+
+def test_a_checkpoint_of_another_layout_is_refused(
+    session: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint, "LAYOUT_VERSION", 1)
+    path = saved(learnt(session), tmp_path / "a.checkpoint")
+    monkeypatch.undo()
+    assert "is of another version of the package" in refused("export", "mem", session, "--checkpoint", path)
