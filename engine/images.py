@@ -1,8 +1,8 @@
 """Memory images of a fixed-point network: texts that `$readmemh` loads, and back to the same bits.
 
 `registers.mem` is the whole network as our hardware description loads it. Three smaller images hold what boards of the
-SiliconBridge kind load: thresholds, weights and decays, all Q8.8. `manifest.py` tells
-what lies in which.
+SiliconBridge kind load: thresholds, weights and decays, all Q8.8. `manifest.py` tells what lies in
+which.
 """
 
 import re
@@ -21,6 +21,8 @@ N_WORDS = 0x300
 """Words of 32 bits that `registers.mem` holds: addresses 000 to 2FF."""
 REGISTER_DIGITS, PARAMETER_DIGITS = 8, 4
 """Hexadecimal digits of a word: of 32 bits, of Q8.8."""
+OUTPUT_SHAPE = (16, 3)
+"""Of the weights of an output layer, which published sets have and our network has not: neurons, outputs."""
 
 _PIECE = re.compile(r"//[^\n]*|/\*.*?\*/|(?P<open>/\*)|(?P<word>(?:(?!//|/\*)\S)+)", re.DOTALL)
 _DIGITS = re.compile(r"[0-9A-Fa-f][0-9A-Fa-f_]*")
@@ -169,16 +171,16 @@ def read_registers(text: str, where: str = "registers.mem") -> State:
 def thresholds(state: State) -> NDArray[np.int64]:
     """Words of `parameters.mem`, shape (16,), Q8.8 mV.
 
-    Boards that load it have a neuron where we have the coincidence detector: its threshold is the greatest there is, so
-    that it does not fire.
+    Boards that load it have a neuron where we have the coincidence detector: where nobody gave it a threshold, it is
+    the greatest there is, so that it does not fire.
     """
     words = np.array(state[0]["threshold"])
-    words[COINCIDENCE] = _TOP_S16
+    words[COINCIDENCE] = words[COINCIDENCE] or _TOP_S16
     return words
 
 
 def weights(state: State) -> NDArray[np.int64]:
-    """Words of `parameters_weights.mem`, shape (16, 16), Q8.8 mV as membranes see them; row = target, column = source."""
+    """Words of `parameters_weights.mem`, shape (16, 16), Q8.8 mV, as membranes see them; row = target."""
     return np.minimum((state[0]["weights"].T + _HALF_GUARD) >> GUARD_BITS, _TOP_S16)
 
 

@@ -326,7 +326,9 @@ module neuromod_core (
         endcase
     end
     reg [31:0] word;
+    reg [1:0]  bank;                      // an address a clock: the choice has to come with its word
     always @(posedge clk) begin
+        bank <= address[9:8];
         case (address[9:4])
             6'h00: case (n)
                 4'h0: word <= {8'd0, input_gain};       4'h1: word <= {8'd0, recurrent_gain};
@@ -356,7 +358,7 @@ module neuromod_core (
             6'h0D: word <= {8'd0, post_trace[n]};       6'h0E: word <= {16'd0, plastic[n]};
             default: word <= 32'd0;
         endcase
-        rdata <= address[9:8] == 2'd1 ? w2 : address[9:8] == 2'd2 ? e2 : word;
+        rdata <= bank == 2'd1 ? w2 : bank == 2'd2 ? e2 : word;
     end
 endmodule
 
