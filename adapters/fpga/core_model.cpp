@@ -6,6 +6,7 @@
 
 #include "Vmodel.h"
 #include "verilated.h"
+#include "verilated_clock.h"
 
 namespace {
 
@@ -15,12 +16,7 @@ struct Core {
     VerilatedContext context;
     std::unique_ptr<Vmodel> model;
 
-    void clock() {
-        model->clk = 1;
-        model->eval();
-        model->clk = 0;
-        model->eval();
-    }
+    void clock() { verilated_clock::rise(*model); }
     void write(uint32_t address, uint32_t word) {
         model->address = address;
         model->wdata = word;
@@ -73,11 +69,11 @@ Core* core_new(uint32_t seed) {
     core->context.randReset(seed ? 2 : 0);
     core->context.randSeed(static_cast<int>(seed));
     core->model = std::make_unique<Vmodel>(&core->context);
-    core->model->clk = 0;
     core->model->stimulus_we = 0;
     core->model->start = 0;
     core->model->we = 0;
     core->model->address = 0;
+    verilated_clock::begin(*core->model);
     core->reset(4);
     return core;
 }
