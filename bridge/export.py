@@ -213,7 +213,7 @@ def verilog(source: Source, *, clock_hz: int, baud: int | None, protocol: Protoc
     texts = {path.name: path.read_text(encoding="utf-8") for path in ours} | source.texts()
     digest = manifest.network_sha256(source.network.config)
     header = _header(source.named, digest, clock_hz, rate, protocol)
-    return texts | {HEADER: header, README: _readme(source, sorted(texts), clock_hz, rate, protocol)}
+    return texts | {HEADER: header, README: _readme(source, clock_hz, rate, protocol)}
 
 
 def check_baud(clock_hz: int, baud: int) -> None:
@@ -303,13 +303,7 @@ def _header(named: str, digest: str, clock_hz: int, baud: int, protocol: Protoco
 """
 
 
-def _readme(source: Source, names: Sequence[str], clock_hz: int, baud: int, protocol: Protocol) -> str:
-    scripts = [name for name in names if name.endswith(".tcl")]
-    build = (
-        f"    vivado -mode batch -source {scripts[0]}"
-        if scripts
-        else "    (this version has no build script: add all .v files and registers.mem to a project of your own)"
-    )
+def _readme(source: Source, clock_hz: int, baud: int, protocol: Protocol) -> str:
     notes = "".join(f"- {note}\n" for note in source.notes)
     return f"""A network of neuromod in Verilog
 ================================
@@ -317,9 +311,12 @@ def _readme(source: Source, names: Sequence[str], clock_hz: int, baud: int, prot
 Network: {source.named}
 Clock {clock_hz} Hz, serial line of {baud} baud, protocol {protocol}.
 {notes}
-Build, in this folder, with Vivado and a Nexys A7-100T:
+Build, in this folder, with Vivado, for a Nexys A7-100T:
 
-{build}
+    vivado -mode batch -source build.tcl
+
+It writes build/nexys_a7_top.bit, and reports of timing and utilisation beside it; where timing is not met it ends with
+an error. That board's clock has 100000000 Hz: another --clock-hz is for a top of your own around neuromod_board.v.
 
 neuromod_config.vh says clock, baud rate, protocol and image; registers.mem is the network, with which the board comes
 up. To change the network, export again, or write its registers over the serial line. parameters.json says what lies in

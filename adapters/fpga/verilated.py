@@ -21,7 +21,8 @@ HDL = Path(importlib.util.find_spec("neuromod.engine").submodule_search_location
 """Folder of our Verilog."""
 
 _RUNTIME = ("verilated.cpp", "verilated_threads.cpp")
-_FLAGS = ("-O3", "-std=c++17", "-fPIC", "-shared", "-w", "-DVL_TIME_CONTEXT")
+# a library's functions may be replaced by those of another, unless told otherwise, and then none is inlined
+_FLAGS = ("-O2", "-fno-semantic-interposition", "-std=c++17", "-fPIC", "-shared", "-w", "-DVL_TIME_CONTEXT")
 
 
 def find_verilator() -> tuple[Path, Path]:
@@ -78,7 +79,7 @@ def verilate(top: str, sources: Sequence[Path], shim: Path, parameters: Mapping[
     compiler = find_compiler()
     options = [f"-G{name}={value}" for name, value in sorted((parameters or {}).items())]
     hasher = hashlib.sha256(repr((top, options, _FLAGS, compiler, binary.stat().st_mtime_ns)).encode())
-    for path in (*sources, shim):
+    for path in (*sources, shim, *sorted(shim.parent.glob("*.h"))):
         hasher.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     folder = Path(platformdirs.user_cache_dir("neuromod")) / "hdl"
     library = folder / f"{top}-{hasher.hexdigest()[:16]}.so"
@@ -111,7 +112,7 @@ def _build(
     include = root / "include"
     _run(
         [
-            *(compiler, *_FLAGS, f"-I{work}", f"-I{include}", f"-I{include / 'vltstd'}"),
+            *(compiler, *_FLAGS, f"-I{work}", f"-I{shim.parent}", f"-I{include}", f"-I{include / 'vltstd'}"),
             *("-o", str(work / "model.so"), str(shim), *map(str, sorted(work.glob("*.cpp")))),
             *(str(include / name) for name in _RUNTIME),
         ],
