@@ -86,6 +86,8 @@ def test_it_is_learnt_in_fixed_point_too(seed: int) -> None:
 
 
 def test_a_network_whose_noise_comes_with_its_stimuli_has_as_much_of_it() -> None:
+    if not JIT_ENABLED:
+        pytest.skip("NUMBA_DISABLE_JIT is set: 40,000 ticks take a minute when interpreted")
     # membranes below threshold: their deviation from the mean is the noise's alone
     rng = np.random.default_rng(0)
     deviations = []
