@@ -8,9 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from bench.bench_fixed import compare, distance, matched, steps
+from numpy.typing import NDArray
+
+from neuromod.engine.compiled import JIT_ENABLED
 
 
-def raster(*spikes: tuple[int, int]) -> np.ndarray:
+def raster(*spikes: tuple[int, int]) -> NDArray[np.bool_]:
     found = np.zeros((400, 16), dtype=bool)
     for tick, channel in spikes:
         found[tick, channel] = True
@@ -34,12 +37,14 @@ def test_distance_tells_counts_weights_and_the_first_difference() -> None:
     assert distance(one, one, weights, weights)["first_difference"] is None
 
 
+@pytest.mark.skipif(not JIT_ENABLED, reason="NUMBA_DISABLE_JIT is set: the runs take minutes when interpreted")
 def test_fixed_point_is_nearer_where_nothing_recurs_and_the_weights_stay_near() -> None:
     (run,) = compare("", lambda run: steps(run, 4000), 1, recurrent_gain=0.0)["fixed"]
     assert run["within_2"] > 0.9
     assert run["weight_error_max_mv"] < 0.1
 
 
+@pytest.mark.skipif(not JIT_ENABLED, reason="NUMBA_DISABLE_JIT is set: the runs take minutes when interpreted")
 def test_it_prints_json() -> None:
     script = Path(__file__).with_name("bench_fixed.py")
     command = [sys.executable, str(script), "--json", "--ticks", "2000", "--runs", "1", "--seeds", "0"]

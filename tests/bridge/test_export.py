@@ -1,5 +1,6 @@
 """`neuromod export`: folders of images and Verilog, from session files and checkpoints, and back."""
 
+import ctypes
 import json
 import subprocess
 from collections.abc import Callable
@@ -11,12 +12,15 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from neuromod.adapters.config import ZmqConfig
+from neuromod.adapters.fpga import wire
 from neuromod.bridge import checkpoint, export
 from neuromod.bridge.assembly import Assembly, assemble, stimuli_stream
 from neuromod.bridge.cli import app
 from neuromod.bridge.config import load
+from neuromod.engine import images
 from neuromod.engine.errors import MissingExtraError
-from neuromod.engine.fixed_network import FixedNetwork
+from neuromod.engine.fixed_network import FixedNetwork, quantised_stimuli
+from neuromod.engine.modulators import NeuroModulators
 
 IMAGES = {"parameters.json", "parameters.mem", "parameters_decay.mem", "parameters_weights.mem", "registers.mem"}
 Change = Callable[[str], str]
@@ -279,3 +283,52 @@ def test_a_checkpoint_of_another_layout_is_refused(
     path = saved(learnt(session), tmp_path / "a.checkpoint")
     monkeypatch.undo()
     assert "is of another version of the package" in refused("export", "mem", session, "--checkpoint", path)
+
+
+@pytest.mark.long  # half a minute to compile each
+@pytest.mark.parametrize("baud", [3_000_000, 10_000_000])
+def test_the_exported_top_comes_up_with_the_network_and_runs_it_bit_for_bit_over_its_serial_line(
+    session: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, baud: int
+) -> None:
+    top = ExportedTop(session, tmp_path / "board", baud, monkeypatch)
+    network = export.source_of(session).network
+    stimuli = quantised_stimuli(np.random.default_rng(4).uniform(0, 6, (60, 16)), 1000.0)
+    modulation = network.modulation_words(NeuroModulators(dopamine=0.5))
+    fired = 0
+    for tick, row in enumerate(stimuli):
+        (frame,) = top.ask(wire.pack_tick(tick, tick, row, modulation if tick == 7 else None))
+        expected = network.run(row[np.newaxis] / 256.0, modulation[np.newaxis] if tick >= 7 else None)[0]
+        answer = wire.unpack_tick_done(frame.body)
+        assert answer.tick == tick
+        assert answer.spikes[0] == int(expected @ (1 << np.arange(16)))
+        assert (answer.v == network.state[0]["v"]).all()
+        fired += int(expected.sum())
+    assert fired > 40
+    words = [top.ask(wire.pack_read(0, address, 48))[0] for address in range(0, images.N_WORDS, 48)]
+    read = np.concatenate([wire.unpack_words(frame.body)[1] for frame in words])
+    assert images.from_words(read.astype(np.int64)) == network.state
+
+
+class ExportedTop:
+    """The top of an exported folder, compiled as it lies there."""
+
+    def __init__(self, session: Path, folder: Path, baud: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        from neuromod.adapters.fpga.verilated import verilate
+
+        told("export", "verilog", session, "-o", folder, "--baud", str(baud))
+        monkeypatch.chdir(folder)  # where `include and $readmemh look, as they do where Vivado runs
+        sources = [folder / "neuromod_config.vh", *sorted(folder.glob("*.v"))]
+        try:
+            self._library = verilate("nexys_a7_top", sources, Path(__file__).with_name("exported_top.cpp"))
+        except MissingExtraError as error:
+            pytest.skip(str(error))
+        self._library.top_new.restype = ctypes.c_void_p
+        self._top = ctypes.c_void_p(self._library.top_new(100_000_000, baud))
+        self._parser = wire.Parser()
+
+    def ask(self, question: bytes) -> list[wire.Frame]:
+        """Send a frame, and wait for what comes back."""
+        out = ctypes.create_string_buffer(1024)
+        n = self._library.top_exchange(self._top, len(question), question, len(out), out)
+        assert n >= 0, "a byte without its stop bit"
+        return self._parser.feed(out.raw[:n])
