@@ -13,7 +13,7 @@ from neuromod.engine.config import NetworkConfig
 from neuromod.engine.fixed_network import FixedNetwork, quantised_modulation
 from neuromod.engine.layout import N_MODULATORS
 from neuromod.engine.layout_types import State
-from neuromod.engine.modulators import MODULATORS, NeuroModulators
+from neuromod.engine.modulators import NeuroModulators
 from neuromod.engine.network import SpikingNetwork
 
 
@@ -40,8 +40,8 @@ class HostedFixedNetwork:
 
     def __init__(self, config: NetworkConfig | None = None, *, dt_ms: float = 1.0) -> None:
         self.network = FixedNetwork(config, dt_ms=dt_ms)
-        # a whole block, of which only the neuromodulators are used: so that the rules are those of `tick`
-        self._state = SpikingNetwork(self.network.config, dt_ms=dt_ms).state
+        # a whole network, of which only the neuromodulators are used: so that the rules are those of `tick`
+        self._host = SpikingNetwork(self.network.config, dt_ms=dt_ms)
 
     @property
     def weights(self) -> NDArray[np.float64]:
@@ -51,7 +51,7 @@ class HostedFixedNetwork:
     @property
     def modulators(self) -> NeuroModulators:
         """Levels that the next tick will use."""
-        return NeuroModulators(**dict(zip(MODULATORS, self._state[0]["levels"].tolist(), strict=True)))
+        return self._host.modulators
 
     def step(self, stimuli: ArrayLike) -> NDArray[np.bool_]:
         """Advance by one tick: 16 stimuli in, shape (16,); which channels fired out."""
@@ -69,23 +69,23 @@ class HostedFixedNetwork:
             If the levels come to a number that does not fit its register.
         """
         levels = np.empty((len(np.atleast_1d(np.asarray(stimuli))), N_MODULATORS))
-        state = self._state.copy()
+        state = self._host.state.copy()
         _relax(state, levels)
         spikes = self.network.run(stimuli, quantised_modulation(self.network.modulation(levels)))
-        self._state[:] = state  # only now: a refused call leaves everything as it was
+        self._host.state[:] = state  # only now: a refused call leaves everything as it was
         return spikes
 
     def add_reward(self, amount: float) -> None:
         """Deliver a reward: dopamine moves by reward - running baseline, which then moves towards the reward."""
-        kernels.add_reward(self._state, np.float32(amount))
+        self._host.add_reward(amount)
 
     def add_stress(self, amount: float) -> None:
         """Add to cortisol, held to its range."""
-        kernels.add_stress(self._state, np.float32(amount))
+        self._host.add_stress(amount)
 
     def boost_focus(self, amount: float) -> None:
         """Add to acetylcholine, held to its range."""
-        kernels.boost_focus(self._state, np.float32(amount))
+        self._host.boost_focus(amount)
 
 
 @jit

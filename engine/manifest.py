@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pydantic
@@ -20,6 +20,7 @@ from neuromod.engine.fixed_network import FixedNetwork, misfit
 from neuromod.engine.fixed_registers import register
 from neuromod.engine.layout import COINCIDENCE
 from neuromod.engine.layout_types import State
+from neuromod.engine.network import MAX_DT_MS, MIN_DT_MS
 
 MANIFEST = "parameters.json"
 REGISTERS_IMAGE = "registers.mem"
@@ -105,7 +106,7 @@ class Manifest(pydantic.BaseModel, frozen=True, extra="forbid"):
     version: Literal[1] = VERSION
     neuromod: str
     source: str
-    dt_ms: float
+    dt_ms: Annotated[float, pydantic.Field(ge=MIN_DT_MS, le=MAX_DT_MS)]
     network: NetworkConfig
     network_sha256: str
     files: dict[str, ImageEntry]
@@ -277,7 +278,7 @@ def read_manifest(text: str, where: str = MANIFEST) -> Manifest:
     """
     try:
         body: Any = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ImageError(f"{where} is missing, or no JSON: {error}") from None
     if not isinstance(body, dict) or body.get("format") != "neuromod-images":
         raise ImageError(f"{where} is no manifest of neuromod's images: it does not say so under format")

@@ -50,6 +50,9 @@ def test_a_refused_call_leaves_network_and_levels_as_they_were() -> None:
     with pytest.raises(StimulusError, match="finite"):
         hosted.run(np.full((3, 16), np.nan))
     assert (hosted.network.state, hosted.modulators) == (before, levels)
+    with pytest.raises(StimulusError, match="finite number as reward"):
+        hosted.add_reward(float("nan"))
+    assert (hosted.network.state, hosted.modulators) == (before, levels)
     hosted.add_stress(1.0)  # doubles the inhibition: 400 mV is more than a register holds
     levels = hosted.modulators
     with pytest.raises(FixedPointError, match=r"^inhibition\[0\] is 400 mV, expected 0 to 256 \(UQ8\.16\)$"):

@@ -110,6 +110,7 @@ def test_an_image_at_odds_with_the_registers_is_refused_by_line_though_its_hash_
         ({"format": "other"}, "no manifest of neuromod's images"),
         ({"version": 2}, "is of version 2, and this program reads version 1"),
         ({"dt_ms": "long"}, "dt_ms"),
+        ({"dt_ms": -1.0}, "dt_ms"),
         ({"extra": 1}, "extra"),
         ({"network": {}}, "the configuration in it has sha256"),
         ({"files": {}}, r"expected the files parameters\.mem, "),
@@ -128,7 +129,7 @@ def test_a_manifest_that_describes_an_image_otherwise_is_refused() -> None:
     body["files"]["parameters.mem"]["signed"] = False
     with pytest.raises(ImageError, match=r"parameters\.mem is described otherwise"):
         read(texts | {MANIFEST: json.dumps(body)})
-    for text in ("", "[]", "{", "\x00"):
+    for text in ("", "[]", "{", "\x00", "[" * 100_000):
         with pytest.raises(ImageError, match=r"parameters\.json"):
             read(texts | {MANIFEST: text})
 
