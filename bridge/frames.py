@@ -35,7 +35,10 @@ _SEQ, _TICK, _SAMPLE, _T_SAMPLE, _T_TICK, _MASK, _FLAGS = (
 _MASK_BYTES = (N_CHANNELS + 7) // 8
 
 _STIMULI = wire.stimuli_frame(N_CHANNELS)
-_S_SEQ, _S_TICK, _S_VALUES = (_STIMULI.offsets[key] for key in ("seq", "tick", "values"))
+_S_SEQ, _S_TICK, _S_VALUES, _S_MODULATION, _S_STEP, _S_FLAGS = (
+    _STIMULI.offsets[key] for key in ("seq", "tick", "values", "modulation", "step_ms", "flags")
+)
+_MODULATION_BYTES = 8 * wire.N_MODULATION
 
 # all that comes after the values of a command stands at a fixed distance from the end of its frame
 _COMMAND = wire.command_frame(1)
@@ -113,13 +116,18 @@ def fill_spikes(
 
 
 @jit
-def fill_stimuli(frame: NDArray[np.uint8], seq: int, tick: int, values: NDArray[np.float32]) -> None:
-    """Store the numbers of one stimuli message; `values` has shape (N_CHANNELS,)."""
-    store_big_endian(frame, _S_SEQ, np.uint64(seq))
-    store_big_endian(frame, _S_TICK, np.uint64(tick))
-    raw = values.view(np.uint8)
+def fill_stimuli(frame: NDArray[np.uint8], record: Any) -> None:
+    """Store the numbers of one stimuli message: those of a TICK record."""
+    store_big_endian(frame, _S_SEQ, np.uint64(record["seq"]))
+    store_big_endian(frame, _S_TICK, np.uint64(record["tick"]))
+    raw = record["stimuli"].view(np.uint8)
     for i in range(_VALUES_BYTES):
         frame[_S_VALUES + i] = raw[i]
+    raw = record["modulation"].view(np.uint8)
+    for i in range(_MODULATION_BYTES):
+        frame[_S_MODULATION + i] = raw[i]
+    store_big_endian(frame, _S_STEP, bits_of(record["step_ms"]))
+    store_big_endian(frame, _S_FLAGS, np.uint32(record["flags"]))
 
 
 def command_frame(n_outputs: int) -> NDArray[np.uint8]:

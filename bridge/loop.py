@@ -129,6 +129,7 @@ from neuromod.bridge.pipeline import (
     dequeue_stimuli,
     samples_wanted,
     set_time,
+    stand_still,
 )
 from neuromod.bridge.ring import (
     Ring,
@@ -539,7 +540,7 @@ def _send_tick(loop: Loop, rings: Rings, k: int) -> None:
     _send(loop, rings.out, TOPIC_SPIKES.ctypes.data, TOPIC_SPIKES.shape[0], frame.ctypes.data, frame.shape[0])
     if words[W_PUBLISH_STIMULI]:
         frame = state["stimuli_frame"]
-        fill_stimuli(frame, record["seq"], record["tick"], record["stimuli"])
+        fill_stimuli(frame, record)
         _send(loop, rings.out, TOPIC_STIMULI.ctypes.data, TOPIC_STIMULI.shape[0], frame.ctypes.data, frame.shape[0])
 
 
@@ -567,6 +568,7 @@ def _keep_informed(loop: Loop, rings: Rings, pipeline: Pipeline, decoder: Any, n
         record["conditions"] = CONDITION_SILENT
         record["spikes"] = 0
         record["events"] = 0
+        stand_still(record)
         record["t_sent"] = 0.0
         record["inputs"] = counters[C_INPUTS]
         for i in range(record["outputs"].shape[0]):

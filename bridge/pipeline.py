@@ -27,10 +27,10 @@ from neuromod.bridge.gate import (
 )
 from neuromod.bridge.native import copy
 from neuromod.bridge.stimulation import DRY_RUN, MAX_DECISIONS_PER_TICK, stimulate
-from neuromod.bridge.wire import Flag
+from neuromod.bridge.wire import N_MODULATION, Flag
 from neuromod.engine.compiled import jit
 from neuromod.engine.layout import N_CHANNELS
-from neuromod.engine.tick import levels, membrane, tick
+from neuromod.engine.tick import levels, membrane, modulation, tick
 from neuromod.sorting.encoder import encode, is_encoding
 from neuromod.sorting.events import MAX_EVENTS, N_EVENTS
 from neuromod.sorting.front_end import blank, finish_block, is_blanked, is_ready, push, skip
@@ -47,6 +47,10 @@ TICK = np.dtype(
         ("t_tick", np.float64),  # when the tick ended, s, local clock; 0 in a replay
         ("t_sent", np.float64),  # when the stimuli from ingest that it took were sent, s, local clock; 0 where unknown
         ("now_ns", np.int64),  # the time that the gate went by, local clock
+        # input gain, recurrent gain, threshold gain, inhibition in mV and learning factor, as they acted in this tick;
+        # all 0, like the step, where the network stood still
+        ("modulation", np.float64, (N_MODULATION,)),
+        ("step_ms", np.float64),  # by which the network's own time went on: dt x tempo
         ("flags", np.uint32),  # FLAG_* of neuromod.bridge.wire
         ("conditions", np.uint32),  # CONDITION_* of neuromod.bridge.gate
         ("spikes", np.uint32),  # bit i = channel i
@@ -463,6 +467,7 @@ def advance(pipeline: Pipeline, network: Any, decoder: Any, stimulation: Any, re
         record["tick"] = max(0, words[TICK_NEXT] - 1)
         record["spikes"] = 0
         record["events"] = 0
+        stand_still(record)
         for k in range(outputs.shape[0]):
             outputs[k] = 0.0
         membrane(network, record["membrane"])
@@ -470,6 +475,7 @@ def advance(pipeline: Pipeline, network: Any, decoder: Any, stimulation: Any, re
         was_learning = block["learning"]
         if record["flags"] & FLAG_BLANKED:
             block["learning"] = 0
+        record["step_ms"] = modulation(network, record["modulation"])
         record["spikes"] = tick(network, record["stimuli"])
         block["learning"] = was_learning
         record["tick"] = words[TICK_NEXT]
@@ -496,6 +502,14 @@ def advance(pipeline: Pipeline, network: Any, decoder: Any, stimulation: Any, re
     )
     for k in range(n_before, words[N_DECISIONS]):
         pipeline.decisions[k]["record"] = record["record"]
+
+
+@jit
+def stand_still(record: Any) -> None:
+    """Say in a TICK record that the network did not step: nothing modulated it."""
+    for k in range(N_MODULATION):
+        record["modulation"][k] = 0.0
+    record["step_ms"] = 0.0
 
 
 @jit

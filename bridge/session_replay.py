@@ -65,7 +65,10 @@ from neuromod.engine.layout import N_CHANNELS
 FLAG_FILLER, FLAG_LATE, FLAG_PAUSED = int(Flag.FILLER), int(Flag.LATE), int(Flag.PAUSED)
 _EXTERNAL = CONDITION_LATE | CONDITION_STOPPED  # what the loop, and not the pipeline, knew against stimulation
 
-COMPUTED = ("record", "tick", "modulators", "spikes", "membrane", "events", "outputs", "conditions")
+COMPUTED = (
+    *("record", "tick", "modulators", "modulation", "step_ms"),
+    *("spikes", "membrane", "events", "outputs", "conditions"),
+)
 """Fields of a TICK record that are compared whatever the replay begins from."""
 FROM_SAMPLES = ("sample", "stimuli", "flags")
 """Fields that are compared too where it begins from samples; of the flags, LATE is the clock's and left out.

@@ -40,7 +40,15 @@ def as_json(message: OutputMessage) -> dict[str, Any]:
         case Stimulation():
             body = {"topic": "stimulation", **dataclasses.asdict(message), "reason": REASONS[message.reason]}
         case StimuliMessage():
-            body = {"topic": "stimuli", "seq": message.seq, "tick": message.tick, "values": message.values}
+            body = {
+                "topic": "stimuli",
+                "seq": message.seq,
+                "tick": message.tick,
+                "values": message.values,
+                "modulation": message.modulation,
+                "step_ms": message.step_ms,
+                "flags": flag_names(message),
+            }
         case UnitMessage():
             body = {"topic": "units", **dataclasses.asdict(message), "flags": flag_names(message)}
         case StateMessage():
@@ -86,7 +94,8 @@ def as_line(message: OutputMessage) -> str:
             why = REASONS[message.reason] if message.kind == "stop" else ""
             return f"{message.kind:<7} {message.tick:>10} {why}".rstrip()
         case StimuliMessage():
-            return f"stimuli {message.tick:>10} " + " ".join(f"{value:.3g}" for value in message.values)
+            values = " ".join(f"{value:.3g}" for value in message.values)
+            return f"stimuli {message.tick:>10} {values} {' '.join(flag_names(message))}".rstrip()
         case UnitMessage():
             latency_ms = (message.t_tick - message.t_sample) * 1e3
             return (
@@ -120,7 +129,7 @@ def as_tree(value: Any, indent: str = "") -> str:
     return "\n".join(lines)
 
 
-def flag_names(message: SpikesMessage | UnitMessage | Command) -> list[str]:
+def flag_names(message: SpikesMessage | StimuliMessage | UnitMessage | Command) -> list[str]:
     """Names of the flags that are set."""
     return [flag.name or "" for flag in Flag(message.flags)]
 

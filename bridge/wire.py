@@ -64,6 +64,8 @@ INGEST_TOPICS: Final = (
 )
 
 N_CHANNELS: Final = 16
+N_MODULATION: Final = 5
+"""Numbers of `modulation`: input gain, recurrent gain, threshold gain, inhibition in mV, learning factor."""
 MAX_CHANNELS: Final = 2040  # bin8 carries at most 255 bytes of spike bits
 
 # What a client may send. libzmq's MAXMSGSIZE drops far larger messages before they are seen; this is the exact bound.
@@ -206,6 +208,9 @@ def stimuli_frame(n: int = N_CHANNELS) -> Frame:
             ("tick", b"\xcf", bytes(8)),
             ("n", b"\xcd", struct.pack(">H", n)),
             ("values", _bin_header(4 * n), bytes(4 * n)),
+            ("modulation", _bin_header(8 * N_MODULATION), bytes(8 * N_MODULATION)),
+            ("step_ms", b"\xcb", bytes(8)),
+            ("flags", b"\xce", bytes(4)),
         ]
     )
 
@@ -312,11 +317,34 @@ class SpikesMessage:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StimuliMessage:
-    """Stimuli that drove one tick: `values` is float32, shape (n,), in units of the encoder's output."""
+    """What drove one tick.
+
+    Attributes
+    ----------
+    seq, tick : int
+        Those of its `spikes` message.
+    values : ndarray of float32, shape (n,)
+        Stimuli, in units of the encoder's output.
+    modulation : ndarray of float64, shape (5,)
+        Input gain, recurrent gain, threshold gain, inhibition in mV and learning factor, as they acted in this tick;
+        all 0 where the network did not step. NaN from a daemon that does not say, as is `step_ms`.
+    step_ms : float
+        By how much the network's own time went on, in ms; 0 where it did not step.
+    flags : Flag
+        Those of its `spikes` message.
+    """
 
     seq: int
     tick: int
     values: NDArray[np.float32]
+    modulation: NDArray[np.float64] = field(default_factory=lambda: np.full(N_MODULATION, np.nan))
+    step_ms: float = math.nan
+    flags: Flag = field(default_factory=lambda: Flag(0))
+
+    @property
+    def is_step(self) -> bool:
+        """True where the network stepped: the source is not silent, and the session not paused."""
+        return not self.flags & (Flag.FILLER | Flag.PAUSED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -433,6 +461,12 @@ def pack_stimuli(message: StimuliMessage) -> bytes:
     _put_u64(data, at["tick"], "tick", message.tick)
     values = np.asarray(message.values, dtype="<f4").tobytes()
     data[at["values"] : at["values"] + len(values)] = values
+    modulation = np.asarray(message.modulation, dtype="<f8")
+    if modulation.shape != (N_MODULATION,):
+        raise MessageError(Reason.LENGTH, f"modulation is {N_MODULATION} numbers, not of shape {modulation.shape}")
+    data[at["modulation"] : at["modulation"] + modulation.nbytes] = modulation.tobytes()
+    struct.pack_into(">d", data, at["step_ms"], message.step_ms)
+    struct.pack_into(">I", data, at["flags"], int(message.flags))
     return bytes(data)
 
 
@@ -542,7 +576,12 @@ def unpack_output(topic: bytes, payload: bytes) -> OutputMessage:
         )
     if topic == TOPIC_STIMULI:
         n = _integer(body, "n", 1, MAX_CHANNELS)
-        return StimuliMessage(_integer(body, "seq"), _integer(body, "tick"), _floats(body, "values", n))
+        seq, tick, values = _integer(body, "seq"), _integer(body, "tick"), _floats(body, "values", n)
+        if "modulation" not in body:  # of a daemon of this version from before it had these keys
+            return StimuliMessage(seq, tick, values)
+        modulation = np.frombuffer(_binary(body, "modulation", 8 * N_MODULATION), dtype="<f8").astype(np.float64)
+        flags = Flag(_integer(body, "flags", 0, 0xFFFF_FFFF))
+        return StimuliMessage(seq, tick, values, modulation, _number(body, "step_ms"), flags)
     if topic == TOPIC_COMMAND:
         n = _integer(body, "n", 1, MAX_CHANNELS)
         return Command(

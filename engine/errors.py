@@ -50,3 +50,7 @@ class MissingExtraError(NeuromodError, ImportError):
 
 class FixedPointError(NeuromodError, ValueError):
     """Something that fixed-point hardware cannot hold, or does not have."""
+
+
+class ImageError(NeuromodError, ValueError):
+    """A memory image, or the manifest beside it, is damaged or not what it has to be."""

@@ -1,13 +1,22 @@
 """FixedNetwork: a network's configuration in fixed point, as hardware runs it."""
 
 import math
+from typing import NamedTuple, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from neuromod.engine.config import NetworkConfig
 from neuromod.engine.errors import FixedPointError, StimulusError
-from neuromod.engine.fixed_registers import FIXED_BLOCK, GUARD_BITS, RULE_NEAREST, RULE_REWARD, Register, register
+from neuromod.engine.fixed_registers import (
+    FIXED_BLOCK,
+    GUARD_BITS,
+    REGISTERS,
+    RULE_NEAREST,
+    RULE_REWARD,
+    Register,
+    register,
+)
 from neuromod.engine.fixed_tick import fixed_run
 from neuromod.engine.layout import COINCIDENCE, N_CHANNELS, N_SENSORY
 from neuromod.engine.layout_types import State
@@ -16,6 +25,34 @@ from neuromod.engine.modulators import NeuroModulators
 from neuromod.engine.network import check_step, connected, initial_weights
 
 _NEVER = 2**16 - 1
+
+
+class Misfit(NamedTuple):
+    """A number that its register cannot hold.
+
+    Attributes
+    ----------
+    name : str
+        Register, and which of its numbers.
+    value, held : float
+        What it is, and the nearest that the register holds.
+    unit, format : str
+        Of the register.
+    low, high : float
+        Its range.
+    """
+
+    name: str
+    value: float
+    held: float
+    unit: str
+    format: str
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        unit = f" {self.unit}" if self.unit else ""
+        return f"{self.name} is {self.value:g}{unit}, expected {self.low:g} to {self.high:g} ({self.format})"
 
 
 class FixedNetwork:
@@ -27,6 +64,15 @@ class FixedNetwork:
         What the network is, in terms that `FIXED_POINT.md` says hardware has.
     dt_ms : float
         Wall time of one tick, 0.001 to 1 ms.
+    clip : bool
+        Take the nearest for a number that its register cannot hold, and name it in `clipped`, rather than refuse.
+
+    Attributes
+    ----------
+    clipped : tuple of Misfit
+        Numbers that were clipped.
+    rounded : dict of str to float
+        By how much rounding moved the numbers of each register, at most, in its unit; those that it moved.
 
     Raises
     ------
@@ -35,20 +81,63 @@ class FixedNetwork:
         of them are named.
     """
 
-    def __init__(self, config: NetworkConfig | None = None, *, dt_ms: float = 1.0) -> None:
+    def __init__(self, config: NetworkConfig | None = None, *, dt_ms: float = 1.0, clip: bool = False) -> None:
         self.config = NetworkConfig() if config is None else config
         check_step(self.config, dt_ms)
         _refuse_what_hardware_has_not(self.config)
         self.dt_ms = dt_ms
         self.state: State = np.zeros(1, dtype=FIXED_BLOCK)
-        complaints = []
+        self.rounded: dict[str, float] = {}
+        misfits: list[Misfit] = []
         for name, values in _numbers(self.config, dt_ms).items():
-            integers, complaint = _as_integers(register(name), values)
+            where = register(name)
+            integers, beyond = _as_integers(where, values)
             self.state[0][name] = integers
-            complaints += complaint
-        if complaints:
-            raise FixedPointError("; ".join(complaints))
+            misfits += beyond
+            moved = np.abs(integers / 2.0**where.fraction - np.asarray(values, dtype=np.float64))
+            # half a step is as far as rounding goes: what moved further was clipped
+            greatest = float(np.max(moved * (moved <= 0.5 / 2.0**where.fraction)))
+            if greatest > 0.0:
+                self.rounded[name] = greatest
+        if misfits and not clip:
+            raise FixedPointError("; ".join(map(str, misfits)))
+        self.clipped = tuple(misfits)
         self.state[0]["since_spike"][:] = _NEVER
+        self._is_configured = True
+
+    @classmethod
+    def from_registers(cls, state: State, config: NetworkConfig | None = None, *, dt_ms: float = 1.0) -> Self:
+        """Return a network that continues where these registers stand.
+
+        Parameters
+        ----------
+        state : State
+            One record of `FIXED_BLOCK`; copied.
+        config : NetworkConfig, optional
+            Says what the host does: how far stimuli go, and what the neuromodulators come to. What the board computes
+            is in the registers alone. Without it stimuli go as far as Q8.8 does, and modulation is given as words.
+        dt_ms : float
+            Wall time of one tick.
+
+        Raises
+        ------
+        FixedPointError
+            If a number lies beyond its register.
+        """
+        for each in REGISTERS:
+            values = state[0][each.name]
+            if np.min(values) < each.lowest or np.max(values) > each.highest:
+                raise FixedPointError(
+                    f"{each.name} holds {np.min(values)} to {np.max(values)}, beyond {each.format}: expected "
+                    f"{each.lowest} to {each.highest}"
+                )
+        network = cls.__new__(cls)
+        network.config = NetworkConfig() if config is None else config
+        network.dt_ms = dt_ms
+        network.state = np.array(state, dtype=FIXED_BLOCK)
+        network.rounded, network.clipped = {}, ()
+        network._is_configured = config is not None
+        return network
 
     @property
     def weights(self) -> NDArray[np.float64]:
@@ -100,8 +189,14 @@ class FixedNetwork:
         Raises
         ------
         FixedPointError
-            If the tempo is not the baseline's, at which the parameters were computed, or a number does not fit.
+            If the tempo is not the baseline's, at which the parameters were computed, or a number does not fit; or the
+            network was made from registers without a configuration.
         """
+        if not self._is_configured:
+            raise FixedPointError(
+                "registers alone do not say what neuromodulators come to: give the configuration too, or words of "
+                "modulation"
+            )
         tempo = self.config.modulation.baseline.tempo
         if levels.tempo != tempo:
             raise FixedPointError(f"expected the tempo of the parameters, {tempo:g}, got {levels.tempo:g}")
@@ -131,12 +226,12 @@ def quantised_modulation(numbers: ArrayLike) -> NDArray[np.int64]:
     """
     values = np.asarray(numbers, dtype=np.float64).reshape(-1, len(_MODULATION))
     words = np.empty(values.shape, dtype=np.int64)
-    complaints = []
+    misfits = []
     for k, name in enumerate(_MODULATION):
-        words[:, k], complaint = _as_integers(register(name), values[:, k])
-        complaints += complaint
-    if complaints:
-        raise FixedPointError("; ".join(complaints))
+        words[:, k], beyond = _as_integers(register(name), values[:, k])
+        misfits += beyond
+    if misfits:
+        raise FixedPointError("; ".join(map(str, misfits)))
     return words
 
 
@@ -262,16 +357,23 @@ def _ticks(duration_ms: float, step_ms: float) -> int:
     return max(0, math.ceil(duration_ms / step_ms - 0.5))
 
 
-def _as_integers(where: Register, values: ArrayLike) -> tuple[NDArray[np.int64], list[str]]:
-    """Numbers in a register's format, rounded half up, and what to say of those that it cannot hold."""
-    scaled = np.floor(np.asarray(values, dtype=np.float64) * 2.0**where.fraction + 0.5)
+def _as_integers(where: Register, values: ArrayLike) -> tuple[NDArray[np.int64], list[Misfit]]:
+    """Numbers in a register's format, rounded half up and held to its range, and those that it cannot hold."""
+    numbers, scale = np.asarray(values, dtype=np.float64), 2.0**where.fraction
+    scaled = np.floor(numbers * scale + 0.5)
     beyond = ~((scaled >= where.lowest) & (scaled <= where.highest))  # NaN too
-    complaints = []
-    for index in np.argwhere(beyond):
-        name = where.name + "".join(f"[{k}]" for k in index)
-        scale = 2.0**where.fraction
-        complaints.append(
-            f"{name} is {np.asarray(values, dtype=np.float64)[tuple(index)]:g} {where.unit}, expected "
-            f"{where.lowest / scale:g} to {where.highest / scale:g} ({where.format})"
+    held = np.clip(np.nan_to_num(scaled), where.lowest, where.highest).astype(np.int64)
+    low, high = where.lowest / scale, where.highest / scale
+    misfits = [
+        Misfit(
+            where.name + "".join(f"[{k}]" for k in index),
+            float(numbers[tuple(index)]),
+            float(held[tuple(index)] / scale),
+            where.unit,
+            where.format,
+            low,
+            high,
         )
-    return np.clip(np.nan_to_num(scaled), where.lowest, where.highest).astype(np.int64), complaints
+        for index in np.argwhere(beyond)
+    ]
+    return held, misfits

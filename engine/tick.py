@@ -26,7 +26,7 @@ from neuromod.engine.layout import COINCIDENCE, INHIBITORY, LIVE, MAX_DELAY_TICK
 from neuromod.engine.layout_types import Record, State
 from neuromod.engine.models import adex, fitzhugh_nagumo, hodgkin_huxley, izhikevich, lapicque, lif, pospischil
 from neuromod.engine.noise import add_noise
-from neuromod.engine.plasticity import learn, prepare_plasticity
+from neuromod.engine.plasticity import RULES, learn, prepare_plasticity
 
 DOPAMINE, CORTISOL, ACETYLCHOLINE, TEMPO = 0, 1, 2, 3
 """Indices of the modulators, in the order of `modulators.MODULATORS`."""
@@ -42,6 +42,9 @@ _STRENGTH = LIVE.index("inhibition_strength_mv")
 _DURATION = LIVE.index("inhibition_duration_ms")
 _WINDOW = LIVE.index("coincidence_window_ms")
 _MIN_CHANNELS = LIVE.index("coincidence_min_channels")
+_RATE = LIVE.index("learning_rate_per_s")
+_REWARD = RULES.index("reward")
+_MS_PER_S = np.float64(1000.0)
 _ZERO = np.float32(0.0)
 _HALF = np.float32(0.5)
 _UNITY = np.float64(1.0)
@@ -199,6 +202,40 @@ def levels(state: State, out: NDArray[np.float32]) -> None:
     level = state[0]["levels"]
     for i in range(out.shape[0]):
         out[i] = np.float32(level[i])
+
+
+@jit
+def modulation(state: State, out: NDArray[np.float64]) -> float:
+    """Compute what the levels come to in the next tick, as hardware takes it.
+
+    Parameters
+    ----------
+    state : State
+        The block, before that tick.
+    out : ndarray of float64, shape (5,)
+        Overwritten by input gain, recurrent gain, threshold gain, inhibition in mV, and learning factor (rate x
+        dopamine x step in s; 0 where weights do not learn from reward). In float64: the tick itself rounds each to
+        float32, `fixed_network.quantised_modulation` to the words of its registers.
+
+    Returns
+    -------
+    float
+        The step in ms: dt x tempo.
+    """
+    block = state[0]
+    levels, live = block["levels"], block["live"]
+    step_ms = block["dt_ms"] * levels[TEMPO]
+    out[0] = (
+        live[_INPUT_GAIN]
+        * (_UNITY + block["acetylcholine_input"] * levels[ACETYLCHOLINE])
+        * (_UNITY + block["dopamine_input"] * levels[DOPAMINE])
+    )
+    out[1] = live[_RECURRENT_GAIN] * (_UNITY - block["acetylcholine_recurrent"] * levels[ACETYLCHOLINE])
+    out[2] = _UNITY + block["cortisol_threshold"] * levels[CORTISOL]
+    out[3] = live[_STRENGTH] * (_UNITY + block["cortisol_inhibition"] * levels[CORTISOL])
+    is_rewarded = block["rule"] == _REWARD and block["learning"] != 0
+    out[4] = live[_RATE] * levels[DOPAMINE] * (step_ms / _MS_PER_S) if is_rewarded else np.float64(0.0)
+    return step_ms
 
 
 @jit

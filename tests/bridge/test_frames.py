@@ -182,17 +182,35 @@ def test_a_filled_spikes_frame_is_the_packed_message(
 
 
 @fast
-@given(seq=int63, tick=int63, values=st.lists(float32s, min_size=N_CHANNELS, max_size=N_CHANNELS))
-def test_a_filled_stimuli_frame_is_the_packed_message(seq: int, tick: int, values: list[float]) -> None:
-    frame, array = stimuli_frame(), np.array(values, np.float32)
-    fill_stimuli(frame, 2**63 - 1, 2**63 - 1, np.full(N_CHANNELS, np.nan, np.float32))
+@given(
+    seq=int63,
+    tick=int63,
+    values=st.lists(float32s, min_size=N_CHANNELS, max_size=N_CHANNELS),
+    modulation=st.lists(st.floats(), min_size=5, max_size=5),
+    step_ms=st.floats(),
+    flags=st.integers(0, 2**32 - 1),
+)
+def test_a_filled_stimuli_frame_is_the_packed_message(
+    seq: int, tick: int, values: list[float], modulation: list[float], step_ms: float, flags: int
+) -> None:
+    frame, record = stimuli_frame(), np.zeros(1, TICK)
+    record.view(np.uint8)[:] = 0xFF  # nothing of it may stay
+    fill_stimuli(frame, record[0])
 
-    fill_stimuli(frame, seq, tick, array)
+    record["seq"], record["tick"], record["stimuli"], record["flags"] = seq, tick, values, flags
+    record["modulation"], record["step_ms"] = modulation, step_ms
+    fill_stimuli(frame, record[0])
 
-    assert frame.tobytes() == wire.pack_stimuli(wire.StimuliMessage(seq, tick, array))
+    array, numbers = np.array(values, np.float32), np.array(modulation)
+    message = wire.StimuliMessage(seq, tick, array, numbers, step_ms, wire.Flag(flags & 0xFF))
+    expected = bytearray(wire.pack_stimuli(message))
+    expected[-4:] = struct.pack(">I", flags)  # reserved bits too
+    assert frame.tobytes() == bytes(expected)
     body = msgpack.unpackb(frame.tobytes())
-    assert (body["seq"], body["tick"], body["n"]) == (seq, tick, N_CHANNELS)
+    assert (body["seq"], body["tick"], body["n"], body["flags"]) == (seq, tick, N_CHANNELS, flags)
     assert body["values"] == array.tobytes()
+    assert body["modulation"] == numbers.astype("<f8").tobytes()
+    assert struct.pack(">d", body["step_ms"]) == struct.pack(">d", step_ms)
 
 
 def test_frames_are_copies_of_their_template() -> None:

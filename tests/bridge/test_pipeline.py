@@ -26,6 +26,7 @@ from neuromod.bridge.pipeline import (
     FLAGS_NEXT,
     PAUSED,
     TICK,
+    advance,
     consume,
     dequeue_stimuli,
     enqueue_stimuli,
@@ -35,8 +36,9 @@ from neuromod.bridge.pipeline import (
 from neuromod.bridge.stimulation import make_stimulation
 from neuromod.bridge.wire import Flag
 from neuromod.engine.compiled import JIT_ENABLED
+from neuromod.engine.layout import LIVE
 from neuromod.engine.network import SpikingNetwork
-from neuromod.engine.tick import add_reward, add_stress, set_modulator
+from neuromod.engine.tick import add_reward, add_stress, set_learning, set_modulator, set_parameter
 from neuromod.sorting.config import EncoderConfig, FrontEndConfig
 from neuromod.sorting.encoder import Encoder, encode
 from neuromod.sorting.front_end import FrontEnd, finish_block, push
@@ -251,6 +253,13 @@ def test_consume_equals_its_naive_twin(data: st.DataObject, setup: Setup) -> Non
             chain.modulate(2, level)
             set_modulator(twin.network.state, 2, np.float32(level))
             twin.is_modulated = True
+        if data.draw(st.sampled_from([False, False, True])):
+            dopamine, live = data.draw(st.sampled_from([-0.5, 0.75])), data.draw(st.integers(0, len(LIVE) - 1))
+            on = data.draw(st.booleans())
+            for network in (chain.network, twin.network):
+                set_modulator(network.state, 0, np.float32(dopamine))
+                set_parameter(network.state, live, np.float64(network.state[0]["live"][live] * 0.75))
+                set_learning(network.state, on)
         twin.is_paused = data.draw(st.sampled_from([False, False, True]))
         chain.pipeline.words[PAUSED] = twin.is_paused
         n = data.draw(st.integers(1, 30))
@@ -267,6 +276,8 @@ def test_consume_equals_its_naive_twin(data: st.DataObject, setup: Setup) -> Non
     for name in ("stimuli", "membrane", "modulators"):
         expected = [getattr(tick, name) for tick in twin.ticks]
         assert records[name].tobytes() == np.array(expected, np.float32).tobytes(), name
+    for name in ("modulation", "step_ms"):
+        assert records[name].tobytes() == np.array([getattr(tick, name) for tick in twin.ticks]).tobytes(), name
     np.testing.assert_allclose(records["t_sample"], [tick.t_sample for tick in twin.ticks], rtol=0, atol=1e-9)
     for name in ("seq", "t_arrival", "t_tick"):  # the loop's to fill in
         assert not records[name].any()
@@ -751,6 +762,22 @@ def test_a_modulation_during_a_pause_is_flagged_on_the_first_tick_that_it_acts_o
     rows.append(chain.consume(samples[5:], stamps[5:]))
 
     assert flags_of(np.concatenate(rows), Flag.MODULATED) == [5]
+
+
+def test_a_tick_in_which_plasticity_stood_still_says_so() -> None:
+    chain = Chain(Setup())
+    chain.modulate(0, 0.5)
+    records = np.zeros(2, TICK)
+    records["flags"] = [0, Flag.BLANKED]
+
+    for record in records:
+        advance(chain.pipeline, chain.network.state, chain.decoder, chain.stimulation, record)
+
+    assert records["modulation"][0, 4] > 0.0
+    assert records["modulation"][1, 4] == 0.0
+    assert (records["modulation"][:, :4] != 0.0).all()
+    assert records["step_ms"].tolist() == [1.0, 1.0]
+    assert chain.network.state[0]["learning"] == 1
 
 
 # ---------------------------------------------------------------------------------------------------------------------

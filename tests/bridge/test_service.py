@@ -32,8 +32,10 @@ from neuromod.bridge.client import Client, RefusedError
 from neuromod.bridge.commands import COMMANDS
 from neuromod.bridge.config import parse
 from neuromod.bridge.wire import EventMessage, Flag, HealthMessage, SpikesMessage, StateMessage, StimuliMessage
+from neuromod.engine.fixed_network import FixedNetwork, quantised_modulation
 from neuromod.engine.modulators import NeuroModulators
 from neuromod.engine.network import SpikingNetwork
+from neuromod.engine.tick import set_modulator
 
 pytestmark = pytest.mark.compiled_loop
 
@@ -244,6 +246,55 @@ def test_stimuli_go_out_beside_spikes_where_they_are_asked_for() -> None:
     heard = listener.of(StimuliMessage)
     np.testing.assert_array_equal([m.values for m in heard], stimuli(n, 1))
     assert [m.seq for m in heard] == [m.tick for m in heard] == list(range(n))
+    assert all(m.is_step and m.step_ms == 1.0 and m.modulation[:4].all() for m in heard)
+
+
+def test_a_mirror_that_only_hears_stimuli_knows_all_that_the_network_was_given(fresh: Running) -> None:
+    config = session(ZMQ + "[publish]\nstimuli = true\n")
+    sent, levels = stimuli(60, seed=7), NeuroModulators(dopamine=0.5, cortisol=0.25)
+    with Running(config) as running:
+        client, listener = running.client, running.listen("spikes", "stimuli")
+
+        def send(rows: NDArray[np.float32]) -> None:
+            before = len(listener.of(StimuliMessage))
+            for row in rows:
+                client.send_stimuli(row)
+            listener.until(lambda: len(listener.of(StimuliMessage)) == before + len(rows), "stimuli")
+
+        send(sent[:20])
+        client.send_modulators(**vars(levels))
+        send(sent[20:40])
+        client.request("set", parameters={"network.input_gain": 1.25})
+        client.request("learning", on=False)
+        send(sent[40:50])
+        client.request("pause")
+        send(sent[:3])
+        client.request("resume")
+        send(sent[50:])
+
+        heard = listener.of(StimuliMessage)
+        of_spikes = listener.of(SpikesMessage)
+    assert [m.is_step for m in heard] == [True] * 50 + [False] * 3 + [True] * 10
+    assert [m.flags for m in heard] == [m.flags for m in of_spikes]
+    assert not any(m.modulation.any() or m.step_ms for m in heard[50:53])
+    network = SpikingNetwork()
+    expected = np.zeros((60, 5), np.int64)
+    for k, row in enumerate(sent):
+        if k == 20:
+            for index, level in enumerate(levels.as_array()):
+                set_modulator(network.state, index, level)
+        if k == 40:
+            network.set_parameters(input_gain=1.25)
+            network.set_learning(False)
+        config_now = network.config.model_copy(update={"input_gain": float(network.state[0]["live"][0])})
+        expected[k] = FixedNetwork(config_now).modulation_words(network.modulators)
+        network.step(row)
+    expected[40:, 4] = 0
+    steps = [m for m in heard if m.is_step]
+    words = quantised_modulation([m.modulation for m in steps])
+    np.testing.assert_array_equal(words, expected)
+    assert words[20:40, 4].all()
+    assert FixedNetwork().run([m.values for m in steps], words).any()
 
 
 def test_only_ticks_with_a_spike_or_a_flag_are_published_in_mode_spiking() -> None:

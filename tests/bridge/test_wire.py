@@ -131,6 +131,39 @@ def test_stimuli_come_back_as_they_were_packed(values: list[float]) -> None:
     assert back.values.tolist() == values
 
 
+@given(
+    modulation=st.lists(st.floats(allow_nan=False), min_size=5, max_size=5),
+    step_ms=st.floats(0.0, 4.0),
+    flags=st.integers(0, 2**9 - 1),
+)
+def test_what_modulated_a_tick_comes_back_as_it_was_packed(modulation: list[float], step_ms: float, flags: int) -> None:
+    message = wire.StimuliMessage(1, 2, np.ones(16, np.float32), np.array(modulation), step_ms, Flag(flags))
+
+    back = wire.unpack_output(b"stimuli", wire.pack_stimuli(message))
+
+    assert isinstance(back, wire.StimuliMessage)
+    assert back.modulation.tolist() == modulation
+    assert (back.step_ms, back.flags) == (step_ms, flags)
+    assert back.is_step == (flags & (1 | 128) == 0)
+
+
+def test_stimuli_of_a_daemon_that_does_not_say_what_modulated_them_are_read_all_the_same() -> None:
+    body = msgpack.unpackb(wire.pack_stimuli(wire.StimuliMessage(1, 2, np.ones(16, np.float32))))
+    for key in ("modulation", "step_ms", "flags"):
+        del body[key]
+
+    back = wire.unpack_output(b"stimuli", msgpack.packb(body))
+
+    assert isinstance(back, wire.StimuliMessage)
+    assert np.isnan([*back.modulation, back.step_ms]).all()
+
+
+@pytest.mark.parametrize("modulation", [np.zeros(4), np.zeros((5, 1)), np.zeros(0)])
+def test_modulation_of_another_length_is_not_packed(modulation: Any) -> None:
+    with pytest.raises(MessageError, match="modulation is 5 numbers"):
+        wire.pack_stimuli(wire.StimuliMessage(1, 2, np.ones(16, np.float32), modulation, 1.0))
+
+
 def test_state_health_and_events_come_back_as_they_were_packed() -> None:
     ramp = np.arange(16, dtype=np.float32)
     state = wire.unpack_output(
@@ -406,6 +439,13 @@ def test_protocol_md_states_the_offsets_of_a_spikes_message() -> None:
     rows = re.findall(r"^\| (\d+) \| `(\w+)` \|", _section("spikes"), re.MULTILINE)
 
     assert {name: int(offset) for offset, name in rows} == dict(wire.spikes_frame(16).offsets)
+
+
+def test_protocol_md_states_the_offsets_of_a_stimuli_message() -> None:
+    rows = re.findall(r"^\| (\d+) \| `(\w+)` \|", _section("Output `stimuli`"), re.MULTILINE)
+
+    assert {name: int(offset) for offset, name in rows} == dict(wire.stimuli_frame(16).offsets)
+    assert f"{len(wire.stimuli_frame(16).template)} bytes" in _section("Output `stimuli`")
 
 
 def test_every_live_parameter_of_the_network_can_be_set_by_its_name_in_the_session_file() -> None:

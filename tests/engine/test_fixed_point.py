@@ -10,11 +10,12 @@ from numpy.typing import NDArray
 from naive.fixed import fixed_tick as naive_tick
 from neuromod.engine.config import NetworkConfig
 from neuromod.engine.errors import FixedPointError, StimulusError
-from neuromod.engine.fixed_network import FixedNetwork, quantised_stimuli
+from neuromod.engine.fixed_network import FixedNetwork, quantised_modulation, quantised_stimuli
 from neuromod.engine.fixed_registers import REGISTERS, locate, register, size_bytes
 from neuromod.engine.fixed_tick import fixed_tick
-from neuromod.engine.modulators import NeuroModulators
+from neuromod.engine.modulators import RANGES, NeuroModulators
 from neuromod.engine.network import SpikingNetwork
+from neuromod.engine.tick import modulation, set_learning, set_modulator
 
 
 def _exact(state: Any) -> dict[str, Any]:
@@ -136,6 +137,68 @@ def test_no_two_registers_share_an_address() -> None:
 def test_what_hardware_cannot_hold_is_refused_by_name(config: dict[str, Any], complaint: str) -> None:
     with pytest.raises(FixedPointError, match=complaint):
         FixedNetwork(NetworkConfig.model_validate(config))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_tick_and_the_host_make_the_same_words_of_levels_and_live_parameters(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    network, out = SpikingNetwork(dt_ms=[1.0, 0.1, 1 / 3, 0.7][seed]), np.empty(5)
+    dt_ms = network.dt_ms
+    for _ in range(200):
+        config = NetworkConfig.model_validate(
+            {
+                "input_gain": rng.uniform(0, 4),
+                "recurrent_gain": rng.uniform(0, 4),
+                "inhibition": {"strength_mv": rng.uniform(0, 20)},
+                "learning": {"rate_per_s": rng.uniform(0, 50)},
+            }
+        )
+        live = {
+            "input_gain": config.input_gain,
+            "recurrent_gain": config.recurrent_gain,
+            "inhibition_strength_mv": config.inhibition.strength_mv,
+            "learning_rate_per_s": config.learning.rate_per_s,
+        }
+        network.set_parameters(**live)
+        for index, (low, high) in enumerate(RANGES[:3]):
+            set_modulator(network.state, index, np.float32(rng.uniform(low, high)))
+        levels = network.modulators
+
+        step_ms = modulation(network.state, out)
+
+        assert step_ms == dt_ms
+        expected = FixedNetwork(config, dt_ms=dt_ms).modulation_words(levels)
+        np.testing.assert_array_equal(quantised_modulation(out), expected[np.newaxis])
+
+
+def test_frozen_plasticity_and_a_learning_factor_of_zero_leave_weights_and_collect_eligibility() -> None:
+    frozen, fixed, out = SpikingNetwork(), FixedNetwork(), np.empty(5)
+    weights, words = frozen.weights, fixed.weights
+    set_modulator(frozen.state, 0, np.float32(0.5))
+    set_learning(frozen.state, False)
+    n_spikes = 0
+    for k, row in enumerate(_stimuli(500)):
+        modulation(frozen.state, out)
+        assert out[4] == 0.0
+        theirs = frozen.step(row)
+        ours = fixed.run(row[np.newaxis], quantised_modulation(out))[0]
+        if (theirs != ours).any():  # a recurrent network is chaotic: from here on they are two
+            break
+        n_spikes += theirs.sum()
+        # 2^-16 of a trace a tick, and what falls of it
+        collected = fixed.state[0]["eligibility"] / 2.0**24
+        np.testing.assert_allclose(collected, frozen.state[0]["eligibility_mv"], rtol=0, atol=(k + 1) * 1e-5)
+    assert n_spikes > 20
+    assert np.abs(collected).max() > 0.1
+    assert (frozen.weights == weights).all()
+    assert (fixed.weights == words).all()
+
+
+def test_a_rule_without_reward_has_no_learning_factor() -> None:
+    network, out = SpikingNetwork(NetworkConfig.model_validate({"learning": {"rule": "hebbian"}})), np.empty(5)
+    set_modulator(network.state, 0, np.float32(0.5))
+    modulation(network.state, out)
+    assert out[4] == 0.0
 
 
 def test_tempo_other_than_that_of_the_parameters_is_refused() -> None:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neuromod.bridge.wire import Flag
+from neuromod.engine.layout import LIVE
 from neuromod.engine.network import SpikingNetwork
 
 Row = NDArray[np.float32]
@@ -32,6 +33,25 @@ class NaiveTick:
     stimuli: Row
     membrane: Row
     modulators: Row
+    modulation: tuple[float, ...]
+    step_ms: float
+
+
+def modulation_of(network: SpikingNetwork) -> tuple[tuple[float, ...], float]:
+    """What levels and parameters come to in the next tick: four gains and the learning factor; and the step in ms."""
+    live = dict(zip(LIVE, network.state[0]["live"].tolist(), strict=True))
+    m, levels = network.config.modulation, network.modulators
+    step_ms = network.dt_ms * levels.tempo
+    learns = network.config.learning.rule == "reward" and network.state[0]["learning"] == 1
+    return (
+        live["input_gain"]
+        * (1 + m.acetylcholine_input * levels.acetylcholine)
+        * (1 + m.dopamine_input * levels.dopamine),
+        live["recurrent_gain"] * (1 - m.acetylcholine_recurrent * levels.acetylcholine),
+        1 + m.cortisol_threshold * levels.cortisol,
+        live["inhibition_strength_mv"] * (1 + m.cortisol_inhibition * levels.cortisol),
+        live["learning_rate_per_s"] * levels.dopamine * (step_ms / 1000.0) if learns else 0.0,
+    ), step_ms
 
 
 def mean_of(block: Sequence[Row]) -> Row:
@@ -170,6 +190,7 @@ class NaivePipeline:
 
     def _tick(self, stimuli: Row, t: float) -> None:
         flags, spikes = self.block_flags, 0
+        modulation, step_ms = (0.0,) * 5, 0.0
         if self.is_paused:
             flags |= Flag.PAUSED
         else:
@@ -180,10 +201,13 @@ class NaivePipeline:
                 stimuli += self.queue.popleft()
                 self.counters["stimuli_applied"] += 1
                 flags |= Flag.EXTERNAL
+            modulation, step_ms = modulation_of(self.network)
             spikes = sum(1 << i for i, fired in enumerate(self.network.step(stimuli)) if fired)
             self.n_ticks += 1
             self.counters["ticks"] += 1
         levels = self.network.modulators.as_array()
         membrane = np.array(self.network.state[0]["variables"][0])
         number = max(0, self.n_ticks - 1)  # repeated while paused
-        self.ticks.append(NaiveTick(number, self.n_laid, t, flags, spikes, stimuli, membrane, levels))
+        self.ticks.append(
+            NaiveTick(number, self.n_laid, t, flags, spikes, stimuli, membrane, levels, modulation, step_ms)
+        )

