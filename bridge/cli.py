@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 import typer.core
 
-from neuromod.bridge import cli_actuate, cli_calibrate, cli_client, cli_operator, cli_session, cli_sort
+from neuromod.bridge import cli_actuate, cli_calibrate, cli_client, cli_fpga, cli_operator, cli_session, cli_sort
 from neuromod.engine.errors import NeuromodError
 
 if TYPE_CHECKING:
@@ -479,6 +479,7 @@ app.command(rich_help_panel=RUN)(cli_actuate.actuate)
 app.add_typer(cli_session.app, name="session", rich_help_panel=RUN)
 cli_calibrate.add_commands(app, RUN)
 cli_sort.add_commands(app, RUN)
+cli_fpga.add_commands(app, RUN)
 cli_client.add_commands(app, TALK)
 cli_operator.add_commands(app, TALK)
 
