@@ -4,9 +4,20 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
+from bench.synthesis import cell_models, find_yosys, run_yosys, script_of
+from core_comparison import (
+    compare,
+    random_modulation,
+    random_state,
+    random_stimuli,
+    varied_modulation,
+    varied_stimuli,
+)
 from core_script import simulate, write_script
 
+from neuromod.adapters.fpga.core_model import CoreModel
 from neuromod.adapters.fpga.verilated import HDL, find_verilator
 from neuromod.engine.errors import AdapterError
 from neuromod.engine.fixed_network import FixedNetwork
