@@ -16,6 +16,7 @@ import typer.core
 
 from neuromod.bridge import (
     cli_actuate,
+    cli_adapter,
     cli_calibrate,
     cli_client,
     cli_export,
@@ -485,6 +486,7 @@ def bench(
 
 
 app.command(rich_help_panel=RUN)(cli_actuate.actuate)
+app.add_typer(cli_adapter.app, name="adapter", rich_help_panel=RUN)
 app.add_typer(cli_session.app, name="session", rich_help_panel=RUN)
 cli_calibrate.add_commands(app, RUN)
 cli_sort.add_commands(app, RUN)
