@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-offline test-live test-interpreted lint bench bench-sorting clean
+.PHONY: demo test test-offline test-live test-long test-interpreted lint bench bench-sorting clean
 
 demo: .venv/ready
 	$(BIN)/neuromod demo
@@ -13,10 +13,15 @@ test: lint
 
 OFFLINE := tests/engine tests/sorting tests/bridge/test_sort.py tests/test_packaging.py
 test-offline: .venv/ready-dev
-	$(BIN)/pytest $(OFFLINE)
+	$(BIN)/pytest -m "not long" $(OFFLINE)
 
 test-live: .venv/ready-dev
-	$(BIN)/pytest $(OFFLINE:%=--ignore=%)
+	$(BIN)/pytest -m "not long" $(OFFLINE:%=--ignore=%)
+
+# an hour or so: millions of ticks, and the netlist that synthesis makes of the Verilog
+test-long: .venv/ready-dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,synthesis]'
+	$(BIN)/pytest -m long
 
 lint: .venv/ready-dev
 	$(BIN)/ruff check .
@@ -26,7 +31,7 @@ lint: .venv/ready-dev
 
 # the kernels as the Python they are written in: slower, and the same bits
 test-interpreted: .venv/ready-dev
-	NUMBA_DISABLE_JIT=1 $(BIN)/pytest
+	NUMBA_DISABLE_JIT=1 $(BIN)/pytest -m "not long"
 
 # PEERS_PYTHON=... names an interpreter that has Brian2 and NEST
 bench: .venv/ready-dev

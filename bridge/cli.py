@@ -19,6 +19,8 @@ from neuromod.bridge import (
     cli_adapter,
     cli_calibrate,
     cli_client,
+    cli_export,
+    cli_fpga,
     cli_hil,
     cli_operator,
     cli_session,
@@ -489,6 +491,8 @@ app.add_typer(cli_adapter.app, name="adapter", rich_help_panel=RUN)
 app.add_typer(cli_session.app, name="session", rich_help_panel=RUN)
 cli_calibrate.add_commands(app, RUN)
 cli_sort.add_commands(app, RUN)
+cli_export.add_commands(app, RUN)
+cli_fpga.add_commands(app, RUN)
 cli_hil.add_commands(app, RUN)
 cli_client.add_commands(app, TALK)
 cli_operator.add_commands(app, TALK)

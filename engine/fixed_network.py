@@ -1,21 +1,59 @@
 """FixedNetwork: a network's configuration in fixed point, as hardware runs it."""
 
 import math
+from typing import NamedTuple, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from neuromod.engine.config import NetworkConfig
 from neuromod.engine.errors import FixedPointError, StimulusError
-from neuromod.engine.fixed_registers import FIXED_BLOCK, GUARD_BITS, RULE_NEAREST, RULE_REWARD, Register, register
+from neuromod.engine.fixed_registers import (
+    FIXED_BLOCK,
+    GUARD_BITS,
+    REGISTERS,
+    RULE_NEAREST,
+    RULE_REWARD,
+    Register,
+    register,
+)
 from neuromod.engine.fixed_tick import fixed_run
 from neuromod.engine.layout import COINCIDENCE, N_CHANNELS, N_SENSORY
 from neuromod.engine.layout_types import State
 from neuromod.engine.models import lapicque
-from neuromod.engine.modulators import NeuroModulators
+from neuromod.engine.modulators import MODULATORS, NeuroModulators
 from neuromod.engine.network import check_step, connected, initial_weights
 
 _NEVER = 2**16 - 1
+_TEMPO = MODULATORS.index("tempo")
+
+
+class Misfit(NamedTuple):
+    """A number that its register cannot hold.
+
+    Attributes
+    ----------
+    name : str
+        Register, and which of its numbers.
+    value, held : float
+        What it is, and the nearest that the register holds.
+    unit, format : str
+        Of the register.
+    low, high : float
+        Its range.
+    """
+
+    name: str
+    value: float
+    held: float
+    unit: str
+    format: str
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        unit = f" {self.unit}" if self.unit else ""
+        return f"{self.name} is {self.value:g}{unit}, expected {self.low:g} to {self.high:g} ({self.format})"
 
 
 class FixedNetwork:
@@ -27,6 +65,15 @@ class FixedNetwork:
         What the network is, in terms that `FIXED_POINT.md` says hardware has.
     dt_ms : float
         Wall time of one tick, 0.001 to 1 ms.
+    clip : bool
+        Take the nearest for a number that its register cannot hold, and name it in `clipped`, rather than refuse.
+
+    Attributes
+    ----------
+    clipped : tuple of Misfit
+        Numbers that were clipped.
+    rounded : dict of str to float
+        By how much rounding moved the numbers of each register, at most, in its unit; those that it moved.
 
     Raises
     ------
@@ -35,20 +82,63 @@ class FixedNetwork:
         of them are named.
     """
 
-    def __init__(self, config: NetworkConfig | None = None, *, dt_ms: float = 1.0) -> None:
+    def __init__(self, config: NetworkConfig | None = None, *, dt_ms: float = 1.0, clip: bool = False) -> None:
         self.config = NetworkConfig() if config is None else config
         check_step(self.config, dt_ms)
         _refuse_what_hardware_has_not(self.config)
         self.dt_ms = dt_ms
         self.state: State = np.zeros(1, dtype=FIXED_BLOCK)
-        complaints = []
+        self.rounded: dict[str, float] = {}
+        misfits: list[Misfit] = []
         for name, values in _numbers(self.config, dt_ms).items():
-            integers, complaint = _as_integers(register(name), values)
+            where = register(name)
+            integers, beyond = _as_integers(where, values)
             self.state[0][name] = integers
-            complaints += complaint
-        if complaints:
-            raise FixedPointError("; ".join(complaints))
+            misfits += beyond
+            moved = np.abs(integers / 2.0**where.fraction - np.asarray(values, dtype=np.float64))
+            # half a step is as far as rounding goes: what moved further was clipped
+            greatest = float(np.max(moved * (moved <= 0.5 / 2.0**where.fraction)))
+            if greatest > 0.0:
+                self.rounded[name] = greatest
+        if misfits and not clip:
+            raise FixedPointError("; ".join(map(str, misfits)))
+        self.clipped = tuple(misfits)
         self.state[0]["since_spike"][:] = _NEVER
+        self._is_configured = True
+
+    @classmethod
+    def from_registers(cls, state: State, config: NetworkConfig | None = None, *, dt_ms: float = 1.0) -> Self:
+        """Return a network that continues where these registers stand.
+
+        Parameters
+        ----------
+        state : State
+            One record of `FIXED_BLOCK`; copied.
+        config : NetworkConfig, optional
+            Says what the host does: how far stimuli go, and what the neuromodulators come to. What the board computes
+            is in the registers alone. Without it stimuli go as far as Q8.8 does, and modulation is given as words.
+        dt_ms : float
+            Wall time of one tick.
+
+        Raises
+        ------
+        FixedPointError
+            If a number lies beyond its register.
+        """
+        for each in REGISTERS:
+            values = state[0][each.name]
+            if np.min(values) < each.lowest or np.max(values) > each.highest:
+                raise FixedPointError(
+                    f"{each.name} holds {np.min(values)} to {np.max(values)}, beyond {each.format}: expected "
+                    f"{each.lowest} to {each.highest}"
+                )
+        network = cls.__new__(cls)
+        network.config = NetworkConfig() if config is None else config
+        network.dt_ms = dt_ms
+        network.state = np.array(state, dtype=FIXED_BLOCK)
+        network.rounded, network.clipped = {}, ()
+        network._is_configured = config is not None
+        return network
 
     @property
     def weights(self) -> NDArray[np.float64]:
@@ -100,13 +190,40 @@ class FixedNetwork:
         Raises
         ------
         FixedPointError
-            If the tempo is not the baseline's, at which the parameters were computed, or a number does not fit.
+            If the tempo is not the baseline's, at which the parameters were computed, or a number does not fit; or the
+            network was made from registers without a configuration.
         """
+        return quantised_modulation(self.modulation(_row(levels))).reshape(-1)
+
+    def modulation(self, levels: NDArray[np.float64]) -> NDArray[np.float64]:
+        """What levels of the neuromodulators come to, before they are rounded.
+
+        Parameters
+        ----------
+        levels : ndarray of float64, shape (n, 4)
+            In the order of `MODULATORS`.
+
+        Returns
+        -------
+        ndarray of float64, shape (n, 5)
+            As `quantised_modulation` takes them.
+
+        Raises
+        ------
+        FixedPointError
+            If the tempo is not the baseline's, at which the parameters were computed; or the network was made from
+            registers without a configuration.
+        """
+        if not self._is_configured:
+            raise FixedPointError(
+                "registers alone do not say what neuromodulators come to: give the configuration too, or words of "
+                "modulation"
+            )
         tempo = self.config.modulation.baseline.tempo
-        if levels.tempo != tempo:
-            raise FixedPointError(f"expected the tempo of the parameters, {tempo:g}, got {levels.tempo:g}")
-        numbers = list(_modulation(self.config, levels, self.dt_ms).values())
-        return quantised_modulation([numbers]).reshape(-1)
+        if (other := levels[levels[:, _TEMPO] != tempo, _TEMPO]).size:
+            raise FixedPointError(f"expected the tempo of the parameters, {tempo:g}, got {other[0]:g}")
+        numbers = _modulation(self.config, levels, self.dt_ms).values()
+        return np.stack(np.broadcast_arrays(*numbers), axis=1)
 
 
 _MODULATION = ("input_gain", "recurrent_gain", "threshold_gain", "inhibition", "learning_factor")
@@ -127,17 +244,30 @@ def quantised_modulation(numbers: ArrayLike) -> NDArray[np.int64]:
     Raises
     ------
     FixedPointError
-        If one is not finite, or does not fit.
+        If one is not finite, or does not fit: the first of each register is named, by its row.
     """
     values = np.asarray(numbers, dtype=np.float64).reshape(-1, len(_MODULATION))
     words = np.empty(values.shape, dtype=np.int64)
-    complaints = []
+    misfits = []
     for k, name in enumerate(_MODULATION):
-        words[:, k], complaint = _as_integers(register(name), values[:, k])
-        complaints += complaint
-    if complaints:
-        raise FixedPointError("; ".join(complaints))
+        words[:, k], beyond = _as_integers(register(name), values[:, k])
+        misfits += beyond[:1]
+    if misfits:
+        raise FixedPointError("; ".join(map(str, misfits)))
     return words
+
+
+def misfit(name: str, value: float, held: float) -> Misfit:
+    """Describe a number that does not fit the register of that name; `name` may end in its indices.
+
+    Raises
+    ------
+    FixedPointError
+        If there is no such register.
+    """
+    where = register(name.partition("[")[0])
+    scale = 2.0**where.fraction
+    return Misfit(name, value, float(held), where.unit, where.format, where.lowest / scale, where.highest / scale)
 
 
 def quantised_stimuli(stimuli: ArrayLike, limit: float) -> NDArray[np.int16]:
@@ -190,7 +320,10 @@ def _numbers(config: NetworkConfig, dt_ms: float) -> dict[str, ArrayLike]:
     plastic *= connected(config).astype(np.int64)
     rule = {"none": 0, "reward": RULE_REWARD}[learning.rule] | (RULE_NEAREST if learning.pairing == "nearest" else 0)
     numbers: dict[str, ArrayLike] = {
-        **_modulation(config, config.modulation.baseline, dt_ms),
+        **{
+            name: float(values[0])
+            for name, values in _modulation(config, _row(config.modulation.baseline), dt_ms).items()
+        },
         "inhibition_ticks": _ticks(config.inhibition.duration_ms, step_ms),
         # the last tick that is at most half a step beyond the window, as in `tick`
         "window_ticks": math.ceil(config.coincidence.window_ms / step_ms + 0.5) - 1,
@@ -241,19 +374,25 @@ def _neuron(config: NetworkConfig, index: int, step_ms: float) -> dict[str, floa
     return dict(zip(_NEURON, values, strict=True))
 
 
-def _modulation(config: NetworkConfig, levels: NeuroModulators, dt_ms: float) -> dict[str, float]:
-    """What `tick` makes of the levels, as numbers that hardware multiplies by."""
+def _row(levels: NeuroModulators) -> NDArray[np.float64]:
+    """The levels in the order of `MODULATORS`, shape (1, 4)."""
+    return np.array([[getattr(levels, name) for name in MODULATORS]], dtype=np.float64)
+
+
+def _modulation(config: NetworkConfig, levels: NDArray[np.float64], dt_ms: float) -> dict[str, NDArray[np.float64]]:
+    """What `tick` makes of the levels of n ticks, shape (n, 4), as numbers that hardware multiplies by."""
     m = config.modulation
     step_s = dt_ms * m.baseline.tempo / 1000.0
-    rewarded = config.learning.rule == "reward"
+    dopamine, cortisol, acetylcholine, _ = levels.T
+    rate = config.learning.rate_per_s if config.learning.rule == "reward" else 0.0
     return {
         "input_gain": config.input_gain
-        * (1 + m.acetylcholine_input * levels.acetylcholine)
-        * (1 + m.dopamine_input * levels.dopamine),
-        "recurrent_gain": config.recurrent_gain * (1 - m.acetylcholine_recurrent * levels.acetylcholine),
-        "threshold_gain": 1 + m.cortisol_threshold * levels.cortisol,
-        "inhibition": config.inhibition.strength_mv * (1 + m.cortisol_inhibition * levels.cortisol),
-        "learning_factor": config.learning.rate_per_s * levels.dopamine * step_s if rewarded else 0.0,
+        * (1 + m.acetylcholine_input * acetylcholine)
+        * (1 + m.dopamine_input * dopamine),
+        "recurrent_gain": config.recurrent_gain * (1 - m.acetylcholine_recurrent * acetylcholine),
+        "threshold_gain": 1 + m.cortisol_threshold * cortisol,
+        "inhibition": config.inhibition.strength_mv * (1 + m.cortisol_inhibition * cortisol),
+        "learning_factor": rate * dopamine * step_s,
     }
 
 
@@ -262,16 +401,16 @@ def _ticks(duration_ms: float, step_ms: float) -> int:
     return max(0, math.ceil(duration_ms / step_ms - 0.5))
 
 
-def _as_integers(where: Register, values: ArrayLike) -> tuple[NDArray[np.int64], list[str]]:
-    """Numbers in a register's format, rounded half up, and what to say of those that it cannot hold."""
-    scaled = np.floor(np.asarray(values, dtype=np.float64) * 2.0**where.fraction + 0.5)
+def _as_integers(where: Register, values: ArrayLike) -> tuple[NDArray[np.int64], list[Misfit]]:
+    """Numbers in a register's format, rounded half up and held to its range, and those that it cannot hold."""
+    numbers, scale = np.asarray(values, dtype=np.float64), 2.0**where.fraction
+    scaled = np.floor(numbers * scale + 0.5)
     beyond = ~((scaled >= where.lowest) & (scaled <= where.highest))  # NaN too
-    complaints = []
-    for index in np.argwhere(beyond):
-        name = where.name + "".join(f"[{k}]" for k in index)
-        scale = 2.0**where.fraction
-        complaints.append(
-            f"{name} is {np.asarray(values, dtype=np.float64)[tuple(index)]:g} {where.unit}, expected "
-            f"{where.lowest / scale:g} to {where.highest / scale:g} ({where.format})"
-        )
-    return np.clip(np.nan_to_num(scaled), where.lowest, where.highest).astype(np.int64), complaints
+    if not beyond.any():
+        return scaled.astype(np.int64), []
+    held = np.clip(np.nan_to_num(scaled), where.lowest, where.highest).astype(np.int64)
+    misfits = [
+        misfit(where.name + "".join(f"[{k}]" for k in index), float(numbers[tuple(index)]), held[tuple(index)] / scale)
+        for index in np.argwhere(beyond)
+    ]
+    return held, misfits

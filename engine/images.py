@@ -1,8 +1,8 @@
 """Memory images of a fixed-point network: texts that `$readmemh` loads, and back to the same bits.
 
 `registers.mem` is the whole network as our hardware description loads it. Three smaller images hold what boards of the
-SiliconBridge kind load: thresholds, weights and decays, all Q8.8. `manifest.py` tells
-what lies in which.
+SiliconBridge kind load: thresholds, weights and decays, all Q8.8. `manifest.py` tells what lies in
+which.
 """
 
 import re
@@ -21,6 +21,8 @@ N_WORDS = 0x300
 """Words of 32 bits that `registers.mem` holds: addresses 000 to 2FF."""
 REGISTER_DIGITS, PARAMETER_DIGITS = 8, 4
 """Hexadecimal digits of a word: of 32 bits, of Q8.8."""
+OUTPUT_SHAPE = (16, 3)
+"""Of the weights of an output layer, which published sets have and our network has not: neurons, outputs."""
 
 _PIECE = re.compile(r"//[^\n]*|/\*.*?\*/|(?P<open>/\*)|(?P<word>(?:(?!//|/\*)\S)+)", re.DOTALL)
 _DIGITS = re.compile(r"[0-9A-Fa-f][0-9A-Fa-f_]*")
@@ -96,11 +98,7 @@ def read_words(text: str, where: str, *, n_words: int, digits: int) -> Words:
         n_read += 1
     if n_read != n_words:
         missing = int(np.flatnonzero(lines == 0)[0])
-        raise ImageError(
-            f"{where}: expected {n_words} words, got {n_read}: none at address {missing:X}, at the end of {line} lines"
-            if n_read
-            else f"{where}: expected {n_words} words, got none"
-        )
+        raise ImageError(f"{where}: expected {n_words} words, got {n_read}; the first that is missing is {missing:X}")
     return Words(values, lines)
 
 
@@ -169,17 +167,17 @@ def read_registers(text: str, where: str = "registers.mem") -> State:
 def thresholds(state: State) -> NDArray[np.int64]:
     """Words of `parameters.mem`, shape (16,), Q8.8 mV.
 
-    Boards that load it have a neuron where we have the coincidence detector: its threshold is the greatest there is, so
-    that it does not fire.
+    Boards that load it have a neuron where we have the coincidence detector: where nobody gave it a threshold, it is
+    the greatest there is, so that it does not fire.
     """
     words = np.array(state[0]["threshold"])
-    words[COINCIDENCE] = _TOP_S16
+    words[COINCIDENCE] = words[COINCIDENCE] or _TOP_S16
     return words
 
 
 def weights(state: State) -> NDArray[np.int64]:
-    """Words of `parameters_weights.mem`, shape (16, 16), Q8.8 mV as membranes see them; row = target, column = source."""
-    return np.minimum((state[0]["weights"].T + _HALF_GUARD) >> GUARD_BITS, _TOP_S16)
+    """Words of `parameters_weights.mem`, shape (16, 16), Q8.8 mV, as membranes see them; row = target."""
+    return np.asarray(np.minimum((state[0]["weights"].T + _HALF_GUARD) >> GUARD_BITS, _TOP_S16))
 
 
 def decays(state: State) -> NDArray[np.int64]:

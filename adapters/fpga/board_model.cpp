@@ -2,9 +2,7 @@
 
 #include <cstdint>
 
-#include "Vmodel.h"
-#include "Vmodel___024root.h"
-#include "verilated.h"
+#include "verilated_clock.h"
 
 namespace {
 
@@ -17,10 +15,7 @@ struct Board {
     uint64_t ticks = 0;
 
     void clock() {
-        model.clk = 1;
-        model.eval();
-        model.clk = 0;
-        model.eval();
+        verilated_clock::rise(model);
         ++clocks;
         ticks += model.done;
     }
@@ -42,14 +37,13 @@ void board_reset(Board* board) {
 Board* board_new(const uint32_t* image) {
     auto* board = new Board;
     Vmodel& m = board->model;
-    m.clk = 0;
     m.rx_valid = m.rx_error = 0;
     m.tx_ready = 1;
     m.switches = 0;
     m.side = m.side_we = 0;
     m.side_address = 0;
     m.side_wdata = 0;
-    m.eval();
+    verilated_clock::begin(m);
     for (int k = 0; k < kImageWords; ++k) m.rootp->neuromod_board__DOT__image[k] = image[k];
     board_reset(board);
     return board;

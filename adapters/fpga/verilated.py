@@ -20,8 +20,10 @@ from neuromod.engine.errors import AdapterError, MissingExtraError
 HDL = Path(importlib.util.find_spec("neuromod.engine").submodule_search_locations[0]) / "hdl"  # type: ignore[union-attr,index]
 """Folder of our Verilog."""
 
+_SHIMS = Path(__file__).parent  # and what they include
 _RUNTIME = ("verilated.cpp", "verilated_threads.cpp")
-_FLAGS = ("-O3", "-std=c++17", "-fPIC", "-shared", "-w", "-DVL_TIME_CONTEXT")
+# a library's functions may be replaced by those of another, unless told otherwise, and then none is inlined
+_FLAGS = ("-O2", "-fno-semantic-interposition", "-std=c++17", "-fPIC", "-shared", "-w", "-DVL_TIME_CONTEXT")
 
 
 def find_verilator() -> tuple[Path, Path]:
@@ -53,7 +55,14 @@ def find_compiler() -> str:
     raise AdapterError("no C++ compiler: the simulated board is compiled on this machine; install g++ or clang++")
 
 
-def verilate(top: str, sources: Sequence[Path], shim: Path, parameters: Mapping[str, int] | None = None) -> ctypes.CDLL:
+def verilate(
+    top: str,
+    sources: Sequence[Path],
+    shim: Path,
+    parameters: Mapping[str, int] | None = None,
+    *,
+    headers: Sequence[Path] = (),
+) -> ctypes.CDLL:
     """Compile a module and its C++ shim, or take what was compiled before.
 
     Parameters
@@ -66,6 +75,8 @@ def verilate(top: str, sources: Sequence[Path], shim: Path, parameters: Mapping[
         C++ file with the functions that are to be called, `extern "C"`.
     parameters : mapping of str to int, optional
         Parameters of the module.
+    headers : sequence of Path, optional
+        Files that the Verilog includes.
 
     Raises
     ------
@@ -77,15 +88,16 @@ def verilate(top: str, sources: Sequence[Path], shim: Path, parameters: Mapping[
     binary, root = find_verilator()
     compiler = find_compiler()
     options = [f"-G{name}={value}" for name, value in sorted((parameters or {}).items())]
+    included = [f"-I{folder}" for folder in sorted({header.parent for header in headers})]
     hasher = hashlib.sha256(repr((top, options, _FLAGS, compiler, binary.stat().st_mtime_ns)).encode())
-    for path in (*sources, shim):
+    for path in (*sources, *headers, shim, *sorted(_SHIMS.glob("*.h"))):
         hasher.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     folder = Path(platformdirs.user_cache_dir("neuromod")) / "hdl"
     library = folder / f"{top}-{hasher.hexdigest()[:16]}.so"
     if not library.exists():
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as work:
-            _build(Path(work), top, sources, shim, options, binary, root, compiler)
+            _build(Path(work), top, sources, shim, [*options, *included], binary, root, compiler)
             (Path(work) / "model.so").rename(library)  # whole or not at all, whoever else builds it
     return ctypes.CDLL(str(library))
 
@@ -111,7 +123,7 @@ def _build(
     include = root / "include"
     _run(
         [
-            *(compiler, *_FLAGS, f"-I{work}", f"-I{include}", f"-I{include / 'vltstd'}"),
+            *(compiler, *_FLAGS, f"-I{work}", f"-I{_SHIMS}", f"-I{include}", f"-I{include / 'vltstd'}"),
             *("-o", str(work / "model.so"), str(shim), *map(str, sorted(work.glob("*.cpp")))),
             *(str(include / name) for name in _RUNTIME),
         ],

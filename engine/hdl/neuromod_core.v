@@ -1,10 +1,16 @@
 // One tick of the fixed-point network, as engine/FIXED_POINT.md specifies it.
 //
-// Every product of a neuron passes one pipelined multiplier, operation by operation, sixteen channels each: an
-// operation's results are written before the next reads them, since sixteen beats outlast the pipeline. Synapses take
-// two passes of 256 beats, one to collect the charge of the last tick's spikes, one to learn.
+// Every product of a neuron passes one pipelined multiplier, operation by operation, sixteen channels each. Operations
+// follow each other without a gap: a result is written within eight beats, and read sixteen beats later or more.
+// Beside the first of them, the weights of the sources that fired are added up. Then all 256 synapses learn, one a
+// clock, through the same multiplier and one of their own. A tick takes 413 clocks with learning where up to six sources
+// fired before it, and 559 where all did; without learning 93 (up to two) to 303.
 //
-// Registers are read and written by address while no tick runs (ready = 1); a read answers two clocks later.
+// What is computed from what has not been: coincidence, drive and what traces give come before the membranes, since
+// they do not depend on this tick's spikes; traces jump while the first row of synapses goes by.
+//
+// Registers are read and written by address while no tick runs (ready = 1); a read answers two clocks later, and an
+// address may come every clock. Stimuli may be written as soon as 16 clocks of a tick are over.
 
 `default_nettype none
 
@@ -37,6 +43,7 @@ module neuromod_core (
     reg [31:0] tick;
     reg [15:0] inhibition_left, coincidence_left;
 
+    // each memory has one port to write, and one to read, but `v` two, so that it fits the LUT memories of an FPGA
     reg [23:0] rise [0:15];
     reg signed [15:0] gain [0:15];
     reg signed [15:0] bias [0:15];
@@ -59,245 +66,327 @@ module neuromod_core (
     reg signed [32:0] limit [0:15];       // threshold x gain, Q.16 rounded up: v >= limit is exact
     reg signed [19:0] charge [0:15];
     reg signed [36:0] kick [0:15];
-    reg [31:0] potentiation [0:15];
-    reg [31:0] depression [0:15];
+    reg [30:0] potentiation [0:15];
+    reg [30:0] depression [0:15];
     reg [15:0] fired;
     reg        coincidence;
     reg        inhibited;
     reg [3:0]  distinct;
 
-    // ---- the order of operations
-    localparam [3:0] IDLE = 0, CHARGE = 1, SCALE = 2, DRIVE = 3, LIMIT = 4, KICK = 5, MEMBRANE = 6, FALL_PRE = 7,
-                     FALL_POST = 8, POTENTIATE = 9, DEPRESS = 10, LEARN = 11, FINISH = 12;
-    localparam [8:0] DRAIN = 15;          // clocks after the last beat until all its results are written
+    // ---- the order of operations; without learning, those between LIMIT and KICK, and LEARN, are left out
+    localparam [3:0] IDLE = 0, SCALE = 1, DRIVE = 2, LIMIT = 3, FALL_PRE = 4, FALL_POST = 5, POTENTIATE = 6,
+                     DEPRESS = 7, KICK = 8, MEMBRANE = 9, LEARN = 10, DRAIN = 11, FINISH = 12;
     reg [3:0] phase;
-    reg [8:0] beat;
-    wire synapses = phase == CHARGE || phase == LEARN;
-    wire [8:0] n_beats = synapses ? 9'd256 : 9'd16;
-    wire issue = phase != IDLE && phase != FINISH && beat < n_beats;
-    assign ready = phase == IDLE && !start;
+    reg [7:0] beat;
+    reg       collecting, collected2, collected3;
+    wire idle = phase == IDLE;
+    wire waits = phase == KICK && (collecting || collected2 || collected3);
+    wire last = beat[3:0] == 4'd15 && (phase != LEARN || beat[7:4] == 4'd15);
+    wire learning = phase == LEARN || phase == DRAIN;
+    wire begins = idle && start && !rst;
+    assign ready = idle && !start;
 
     always @(posedge clk) begin
-        done <= 1'b0;
-        if (rst) begin
-            phase <= IDLE;
-            beat <= 0;
-        end else if (phase == IDLE) begin
-            beat <= 0;
-            if (start) phase <= CHARGE;
-        end else if (phase == FINISH) begin
-            phase <= IDLE;
-            done <= 1'b1;
-        end else if (beat == n_beats + DRAIN) begin
-            beat <= 0;
-            phase <= phase == MEMBRANE && !rule[0] ? FINISH : phase + 4'd1;
-        end else beat <= beat + 9'd1;
-    end
-
-    wire phase_ends = phase != IDLE && beat == n_beats + DRAIN;
-
-    // ---- pipeline: index[n] is the channel or synapse whose operation is at stage n
-    reg [7:0] index [1:14];
-    reg [14:1] live;
-    integer k;
-    always @(posedge clk) begin
-        index[1] <= beat[7:0];
-        live[1] <= issue && !rst;
-        for (k = 2; k <= 14; k = k + 1) begin
-            index[k] <= index[k-1];
-            live[k] <= live[k-1] && !rst;
+        done <= phase == FINISH && !rst;
+        if (rst) phase <= IDLE;
+        else if (idle) begin
+            beat <= 8'd0;
+            if (start) phase <= SCALE;
+        end else if (phase == FINISH) phase <= IDLE;
+        else if (!waits) begin
+            beat <= last ? 8'd0 : beat + 8'd1;
+            if (phase == DRAIN) begin
+                if (beat == 8'd10) phase <= FINISH;   // the last synapse is at stage 12
+            end else if (last) case (phase)
+                LIMIT:    phase <= rule[0] ? FALL_PRE : KICK;
+                MEMBRANE: phase <= rule[0] ? LEARN : DRAIN;
+                default:  phase <= phase + 4'd1;
+            endcase
         end
     end
-    wire [3:0] c1 = index[1][3:0], c7 = index[7][3:0], c8 = index[8][3:0];
 
-    // 2: memories; the charge pass goes over sources within a target
-    wire idle = phase == IDLE;
-    wire [7:0] synapse = idle ? address[7:0] : phase == CHARGE ? {index[1][3:0], index[1][7:4]} : index[1];
-    reg signed [31:0] w2, e2;
-    wire learned = phase == LEARN && live[13];
-    wire signed [31:0] w13_next;
-    reg signed [31:0] e_late [8:13];
-    wire write_w = idle ? we && address[9:8] == 2'd1 : learned;
-    wire write_e = idle ? we && address[9:8] == 2'd2 : learned;
-    wire [7:0] synapse_written = idle ? address[7:0] : index[13];
+    // ---- pipeline: which operation, on which channel, is at stages 2 to 8; `beat` itself is stage 1
+    reg [55:0] trail;
+    wire [3:0] op1 = phase == DRAIN || phase == FINISH || waits ? IDLE : phase;
+    always @(posedge clk)
+        if (rst) trail <= 56'd0;
+        else if (!idle) trail <= {trail[47:0], op1, beat[3:0]};
+    wire [3:0] op2 = trail[7:4], op5 = trail[31:28], op7 = trail[47:44], op8 = trail[55:52];
+    // while no tick runs, all memories are addressed from outside
+    wire [3:0] n = address[3:0];
+    wire [3:0] c1 = idle ? n : beat[3:0], c5 = idle ? n : trail[27:24], c7 = idle ? n : trail[43:40],
+               c8 = idle ? n : trail[51:48];
+    wire [5:0] bank = address[9:4];
+    wire writes = we && idle;
+
+    // of the synapses, which is at stages 6, 8, 10 and 12
+    reg [7:0] s6, s8, s10, s12;
+    reg [12:9] learns;
+    always @(posedge clk)
+        if (learning) begin
+            s6 <= beat - 8'd4;
+            s8 <= beat - 8'd6;
+            s10 <= beat - 8'd8;
+            s12 <= beat - 8'd10;
+        end
+    always @(posedge clk)
+        if (rst) learns <= 4'd0;
+        else if (learning) learns <= {learns[11:9], op8 == LEARN};
+
+    // ---- synapses
+    reg [15:0] pending;                   // sources whose weights are still to be added up
+    reg [3:0]  column;
+    reg signed [31:0] w2, e2, e8;
+    wire signed [31:0] w12_next;
+    function [3:0] first_of(input [15:0] x);
+        casez (x)
+            16'b???????????????1: first_of = 4'd0;
+            16'b??????????????10: first_of = 4'd1;
+            16'b?????????????100: first_of = 4'd2;
+            16'b????????????1000: first_of = 4'd3;
+            16'b???????????10000: first_of = 4'd4;
+            16'b??????????100000: first_of = 4'd5;
+            16'b?????????1000000: first_of = 4'd6;
+            16'b????????10000000: first_of = 4'd7;
+            16'b???????100000000: first_of = 4'd8;
+            16'b??????1000000000: first_of = 4'd9;
+            16'b?????10000000000: first_of = 4'd10;
+            16'b????100000000000: first_of = 4'd11;
+            16'b???1000000000000: first_of = 4'd12;
+            16'b??10000000000000: first_of = 4'd13;
+            16'b?100000000000000: first_of = 4'd14;
+            default:              first_of = 4'd15;
+        endcase
+    endfunction
+    wire [7:0] w_read = idle ? address[7:0] : collecting ? {first_of(pending), column} : s10;
+    wire [7:0] e_read = idle ? address[7:0] : beat;
+    wire w_writes = idle ? writes && address[9:8] == 2'd1 : learns[12];
+    wire e_writes = idle ? writes && address[9:8] == 2'd2 : op8 == LEARN;
     always @(posedge clk) begin
-        w2 <= weights[synapse];
-        e2 <= eligibility[synapse];
-        if (write_w) weights[synapse_written] <= idle ? wdata : w13_next;
-        if (write_e) eligibility[synapse_written] <= idle ? wdata : e_late[13];
+        w2 <= weights[w_read];
+        if (w_writes) weights[idle ? address[7:0] : s12] <= idle ? wdata : w12_next;
+    end
+    always @(posedge clk) begin
+        e2 <= eligibility[e_read];
+        if (e_writes) eligibility[idle ? address[7:0] : s8] <= idle ? wdata : e8;
     end
 
-    reg signed [32:0] a2;
+    // charge: weights rounded to Q8.8, row by row
+    wire [15:0] pending_next = pending & (pending - 16'd1);
+    reg [3:0] column2, column3;
+    reg       first2, first3;
+    reg signed [15:0] w3;
+    wire [3:0] charge_at = collected3 ? column3 : beat[3:0];
+    wire signed [19:0] charge_there = charge[charge_at];
+    always @(posedge clk) begin
+        if (begins) begin
+            pending <= spikes;
+            column <= 4'd0;
+        end else if (collecting) begin
+            column <= column + 4'd1;
+            if (column == 4'd15) pending <= pending_next;
+        end
+        if (rst) {collecting, collected2, collected3} <= 3'd0;
+        else begin
+            if (begins) collecting <= spikes != 16'd0;
+            else if (column == 4'd15 && pending_next == 16'd0) collecting <= 1'b0;
+            collected2 <= collecting;
+            collected3 <= collected2;
+        end
+        if (collecting) begin
+            column2 <= column;
+            first2 <= pending == spikes;
+        end
+        if (collected2) begin
+            column3 <= column2;
+            first3 <= first2;
+            w3 <= w2[31:16] == 16'h7FFF ? 16'sh7FFF : w2[31:16] + {15'd0, w2[15]};
+        end
+        if (collected3) charge[charge_at] <= (first3 ? 20'sd0 : charge_there) + {{4{w3[15]}}, w3};
+    end
+
+    // ---- 2: operands
+    reg signed [31:0] a2;
     reg signed [24:0] b2;
+    wire signed [23:0] v1 = v[c1], drive1 = drive[c1];
+    wire [23:0] pre1 = pre_trace[c1], post1 = post_trace[c1], rise1 = rise[c1];
+    wire signed [15:0] stimulus1 = stimulus[c1], gain1 = gain[c1], threshold1 = threshold[c1];
     always @(posedge clk) case (phase)
-        SCALE:      begin a2 <= {{17{stimulus[c1][15]}}, stimulus[c1]}; b2 <= {1'b0, input_gain}; end
-        DRIVE:      begin a2 <= {{9{drive[c1][23]}}, drive[c1]}; b2 <= {{9{gain[c1][15]}}, gain[c1]}; end
-        LIMIT:      begin a2 <= {{17{threshold[c1][15]}}, threshold[c1]}; b2 <= {1'b0, threshold_gain}; end
-        KICK:       begin a2 <= {{13{charge[c1][19]}}, charge[c1]}; b2 <= {1'b0, recurrent_gain}; end
-        MEMBRANE:   begin a2 <= {{9{drive[c1][23]}}, drive[c1]} - {{9{v[c1][23]}}, v[c1]}; b2 <= {1'b0, rise[c1]}; end
-        FALL_PRE:   begin a2 <= {9'd0, pre_trace[c1]}; b2 <= {1'b0, fall_plus}; end
-        FALL_POST:  begin a2 <= {9'd0, post_trace[c1]}; b2 <= {1'b0, fall_minus}; end
-        POTENTIATE: begin a2 <= {9'd0, pre_trace[c1]}; b2 <= {1'b0, a_plus}; end
-        DEPRESS:    begin a2 <= {9'd0, post_trace[c1]}; b2 <= {1'b0, a_minus}; end
-        default:    begin a2 <= 33'sd0; b2 <= {1'b0, fall_eligibility}; end
+        SCALE:      begin a2 <= {{16{stimulus1[15]}}, stimulus1}; b2 <= {1'b0, input_gain}; end
+        DRIVE:      begin a2 <= {{8{drive1[23]}}, drive1}; b2 <= {{9{gain1[15]}}, gain1}; end
+        LIMIT:      begin a2 <= {{16{threshold1[15]}}, threshold1}; b2 <= {1'b0, threshold_gain}; end
+        KICK:       begin
+            a2 <= spikes == 16'd0 ? 32'sd0 : {{12{charge_there[19]}}, charge_there};
+            b2 <= {1'b0, recurrent_gain};
+        end
+        MEMBRANE:   begin a2 <= {{8{drive1[23]}}, drive1} - {{8{v1[23]}}, v1}; b2 <= {1'b0, rise1}; end
+        FALL_PRE:   begin a2 <= {8'd0, pre1}; b2 <= {1'b0, fall_plus}; end
+        FALL_POST:  begin a2 <= {8'd0, post1}; b2 <= {1'b0, fall_minus}; end
+        POTENTIATE: begin a2 <= {8'd0, pre1}; b2 <= {1'b0, a_plus}; end
+        DEPRESS:    begin a2 <= {8'd0, post1}; b2 <= {1'b0, a_minus}; end
+        LEARN:      b2 <= {1'b0, fall_eligibility};
+        default: ;
     endcase
 
-    // 3 to 5: the multiplier of 33 x 25 bits, in two halves that each fit a DSP48
-    reg signed [32:0] a3, a4, a5, a6;
+    // 3 to 5: the multiplier of 32 x 25 bits, in two halves that each fit a DSP48
+    reg signed [31:0] a3, a4, a5, a6;
     reg signed [24:0] b3;
     reg signed [42:0] low4;
-    reg signed [40:0] high4;
-    reg signed [57:0] p5;
-    always @(posedge clk) begin
-        a3 <= phase == LEARN ? {e2[31], e2} : a2;
+    reg signed [39:0] high4;
+    reg signed [56:0] p5;
+    // what the operation drops of the product: half up by 8 or 24 bits, up by 8, or towards zero by 24
+    reg [23:0] added5;
+    reg        by_24_6;
+    reg signed [56:0] p6;
+    reg signed [37:0] more6;
+    reg signed [41:0] sum7;
+    reg signed [31:0] left7;
+    wire [3:0] op4 = trail[23:20];
+    wire falls4 = op4 == FALL_PRE || op4 == FALL_POST || op4 == LEARN;
+    wire signed [40:0] r6 = by_24_6 ? {{8{p6[56]}}, p6[56:24]} : p6[48:8];
+    wire signed [23:0] v5 = v[c5];
+    wire signed [36:0] kick5 = kick[c5];
+    wire signed [15:0] bias5 = bias[c5];
+    wire [23:0] inhibition5 = inhibited && c5 < 4'd14 ? inhibition : 24'd0;
+    wire signed [25:0] bias_less5 = {{2{bias5[15]}}, bias5, 8'd0} - {2'd0, inhibition5};
+    always @(posedge clk) if (!idle) begin
+        a3 <= op2 == LEARN ? e2 : a2;
         b3 <= b2;
         low4 <= $signed({1'b0, a3[16:0]}) * b3;
-        high4 <= $signed(a3[32:17]) * b3;
-        p5 <= {high4, 17'd0} + {{15{low4[42]}}, low4};
-        a4 <= a3; a5 <= a4; a6 <= a5;
+        high4 <= $signed(a3[31:17]) * b3;
+        a4 <= a3;
+        p5 <= {high4, 17'd0} + {{14{low4[42]}}, low4};
+        a5 <= a4;
+        added5 <= falls4 ? {24{!a4[31] && a4 != 32'sd0}}
+                : op4 == MEMBRANE ? 24'h800000 : op4 == LIMIT ? 24'h0000FF : 24'h000080;
+        p6 <= p5 + {33'd0, added5};
+        a6 <= a5;
+        by_24_6 <= op5 == MEMBRANE || op5 == FALL_PRE || op5 == FALL_POST || op5 == LEARN;
+        case (op5)
+            DRIVE:    more6 <= {{12{bias_less5[25]}}, bias_less5};
+            MEMBRANE: more6 <= {{14{v5[23]}}, v5} + {kick5[36], kick5};
+            default:  more6 <= 38'sd0;
+        endcase
+        sum7 <= {r6[40], r6} + {{4{more6[37]}}, more6};
+        left7 <= a6 - r6[31:0];
     end
 
-    // 6: what the operation drops of the product: half up by 8 or 24 bits, up by 8, or towards zero by 24
-    wire falls = phase == FALL_PRE || phase == FALL_POST || phase == LEARN;
-    wire by_24 = falls || phase == MEMBRANE;
-    wire [23:0] added = falls ? (a5 > 33'sd0 ? 24'hFFFFFF : 24'd0)
-                      : phase == MEMBRANE ? 24'h800000 : phase == LIMIT ? 24'h0000FF : 24'h000080;
-    wire signed [57:0] raised = p5 + $signed({34'd0, added});
-    reg signed [49:0] r6, r7;
-    always @(posedge clk) r7 <= r6;
-    always @(posedge clk) r6 <= by_24 ? {{16{raised[57]}}, raised[57:24]} : raised[57:8];
-
-    function signed [23:0] held24(input signed [49:0] x);
-        held24 = x > 50'sd8388607 ? 24'sh7FFFFF : x < -50'sd8388608 ? 24'sh800000 : x[23:0];
+    // ---- 7, 8: results
+    function signed [23:0] held24(input signed [41:0] x);
+        held24 = x[41:23] == {19{x[41]}} ? x[23:0] : {x[41], {23{!x[41]}}};
     endfunction
-    function [31:0] held31(input signed [49:0] x);    // of what is never negative
-        held31 = x > 50'sd2147483647 ? 32'h7FFFFFFF : x[31:0];
+    function [30:0] held31(input signed [41:0] x);    // of what is never negative
+        held31 = x[41:31] != 11'd0 ? 31'h7FFFFFFF : x[30:0];
     endfunction
-
-    // 4 to 5 of the charge pass: weights rounded to Q8.8, added up where their source fired
-    wire signed [32:0] w_raised = {w2[31], w2} + 33'sd32768;
-    reg signed [15:0] w3;
-    reg signed [19:0] sum4;
-    wire signed [19:0] term3 = spikes[index[3][3:0]] ? {{4{w3[15]}}, w3} : 20'sd0;
-    wire signed [19:0] sum3 = index[3][3:0] == 4'd0 ? term3 : sum4 + term3;
-    always @(posedge clk) begin
-        w3 <= w_raised[32:31] == 2'b01 ? 16'sh7FFF : w_raised[31:16];
-        sum4 <= sum3;
-        if (phase == CHARGE && live[3] && index[3][3:0] == 4'd15) charge[index[3][7:4]] <= sum3;
-    end
-
-    // 7 to 9 of the membranes
-    reg signed [49:0] sum7;
-    reg signed [23:0] moved8;
-    wire [3:0] c6 = index[6][3:0];
-    wire signed [23:0] floor7 = {v_min[c7], 8'd0};
     wire signed [23:0] held7 = held24(sum7);
-    wire resting = refractory_left[c8] != 16'd0;
-    wire signed [32:0] moved8_wide = {{9{moved8[23]}}, moved8};
-    wire fires = !resting && moved8_wide >= limit[c8];
+    wire signed [15:0] v_min7 = v_min[c7];
+    wire signed [23:0] floor7 = {v_min7, 8'd0};
+    always @(posedge clk) case (op7)
+        SCALE, DRIVE: drive[c7] <= held7;
+        LIMIT:        limit[c7] <= sum7[32:0];
+        KICK:         kick[c7] <= sum7[36:0];
+        POTENTIATE:   potentiation[c7] <= held31(sum7);
+        DEPRESS:      depression[c7] <= held31(sum7);
+        default: ;
+    endcase
+
+    reg signed [23:0] moved8;
+    wire signed [32:0] limit8 = limit[c8];
+    wire signed [15:0] v_reset8 = v_reset[c8];
+    wire [15:0] refractory8 = refractory[c8], left8 = refractory_left[c8], since8 = since_spike[c8];
+    wire resting8 = left8 != 16'd0;
+    wire fires8 = !resting8 && $signed({{9{moved8[23]}}, moved8}) >= limit8;
+    wire membrane8 = op8 == MEMBRANE;
+    wire neuron8 = membrane8 && c8 != 4'd14;
+    wire [23:0] v8_next = c8 == 4'd14 ? {4'd0, distinct, 16'd0} : fires8 || resting8 ? {v_reset8, 8'd0} : moved8;
+    wire [15:0] left8_next = fires8 ? refractory8 : resting8 ? left8 - 16'd1 : 16'd0;
+    wire [15:0] since8_next = fires8 ? 16'd0 : since8 == 16'hFFFF ? 16'hFFFF : since8 + 16'd1;
     always @(posedge clk) begin
-        sum7 <= phase == MEMBRANE
-              ? r6 + {{26{v[c6][23]}}, v[c6]} + {{13{kick[c6][36]}}, kick[c6]}
-              : r6 + {{26{bias[c6][15]}}, bias[c6], 8'd0} - (inhibited && c6 < 4'd14 ? {26'd0, inhibition} : 50'd0);
-        moved8 <= held7 < floor7 ? floor7 : held7;
+        if (op7 == MEMBRANE) moved8 <= held7 < floor7 ? floor7 : held7;
+        if (membrane8 || writes && bank == 6'h09) v[c8] <= idle ? wdata[23:0] : v8_next;
+        if (neuron8 || writes && bank == 6'h0A) refractory_left[c8] <= idle ? wdata[15:0] : left8_next;
+        if (neuron8 || writes && bank == 6'h0B) since_spike[c8] <= idle ? wdata[15:0] : since8_next;
     end
 
-    // 7 of the learning pass: the pairs of this tick
-    wire [3:0] source6 = index[6][7:4];
-    wire plastic6 = plastic[source6][c6];
-    wire signed [33:0] change6 = (plastic6 && fired[c6] ? $signed({2'd0, potentiation[source6]}) : 34'sd0)
-                               - (plastic6 && (source6 == 4'd14 ? coincidence : fired[source6])
-                                  ? $signed({2'd0, depression[c6]}) : 34'sd0);
-    reg signed [33:0] change7;
-    reg signed [33:0] left7;
-    wire signed [34:0] e7 = {left7[33], left7} + {change7[33], change7};
+    // traces fall, and jump once they have been read
+    wire [15:0] pre_fired = {fired[15], coincidence, fired[13:0]};
+    wire jumps = phase == LEARN && beat[7:4] == 4'd0;
+    function [23:0] jumped(input [23:0] x);           // by 1, or to 1
+        jumped = rule[1] ? 24'd65536 : x[23:16] == 8'hFF ? 24'hFFFFFF : {x[23:16] + 8'd1, x[15:0]};
+    endfunction
+    wire pre_falls = op7 == FALL_PRE, post_falls = op7 == FALL_POST;
+    wire [3:0] pre_at = pre_falls ? c7 : c1, post_at = post_falls ? c7 : c1;
     always @(posedge clk) begin
-        change7 <= change6;
-        left7 <= {a6[32], a6} - r6[33:0];
-        e_late[8] <= e7 > 35'sd2147483647 ? 32'sh7FFFFFFF : e7 < -35'sd2147483648 ? 32'sh80000000 : e7[31:0];
-        for (k = 9; k <= 13; k = k + 1) e_late[k] <= e_late[k-1];
+        if (pre_falls || jumps && pre_fired[c1] || writes && bank == 6'h0C)
+            pre_trace[pre_at] <= pre_falls ? left7[23:0] : idle ? wdata[23:0] : jumped(pre1);
+        if (post_falls || jumps && fired[c1] || writes && bank == 6'h0D)
+            post_trace[post_at] <= post_falls ? left7[23:0] : idle ? wdata[23:0] : jumped(post1);
     end
 
-    // 9 to 11: eligibility x factor, 32 x 32 bits in four parts; 12, 13: the weight, within its bounds
-    reg signed [32:0] ll9; reg signed [33:0] lh9, hl9; reg signed [31:0] hh9;
-    reg signed [63:0] outer10; reg signed [34:0] inner10;
+    // ---- 6 to 8 of the synapses: the pairs of this tick, and what becomes of the eligibility
+    wire [15:0] plastic6 = plastic[idle ? n : s6[7:4]];
+    wire [30:0] plus6 = potentiation[s6[7:4]], minus6 = depression[s6[3:0]];
+    wire pairs6 = plastic6[s6[3:0]];
+    reg signed [32:0] change7;
+    wire signed [33:0] e7 = {{2{left7[31]}}, left7} + {change7[32], change7};
+    // 9 to 11: eligibility x factor, 32 x 32 bits in four parts
+    reg [31:0] ll9;
+    reg signed [32:0] lh9, hl9;
+    reg signed [31:0] hh9;
+    reg signed [63:0] outer10;
+    reg signed [33:0] inner10;
     reg signed [63:0] p11;
-    reg signed [31:0] w_late [3:13];
-    reg signed [40:0] moved12;
-    reg signed [40:0] moved13;
-    wire signed [63:0] p11_raised = p11 + 64'sd8388608;
-    wire signed [31:0] highest = {w_max, 16'd0}, lowest = {w_min, 16'd0};
-    wire signed [31:0] top12 = w_late[12] > highest ? w_late[12] : highest;
-    wire signed [31:0] bottom13 = w_late[13] < lowest ? w_late[13] : lowest;
-    wire signed [40:0] top12_wide = {{9{top12[31]}}, top12}, bottom13_wide = {{9{bottom13[31]}}, bottom13};
-    wire signed [40:0] bounded13 = moved13 < bottom13_wide ? bottom13_wide : moved13;
-    assign w13_next = bounded13[31:0];   // within two weights of 32 bits: nothing to saturate
-    always @(posedge clk) begin
-        w_late[3] <= w2;
-        for (k = 4; k <= 13; k = k + 1) w_late[k] <= w_late[k-1];
-        ll9 <= $signed({1'b0, e_late[8][15:0]}) * $signed({1'b0, learning_factor[15:0]});
-        lh9 <= $signed({1'b0, e_late[8][15:0]}) * $signed(learning_factor[31:16]);
-        hl9 <= $signed(e_late[8][31:16]) * $signed({1'b0, learning_factor[15:0]});
-        hh9 <= $signed(e_late[8][31:16]) * $signed(learning_factor[31:16]);
-        outer10 <= {hh9, ll9[31:0]};
-        inner10 <= {lh9[33], lh9} + {hl9[33], hl9};
-        p11 <= outer10 + {{13{inner10[34]}}, inner10, 16'd0};
-        moved12 <= {{9{w_late[11][31]}}, w_late[11]} + {p11_raised[63], p11_raised[63:24]};
-        moved13 <= moved12 > top12_wide ? top12_wide : moved12;
+    // 12: the weight moves by p11 rounded, but not beyond the bound that lies that way; one beyond it already stays
+    reg signed [31:0] w12;
+    reg signed [41:0] moved12;            // a bit below its point, where the half was added
+    reg               up12;
+    reg signed [15:0] bound12;
+    wire beyond12 = ($signed(w12[31:16]) < bound12) == !up12;
+    wire passes12 = ($signed(moved12[41:17]) < $signed({{9{bound12[15]}}, bound12})) == !up12;
+    assign w12_next = beyond12 ? w12 : passes12 ? {bound12, 16'd0} : moved12[32:1];
+    always @(posedge clk) if (learning) begin
+        change7 <= (pairs6 && fired[s6[3:0]] ? {2'd0, plus6} : 33'd0)
+                 - (pairs6 && pre_fired[s6[7:4]] ? {2'd0, minus6} : 33'd0);
+        e8 <= e7[33:31] == {3{e7[33]}} ? e7[31:0] : {e7[33], {31{!e7[33]}}};
+        ll9 <= e8[15:0] * learning_factor[15:0];
+        lh9 <= $signed({1'b0, e8[15:0]}) * $signed(learning_factor[31:16]);
+        hl9 <= $signed(e8[31:16]) * $signed({1'b0, learning_factor[15:0]});
+        hh9 <= $signed(e8[31:16]) * $signed(learning_factor[31:16]);
+        outer10 <= {hh9, ll9};
+        inner10 <= {lh9[32], lh9} + {hl9[32], hl9};
+        p11 <= outer10 + {{14{inner10[33]}}, inner10, 16'd0};
+        w12 <= w2;
+        moved12 <= {{9{w2[31]}}, w2, 1'b1} + {p11[63], p11[63:23]};
+        up12 <= !p11[63];
+        bound12 <= p11[63] ? w_min : w_max;
     end
 
-    // ---- results, and registers from outside
-    wire [24:0] jumped_pre = (rule[1] ? 25'd0 : {1'b0, pre_trace[c7]}) + 25'd65536;
-    wire [24:0] jumped_post = (rule[1] ? 25'd0 : {1'b0, post_trace[c7]}) + 25'd65536;
-    wire neuron7 = live[7] && c7 != 4'd14;
-    wire neuron8 = live[8] && c8 != 4'd14;
-    wire pre_fired7 = c7 == 4'd14 ? coincidence : fired[c7];
+    // bits that rounding has done with: for lint, which looks for bits that nobody reads
+    wire unused = &{1'b0, p6[7:0], p11[22:0], moved12[0]};
+
+    // ---- single numbers
     wire coincides = spikes[13:0] != 14'd0 && distinct >= min_channels && coincidence_left == 16'd0;
     wire [15:0] inhibition_now = spikes[15] ? inhibition_ticks : inhibition_left;
-    wire [3:0] n = address[3:0];
-
     always @(posedge clk) begin
-        if (phase == IDLE) begin
+        if (begins) begin
             distinct <= 4'd0;
             fired <= 16'd0;
-        end
-        if (phase == CHARGE && live[1] && index[1] < 8'd14 && since_spike[c1] <= window_ticks)
-            distinct <= distinct + 4'd1;
-        if (phase == CHARGE && phase_ends) begin
-            coincidence <= coincides;
-            coincidence_left <= coincides ? coincidence_refractory
-                              : coincidence_left == 16'd0 ? 16'd0 : coincidence_left - 16'd1;
             inhibited <= inhibition_now != 16'd0;
             inhibition_left <= inhibition_now == 16'd0 ? 16'd0 : inhibition_now - 16'd1;
         end
-        if (phase == SCALE && live[6]) drive[c6] <= held24(r6);
-        if (phase == DRIVE && live[7]) drive[c7] <= held24(sum7);
-        if (phase == LIMIT && live[6]) limit[c6] <= r6[32:0];
-        if (phase == KICK && live[6]) kick[c6] <= r6[36:0];
-        if (phase == MEMBRANE && neuron8) begin
-            v[c8] <= fires || resting ? {v_reset[c8], 8'd0} : moved8;
-            refractory_left[c8] <= fires ? refractory[c8] : resting ? refractory_left[c8] - 16'd1 : 16'd0;
-            since_spike[c8] <= fires ? 16'd0 : since_spike[c8] == 16'hFFFF ? 16'hFFFF : since_spike[c8] + 16'd1;
-            fired[c8] <= fires;
+        if (op8 == SCALE && c8 < 4'd14 && since8 <= window_ticks) distinct <= distinct + 4'd1;
+        if (phase == LIMIT && beat[3:0] == 4'd0) begin
+            coincidence <= coincides;
+            coincidence_left <= coincides ? coincidence_refractory
+                              : coincidence_left == 16'd0 ? 16'd0 : coincidence_left - 16'd1;
         end
-        if (phase == MEMBRANE && live[8] && c8 == 4'd14) v[c8] <= {4'd0, distinct, 16'd0};
-        if (phase == FALL_PRE && live[6]) pre_trace[c6] <= a6[23:0] - r6[23:0];
-        if (phase == FALL_POST && live[6]) post_trace[c6] <= a6[23:0] - r6[23:0];
-        // traces jump once they have been read
-        if (phase == POTENTIATE && live[7]) begin
-            potentiation[c7] <= held31(r7);
-            if (pre_fired7) pre_trace[c7] <= jumped_pre[24] ? 24'hFFFFFF : jumped_pre[23:0];
-        end
-        if (phase == DEPRESS && live[7]) begin
-            depression[c7] <= held31(r7);
-            if (fired[c7]) post_trace[c7] <= jumped_post[24] ? 24'hFFFFFF : jumped_post[23:0];
-        end
+        if (neuron8) fired[c8] <= fires8;
         if (phase == FINISH) begin
-            spikes <= {fired[15], coincidence, fired[13:0]};
+            spikes <= pre_fired;
             tick <= tick + 32'd1;
         end
         if (stimulus_we) stimulus[stimulus_index] <= stimulus_word;
-        if (we && idle) case (address[9:4])
+        if (writes) case (bank)
             6'h00: case (n)
                 4'h0: input_gain <= wdata[23:0];        4'h1: recurrent_gain <= wdata[23:0];
                 4'h2: threshold_gain <= wdata[23:0];    4'h3: inhibition <= wdata[23:0];
@@ -319,15 +408,17 @@ module neuromod_core (
                 4'h4: coincidence_left <= wdata[15:0];
                 default: ;
             endcase
-            6'h09: v[n] <= wdata[23:0];                 6'h0A: refractory_left[n] <= wdata[15:0];
-            6'h0B: since_spike[n] <= wdata[15:0];       6'h0C: pre_trace[n] <= wdata[23:0];
-            6'h0D: post_trace[n] <= wdata[23:0];        6'h0E: plastic[n] <= wdata[15:0];
+            6'h0E: plastic[n] <= wdata[15:0];
             default: ;
         endcase
     end
+
+    // ---- reads
     reg [31:0] word;
-    always @(posedge clk) begin
-        case (address[9:4])
+    reg [1:0]  word_of;
+    always @(posedge clk) if (idle) begin
+        word_of <= address[9:8];
+        case (bank)
             6'h00: case (n)
                 4'h0: word <= {8'd0, input_gain};       4'h1: word <= {8'd0, recurrent_gain};
                 4'h2: word <= {8'd0, threshold_gain};   4'h3: word <= {8'd0, inhibition};
@@ -339,24 +430,23 @@ module neuromod_core (
                 4'hD: word <= {8'd0, a_minus};          4'hE: word <= {{16{w_min[15]}}, w_min};
                 4'hF: word <= {{16{w_max[15]}}, w_max};
             endcase
-            6'h01: word <= {8'd0, rise[n]};             6'h02: word <= {{16{gain[n][15]}}, gain[n]};
-            6'h03: word <= {{16{bias[n][15]}}, bias[n]};
-            6'h04: word <= {{16{threshold[n][15]}}, threshold[n]};
-            6'h05: word <= {{16{v_reset[n][15]}}, v_reset[n]};
-            6'h06: word <= {{16{v_min[n][15]}}, v_min[n]};
-            6'h07: word <= {16'd0, refractory[n]};
+            6'h01: word <= {8'd0, rise1};               6'h02: word <= {{16{gain1[15]}}, gain1};
+            6'h03: word <= {{16{bias5[15]}}, bias5};    6'h04: word <= {{16{threshold1[15]}}, threshold1};
+            6'h05: word <= {{16{v_reset8[15]}}, v_reset8};
+            6'h06: word <= {{16{v_min7[15]}}, v_min7};
+            6'h07: word <= {16'd0, refractory8};
             6'h08: case (n)
                 4'h0: word <= {30'd0, rule};            4'h1: word <= tick;
                 4'h2: word <= {16'd0, spikes};          4'h3: word <= {16'd0, inhibition_left};
                 4'h4: word <= {16'd0, coincidence_left};
                 default: word <= 32'd0;
             endcase
-            6'h09: word <= {{8{v[n][23]}}, v[n]};       6'h0A: word <= {16'd0, refractory_left[n]};
-            6'h0B: word <= {16'd0, since_spike[n]};     6'h0C: word <= {8'd0, pre_trace[n]};
-            6'h0D: word <= {8'd0, post_trace[n]};       6'h0E: word <= {16'd0, plastic[n]};
+            6'h09: word <= {{8{v1[23]}}, v1};           6'h0A: word <= {16'd0, left8};
+            6'h0B: word <= {16'd0, since8};             6'h0C: word <= {8'd0, pre1};
+            6'h0D: word <= {8'd0, post1};               6'h0E: word <= {16'd0, plastic6};
             default: word <= 32'd0;
         endcase
-        rdata <= address[9:8] == 2'd1 ? w2 : address[9:8] == 2'd2 ? e2 : word;
+        rdata <= word_of == 2'd1 ? w2 : word_of == 2'd2 ? e2 : word;
     end
 endmodule
 

@@ -36,7 +36,7 @@ module neuromod_siliconbridge (
     localparam [3:0] COMMAND = 0, STIMULI = 1, FACTOR = 2, FROM = 3, COUNT = 4, WORDS = 5, ASKED = 6, START = 7, RUN = 8,
                      FETCH = 9, ANSWER = 10;
     reg [3:0] state;
-    assign receiving = state < START;
+    assign receiving = state < START && !we;
     assign rx_ready = receiving;
     wire takes = receiving && rx_valid;
 

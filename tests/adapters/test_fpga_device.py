@@ -408,6 +408,11 @@ def test_what_does_not_answer_or_answers_otherwise_is_refused_in_words(tmp_path:
         assert board.fileno() == -1
 
 
+def test_a_port_that_another_program_has_is_refused_in_words(tmp_path: Path) -> None:
+    with board_and_peer(tmp_path) as (_, peer, _), pytest.raises(AdapterError, match="is used by another program"):
+        Board(peer.path).open()
+
+
 def test_a_register_that_does_not_hold_what_was_written_is_named(tmp_path: Path) -> None:
     state = FixedNetwork().state
     with Peer(tmp_path) as peer:

@@ -1,127 +1,119 @@
-"""A SiliconBridge board: what its protocol cannot see it does not hide, and what it cannot carry it refuses."""
+"""The board's Verilog, byte by byte, with SiliconBridge v3.0, against its twin."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
+import random
+import struct
 
 import numpy as np
 import pytest
-from fpga_peer import BridgeBoard, Peer
-from harness import wait_until
 
-from conformance.boards import answers, at, differing, ticks
-from neuromod.adapters.fpga.board import Board
-from neuromod.adapters.fpga.siliconbridge import SiliconBridge
-from neuromod.engine.config import NetworkConfig
-from neuromod.engine.errors import AdapterError, AdapterLostError, AdapterTimeoutError
+from naive.board import NaiveSiliconBridge
+from neuromod.adapters.fpga.board_model import BoardModel
 from neuromod.engine.fixed_network import FixedNetwork
-from neuromod.engine.layout_types import State
+from neuromod.engine.fixed_registers import REGISTERS
+from neuromod.engine.images import from_words, to_words
+
+SWITCHES = 0xA50F
 
 
-@contextmanager
-def bridge_and_peer(folder: Path, **options: Any) -> Iterator[tuple[SiliconBridge, Peer, State]]:
-    """Give an open SiliconBridge board, the peer behind it, and the network's state."""
-    state = FixedNetwork().state
-    with Peer(folder, BridgeBoard(state)) as peer:
-        bridge = SiliconBridge(peer.path, baud=3_000_000, **({"timeout_ms": 50.0} | options))
-        bridge.open()
-        bridge.load(state)
-        try:
-            yield bridge, peer, state
-        finally:
-            bridge.close()
+class Bench:
+    """A board, and its twin; what one answers, the other has to."""
+
+    def __init__(self) -> None:
+        state = FixedNetwork().state
+        self.board = BoardModel("siliconbridge", to_words(state))
+        self.board.set_switches(SWITCHES)
+        self.twin = NaiveSiliconBridge(state, SWITCHES)
+
+    def send(self, data: bytes) -> bytes:
+        """Hand over bytes; return what it answers, once that was compared."""
+        rest, out = data, b""
+        while rest:
+            n_taken, answer = self.board.run(rest)
+            rest, out = rest[n_taken:], out + answer
+        assert out == self.twin.feed(data)
+        return out
+
+    def compare(self) -> None:
+        """Every register of both, past the protocol."""
+        state = from_words(self.board.words())
+        for each in REGISTERS:
+            assert (state[each.name] == self.twin.state[each.name]).all(), each.name
 
 
-def test_siliconbridge_has_no_checksum_and_says_so(tmp_path: Path) -> None:
-    with bridge_and_peer(tmp_path) as (bridge, _, _):
-        assert not bridge.has_checksum
-        assert Board.has_checksum
-        with pytest.raises(AdapterError, match="reads thresholds and input gains alone"):
-            bridge.read_state()
+@pytest.fixture
+def bench() -> Bench:
+    return Bench()
 
 
-def test_a_flipped_bit_over_siliconbridge_shows_as_divergence_alone(tmp_path: Path) -> None:
-    def flip(data: bytes) -> list[bytes]:
-        return [data[:1] + bytes([data[1] ^ 0x40]) + data[2:]]
-
-    made = ticks(60, modulated=False)
-    with bridge_and_peer(tmp_path) as (bridge, peer, state):
-        peer.incoming = at(20, change=flip)(peer.n_in)
-        wrong = differing(state, made, answers(bridge, made, ahead=1))
-        assert wrong[0] == 20
-        assert bridge.counts == {}
+def _tick(rng: np.random.Generator) -> bytes:
+    return b"\xaa" + rng.integers(-20 * 256, 60 * 256, 16).astype(">i2").tobytes()
 
 
-@pytest.mark.parametrize("direction", ["in", "out"])
-def test_lost_bytes_over_siliconbridge_cost_their_tick_and_the_line_is_in_step_again(
-    direction: str, tmp_path: Path
-) -> None:
-    made = ticks(80, modulated=False)
-    with bridge_and_peer(tmp_path) as (bridge, peer, state):
-        if direction == "in":
-            peer.incoming = at(20, change=lambda data: [data[:7] + data[9:]])(peer.n_in)
-        else:
-            peer.outgoing = at(20, change=lambda data: [data[:7] + data[9:]])(peer.n_out)
-        found = answers(bridge, made, ahead=1)
-        assert [answer.tick for answer in found if answer.is_lost] == [20]
-        assert bridge.counts == {"timeouts": 1, "lost": 1, "resynchronised": 1}
-        wrong = differing(state, made, found)
-        # of a lost answer only that; a tick that was run on half of its stimuli leaves its traces
-        assert not wrong if direction == "out" else wrong[0] == 21
+def test_ticks_equal_the_twin_for_a_thousand_ticks(bench: Bench) -> None:
+    rng = np.random.default_rng(0)
+    fired = 0
+    for k in range(1000):
+        if k % 50 == 10:
+            bench.send(b"\xdd" + int(rng.integers(-300, 300)).to_bytes(2, "big", signed=True))
+        answer = bench.send(_tick(rng))
+        assert len(answer) == 36
+        assert answer[34:] == SWITCHES.to_bytes(2, "big")
+        fired += int.from_bytes(answer[32:34], "big").bit_count()
+    bench.compare()  # weights that learned too, and what its answers round off
+    assert fired > 500
 
 
-def test_words_that_a_lost_byte_overwrote_are_written_again(tmp_path: Path) -> None:
-    made = ticks(40, modulated=False)
-    with bridge_and_peer(tmp_path) as (bridge, peer, state):
-
-        def spoil(data: bytes) -> list[bytes]:
-            peer.board.state[0]["threshold"][5] ^= 256
-            return []
-
-        peer.incoming = at(20, change=spoil)(peer.n_in)
-        answers(bridge, made, ahead=1)
-        assert bridge.counts["rewritten"] == 1
-        np.testing.assert_array_equal(peer.board.state[0]["threshold"], state[0]["threshold"])
+def test_a_reward_sets_the_learning_factor(bench: Bench) -> None:
+    assert bench.send(b"\xdd\xff\x80") == b""  # -0.5
+    assert from_words(bench.board.words())[0]["learning_factor"] == -(1 << 23)
 
 
-def test_a_siliconbridge_board_that_falls_silent_is_gone(tmp_path: Path) -> None:
-    with bridge_and_peer(tmp_path, timeout_ms=20.0, lost_ms=50.0) as (bridge, peer, _):
-        peer.is_silent = True
-        bridge.submit(0, *ticks(1, modulated=False)[0])
-        with pytest.raises(AdapterLostError, match="does not answer any more; check its cable and power"):
-            wait_until(lambda: [a for a in bridge.poll(0.5) if not a.is_lost], "an answer")
-        bridge.close()
-        with pytest.raises(AdapterTimeoutError, match="no SiliconBridge board answers at"):
-            bridge.open()
+def test_parameters_are_written_and_read_back_and_others_ignored(bench: Bench) -> None:
+    rng = random.Random(0)
+    assert bench.send(b"\xde\x00\x20" + rng.randbytes(64)) == b""
+    for start, count in ((3, 1), (14, 4), (30, 4), (31, 255), (32, 2), (255, 3), (240, 40), (5, 0)):
+        bench.send(struct.pack("BBB", 0xDE, start, count) + rng.randbytes(2 * count))
+        bench.compare()
+    for address in (*range(34), 63, 128, 255):
+        answer = bench.send(bytes([0xEE, address]))
+        assert (answer[0], len(answer)) == (0xA6, 3)
 
 
-def test_what_siliconbridge_cannot_carry_is_refused_by_name(tmp_path: Path) -> None:
-    with bridge_and_peer(tmp_path) as (bridge, _, state):
-        other = FixedNetwork(NetworkConfig(input_gain=2.0)).state
-        with pytest.raises(AdapterError, match="cannot write input_gain: program the board with images of this"):
-            bridge.load(other)
-        later = state.copy()
-        later[0]["v"][2] = 5
-        with pytest.raises(AdapterError, match=r"cannot write v: .*begin after its reset"):
-            bridge.load(later)
-        words = np.array([state[0][name] for name in ("input_gain", "recurrent_gain", "threshold_gain", "inhibition")])
-        tick = ticks(1, modulated=False)[0][0]
-        with pytest.raises(AdapterError, match="cannot change threshold_gain of a running board"):
-            bridge.submit(0, tick, np.array([*words[:2], words[2] + 1, words[3], 0]))
-        with pytest.raises(AdapterError, match=r"learning factor in steps of 1/256, not 1.19209e-07"):
-            bridge.submit(0, tick, np.array([*words, 2]))
-        bridge.submit(0, tick, np.array([*words, 3 << 16]))
-        (answer,) = bridge.poll(20.0)
-        assert not answer.is_lost
+def test_bytes_that_begin_nothing_are_ignored(bench: Bench) -> None:
+    others = bytes(set(range(256)) - {0xAA, 0xDD, 0xDE, 0xEE})
+    assert bench.send(others + b"\xee\x00")[0] == 0xA6
 
 
-def test_thresholds_and_gains_reach_a_siliconbridge_board(tmp_path: Path) -> None:
-    with bridge_and_peer(tmp_path) as (bridge, peer, state):
-        state[0]["threshold"][4] = -300
-        state[0]["gain"][15] = 777
-        state[0]["learning_factor"] = -5 << 16
-        bridge.load(state)
-        wait_until(lambda: peer.board.state[0]["learning_factor"] == -5 << 16, "the reward scalar")
-        for name in ("threshold", "gain"):
-            np.testing.assert_array_equal(peer.board.state[0][name], state[0][name])
+def test_after_a_lost_byte_it_takes_stimuli_for_something_else_and_goes_on(bench: Bench) -> None:
+    rng = np.random.default_rng(1)
+    for k in range(30):
+        data = bytearray(_tick(rng))
+        if k % 3 == 0:
+            del data[int(rng.integers(len(data)))]
+        bench.send(bytes(data))
+    bench.compare()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_no_bytes_wedge_it(bench: Bench, seed: int) -> None:
+    rng = random.Random(seed)
+    for _ in range(60):
+        bench.send(bytes(rng.choices([0xAA, 0xDD, 0xDE, 0xEE, *range(32)], k=rng.randrange(1, 80))))
+    bench.send(bytes(600))  # whatever has begun is over: 255 words at most
+    assert len(bench.send(_tick(np.random.default_rng(seed)))) == 36
+    bench.compare()
+
+
+def test_commands_back_to_back_while_it_computes(bench: Bench) -> None:
+    rng = np.random.default_rng(2)
+    data = b"".join(_tick(rng) + b"\xee\x01\xdd\x00\x10" for _ in range(13))
+    assert 480 < len(data) <= 512
+    assert bench.board.flood(data) == bench.twin.feed(data)
+
+
+def test_a_reset_brings_the_image_back(bench: Bench) -> None:
+    bench.send(_tick(np.random.default_rng(0)) + b"\xde\x00\x01\x12\x34\xaa\x01")
+    bench.board.reset()
+    bench.twin = NaiveSiliconBridge(FixedNetwork().state, SWITCHES)
+    bench.compare()
+    assert len(bench.send(_tick(np.random.default_rng(0)))) == 36

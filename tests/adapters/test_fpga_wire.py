@@ -79,7 +79,8 @@ def test_a_flipped_bit_never_gives_a_frame_and_the_next_one_is_found(body: bytes
     frames = parser.feed(bytes(damaged) + b"\0" + wire.pack(Kind.READ, 2))
     assert [frame.sequence for frame in frames] == [2]
     assert parser.damaged >= 1
-    assert len(damaged) <= parser.dropped <= len(damaged) + 1
+    begins_empty = damaged[0] == 0
+    assert len(damaged) - begins_empty <= parser.dropped <= len(damaged) + 1
 
 
 @given(body=BODIES, at=st.integers(0, 254), n=st.integers(1, 40))
