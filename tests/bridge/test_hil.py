@@ -116,7 +116,7 @@ def test_a_device_that_falls_silent_is_not_waited_for_for_ever(tmp_path: Path) -
         def poll(self, timeout_s: float = 0.0) -> list[Answer]:
             return [a for a in super().poll(timeout_s) if a.tick < 300]
 
-        def load(self, state: np.ndarray) -> None:  # type: ignore[type-arg]
+        def load(self, state: np.ndarray) -> None:
             if state[0]["tick"]:
                 raise AdapterError("it does not answer")
             super().load(state)
@@ -184,7 +184,7 @@ def test_bisection_names_a_register_that_holds_nothing(tmp_path: Path) -> None:
     class Later(StuckTwin):
         is_stuck = False
 
-        def load(self, state: np.ndarray) -> None:  # type: ignore[type-arg]
+        def load(self, state: np.ndarray) -> None:
             if self.is_stuck:
                 super().load(state)
             else:
@@ -290,7 +290,7 @@ def test_the_device_is_given_back_however_the_run_ends(tmp_path: Path) -> None:
     closed = []
 
     class Closing(TwinDevice):
-        def load(self, state: np.ndarray) -> None:  # type: ignore[type-arg]
+        def load(self, state: np.ndarray) -> None:
             raise AdapterError("it does not take it")
 
         def close(self) -> None:
