@@ -15,6 +15,7 @@ from neuromod.adapters.base import StreamInfo
 from neuromod.adapters.config import ZmqConfig
 from neuromod.adapters.decoder import make_decoder
 from neuromod.bridge.config import SessionConfig, complete
+from neuromod.bridge.offload import check_offload
 from neuromod.bridge.pipeline import N_DECISIONS, N_UNITS, TICK, TICK_NEXT, Pipeline, consume, make_pipeline, set_time
 from neuromod.bridge.safety_config import StimulationConfig
 from neuromod.bridge.stimulation import StimulationState, make_stimulation
@@ -160,10 +161,12 @@ def assemble(
     Raises
     ------
     ConfigError
-        Where front end, encoder or baseline do not fit the stream.
+        Where front end, encoder, baseline or a board that is the network do not fit the stream.
     """
     block_ms = block_length_ms(config, info)
     ticks_per_block = max(1, math.ceil(block_ms / LONGEST_TICK_MS - 1e-9))
+    if config.offload is not None:
+        check_offload(config.offload, config.network, block_ms / ticks_per_block, ticks_per_block)
     is_stimuli = config.source_content == "stimuli"
     baseline = Baseline.load(config.session.baseline) if config.session.baseline is not None else None
     is_signal = info.kind == "signal"
@@ -195,6 +198,7 @@ def assemble(
         complete(config.network).model_dump_json(),
         timing.model_dump_json(include={"jitter_ms", "fill", "max_fill_ms"}),
         config.decoder.model_dump_json() if config.decoder is not None else "",
+        config.offload.model_dump_json() if config.offload is not None else "",
         config.stimulation.model_dump_json() + config.artefacts.model_dump_json() if config.stimulation else "",
         baseline.model_dump_json() if baseline is not None else "",
         front_end.bundle.info.model_dump_json() if front_end.bundle is not None else "",
@@ -220,6 +224,7 @@ def assemble(
             fill=timing.fill,
             max_fill_ms=timing.max_fill_ms,
             scale=scale,
+            delay_ticks=config.offload.delay_ticks if config.offload is not None else 0,
         ),
         front_end=front_end,
         encoder=encoder,

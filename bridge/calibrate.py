@@ -272,6 +272,11 @@ def read_ticks(session: Session, settle_ms: float) -> Ticks:
     polluted = np.zeros(len(t), np.bool_)
     for first in at:
         polluted[first : first + settle] = True
+    # of a board that did not answer no spikes are known, and silence stands in for them, too
+    is_unknown = (flags & int(Flag.BOARD)) != 0
+    polluted |= is_unknown
+    for first in np.flatnonzero(is_unknown[:-1] & ~is_unknown[1:]) + 1:
+        polluted[first : first + settle] = True
     counts["after_loss"] = int((polluted & ~is_blanked).sum())
     t[polluted] = np.nan
     where = np.repeat(at, missing)

@@ -10,13 +10,15 @@ import msgpack
 import numpy as np
 from numpy.typing import NDArray
 
-from neuromod.adapters.decoder import KINDS
+from neuromod.adapters.decoder import DECODER, KINDS
 from neuromod.adapters.decoder_config import MAX_EVENTS, MAX_LAGS, MAX_STATES, N_OUTPUTS
 from neuromod.adapters.regular_file import read_regular_file
 from neuromod.bridge import pipeline as pipelines
 from neuromod.bridge.assembly import Assembly
+from neuromod.bridge.gate import GATE
 from neuromod.engine.errors import ConfigError
-from neuromod.engine.layout import LAYOUT_VERSION, N_CHANNELS
+from neuromod.engine.layout import BLOCK, BLOCK_BYTES, LAYOUT_VERSION, N_CHANNELS
+from neuromod.engine.layout_types import Record
 from neuromod.sorting import blanking
 from neuromod.sorting import front_end as front_ends
 
@@ -24,9 +26,11 @@ _FORMAT = "neuromod-checkpoint"
 _VERSION = 1
 _LARGEST_HEAD = 1 << 20
 """Bytes that a file may hold beside the state itself."""
+_LARGEST = 1 << 30
+"""Bytes of a checkpoint whose session is not known: front ends of thousands of channels take some MB."""
 
 # what is configuration, not state
-_PIPELINE_WORDS = [pipelines._REGULAR, pipelines._TICKS_PER_BLOCK, pipelines._FILL_ZERO]
+_PIPELINE_WORDS = [pipelines._REGULAR, pipelines._TICKS_PER_BLOCK, pipelines._FILL_ZERO, pipelines.DELAY]
 _PIPELINE_NUMBERS = [
     pipelines._PERIOD,
     pipelines._FOLLOW,
@@ -128,23 +132,7 @@ def load(path: Path, assembly: Assembly) -> NDArray[np.uint8]:
         holds what compiled code must not be given.
     """
     expected = sum(part.nbytes for part in assembly.parts())
-    try:
-        body = msgpack.unpackb(read_regular_file(path, expected + _LARGEST_HEAD))
-    except OSError as error:
-        raise ConfigError(
-            f"checkpoint {path} cannot be read: {error.strerror}; name a file that 'neuromod checkpoint' wrote"
-        ) from None
-    except ValueError as error:
-        raise ConfigError(f"{path} is not a checkpoint, or it is damaged ({error}); take another one") from None
-    if not isinstance(body, dict) or body.get("format") != _FORMAT:
-        raise ConfigError(f"{path} is not a checkpoint of neuromod")
-    if body.get("version") != _VERSION:
-        raise ConfigError(
-            f"{path} is a checkpoint of version {body.get('version')}, this program reads version {_VERSION}"
-        )
-    data = body.get("data")
-    if not isinstance(data, bytes) or zlib.crc32(data) != body.get("crc32"):
-        raise ConfigError(f"{path} is damaged: its checksum does not fit its data; take another one")
+    body, data = _read(path, expected + _LARGEST_HEAD)
     same = {"built_from": assembly.built_from, "parts": _description(assembly), "layout": LAYOUT_VERSION}
     if any(body.get(key) != value for key, value in same.items()):
         raise ConfigError(
@@ -160,6 +148,46 @@ def load(path: Path, assembly: Assembly) -> NDArray[np.uint8]:
             "take another one"
         )
     return found
+
+
+def network_block(path: Path) -> Record:
+    """Return the network of a checkpoint of any session: one record of `layout.BLOCK`.
+
+    Raises
+    ------
+    ConfigError
+        Where the file is missing, damaged, or not of this version of the package.
+    """
+    body, data = _read(path, _LARGEST)
+    # what lies behind it has the same size in every session
+    after = (("decoder.state", DECODER), ("stimulation.gate", GATE))
+    expected = [[name, str(dtype), [1]] for name, dtype in (("network.state", BLOCK), *after)]
+    end = len(data) - sum(dtype.itemsize for _, dtype in after)
+    if body.get("layout") != LAYOUT_VERSION or body.get("parts", [])[-3:] != expected or end < BLOCK_BYTES:
+        raise ConfigError(f"{path} is of another version of the package; export with the version that wrote it")
+    return np.frombuffer(data[end - BLOCK_BYTES : end], BLOCK)[0]
+
+
+def _read(path: Path, largest: int) -> tuple[dict[str, Any], bytes]:
+    """Read a file and its checksum; return what it says and the bytes of its parts."""
+    try:
+        body = msgpack.unpackb(read_regular_file(path, largest))
+    except OSError as error:
+        raise ConfigError(
+            f"checkpoint {path} cannot be read: {error.strerror}; name a file that 'neuromod checkpoint' wrote"
+        ) from None
+    except ValueError as error:
+        raise ConfigError(f"{path} is not a checkpoint, or it is damaged ({error}); take another one") from None
+    if not isinstance(body, dict) or body.get("format") != _FORMAT:
+        raise ConfigError(f"{path} is not a checkpoint of neuromod")
+    if body.get("version") != _VERSION:
+        raise ConfigError(
+            f"{path} is a checkpoint of version {body.get('version')}, this program reads version {_VERSION}"
+        )
+    data = body.get("data")
+    if not isinstance(data, bytes) or zlib.crc32(data) != body.get("crc32"):
+        raise ConfigError(f"{path} is damaged: its checksum does not fit its data; take another one")
+    return body, data
 
 
 def _wrong_part(assembly: Assembly, data: NDArray[np.uint8]) -> str:

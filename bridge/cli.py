@@ -14,7 +14,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 import typer.core
 
-from neuromod.bridge import cli_actuate, cli_calibrate, cli_client, cli_fpga, cli_operator, cli_session, cli_sort
+from neuromod.bridge import (
+    cli_actuate,
+    cli_adapter,
+    cli_calibrate,
+    cli_client,
+    cli_export,
+    cli_fpga,
+    cli_operator,
+    cli_session,
+    cli_sort,
+)
 from neuromod.engine.errors import NeuromodError
 
 if TYPE_CHECKING:
@@ -476,9 +486,11 @@ def bench(
 
 
 app.command(rich_help_panel=RUN)(cli_actuate.actuate)
+app.add_typer(cli_adapter.app, name="adapter", rich_help_panel=RUN)
 app.add_typer(cli_session.app, name="session", rich_help_panel=RUN)
 cli_calibrate.add_commands(app, RUN)
 cli_sort.add_commands(app, RUN)
+cli_export.add_commands(app, RUN)
 cli_fpga.add_commands(app, RUN)
 cli_client.add_commands(app, TALK)
 cli_operator.add_commands(app, TALK)

@@ -21,7 +21,7 @@ from neuromod.bridge import native, wire
 from neuromod.bridge import stimulation as stimulating
 from neuromod.bridge.assembly import Assembly
 from neuromod.bridge.events import EventAligner
-from neuromod.bridge.pipeline import COUNTERS, PAUSED, TICK, UNIT
+from neuromod.bridge.pipeline import COUNTERS, DELAY, PAUSED, TICK, UNIT
 from neuromod.bridge.recorder import Recorder
 from neuromod.bridge.ring import append, available, drain, refused
 from neuromod.bridge.wire import EventMessage
@@ -297,6 +297,11 @@ class Collector:
                 taken = self.submit(rt.HEARTBEAT, word=message.token)
             case wire.StimulateInput():
                 taken = self._submit_program(message.program)
+            case wire.BoardInput() if self.assembly.pipeline.words[DELAY] == 0:
+                self.refuse(wire.Reason.TOPIC, "no board is the network of this session: it has no [offload]")
+                taken = True  # it is counted already
+            case wire.BoardInput():
+                taken = self.submit(rt.BOARD, word=message.tick, values=[message.spikes])
             case wire.StopInput():
                 self.halt()
                 taken = True
@@ -424,10 +429,18 @@ class Collector:
             "blanked": self.assembly.front_end.blanked._asdict(),
             "units": self.assembly.front_end.describe_units(),
             "learning": has_plasticity and bool(network.state[0]["learning"]),
+            "board": self._describe_board(),
             "decoder": self._describe_decoder(),
             "stimulation": self._describe_stimulation(now),
             "recording": self.recorder.status() if self.recorder is not None else {"state": "off"},
         }
+
+    def _describe_board(self) -> dict[str, int]:
+        """Say how the board answers that is the network; nothing where none is."""
+        if self.assembly.pipeline.words[DELAY] == 0:
+            return {}
+        counted = self.counters()
+        return {name: counted[f"board_{name}"] for name in ("answered", "missing", "late")}
 
     def _describe_decoder(self) -> dict[str, Any]:
         decoder = self.assembly.decoder[0]

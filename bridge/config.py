@@ -17,6 +17,7 @@ from neuromod.adapters.config import LslConfig, MarkerConfig, SourceConfig, XdfC
 from neuromod.adapters.decoder_config import DecoderConfig, DecoderFileConfig
 from neuromod.bridge import wire
 from neuromod.bridge.config_errors import explain
+from neuromod.bridge.offload import OffloadConfig, check_offload
 from neuromod.bridge.safety_config import StimulationConfig
 from neuromod.bridge.toml_text import to_toml
 from neuromod.engine.config import ChannelOverride, NetworkConfig
@@ -226,6 +227,8 @@ class SessionConfig(_Section, frozen=True, extra="forbid"):
         What of the signal is left out around each pulse of stimulation.
     record : RecordConfig, optional
         Keep a record of the session; without it nothing is kept.
+    offload : OffloadConfig, optional
+        A board outside is the network; without it the daemon's own is.
     markers : tuple of MarkerConfig
         LSL streams of markers.
     session, sockets, publish, timing, runtime
@@ -241,6 +244,7 @@ class SessionConfig(_Section, frozen=True, extra="forbid"):
     stimulation: StimulationConfig | None = None
     artefacts: ArtefactConfig = ArtefactConfig()
     record: RecordConfig | None = None
+    offload: OffloadConfig | None = None
     markers: tuple[MarkerConfig, ...] = ()
     sockets: SocketsConfig = SocketsConfig()
     publish: PublishConfig = PublishConfig()
@@ -277,7 +281,30 @@ class SessionConfig(_Section, frozen=True, extra="forbid"):
                 check_step(self.network, max(block_ms / math.ceil(block_ms), MIN_DT_MS))
             except ConfigError as error:
                 raise _combination("network", str(error)) from None
+        if self.offload is not None:
+            self._a_board_can_follow(self.offload)
         return self
+
+    def _a_board_can_follow(self, offload: OffloadConfig) -> None:
+        """Refuse what no board can be the network of, as far as it can be known before the source is open."""
+        if not self.publish.stimuli:
+            raise _combination(
+                "publish.stimuli",
+                "offload: a board needs the stimuli of each tick, which are not published: set publish.stimuli = true",
+            )
+        if self.publish.spikes != "every":
+            raise _combination(
+                "publish.spikes",
+                'offload: a board needs every tick, with a spike or without: set publish.spikes = "every"',
+            )
+        # a stream of features and a plug-in say how long a bin is once they are open, and are checked again then
+        default = self.timing.block_ms if self.source_content == "signal" else 1.0
+        block_ms = getattr(self.source, "block_ms", getattr(self.source, "bin_ms", None)) or default
+        ticks = max(1, math.ceil(block_ms - 1e-9))
+        try:
+            check_offload(offload, self.network, max(block_ms / ticks, MIN_DT_MS), ticks)
+        except ConfigError as error:
+            raise _combination("offload", str(error)) from None
 
     def _triggers_have_events(self) -> None:
         """Refuse triggers that could never fire; those of a decoder's file are seen when it is read."""
@@ -313,7 +340,7 @@ class SessionConfig(_Section, frozen=True, extra="forbid"):
     def effective(self) -> dict[str, Any]:
         """Return the complete configuration as plain data, without the sections that this source does not use."""
         body = self.model_dump(mode="json")
-        for section in ("decoder", "stimulation", "record"):
+        for section in ("decoder", "stimulation", "record", "offload"):
             if body[section] is None:
                 del body[section]
         if self.stimulation is None or self.source_content == "stimuli":

@@ -23,9 +23,10 @@ TOPIC_STRESS = np.frombuffer(wire.TOPIC_STRESS, np.uint8)
 TOPIC_COMMAND = np.frombuffer(wire.TOPIC_COMMAND, np.uint8)
 TOPIC_STIMULATION = np.frombuffer(wire.TOPIC_STIMULATION, np.uint8)
 TOPIC_UNITS = np.frombuffer(wire.TOPIC_UNITS, np.uint8)
+TOPIC_BOARD = np.frombuffer(wire.TOPIC_BOARD, np.uint8)
 TOPIC_STOP = np.frombuffer(wire.TOPIC_STOP, np.uint8)
 
-_F64, _FIXMAP = 0xCB, 0x80
+_F64, _FIXMAP, _U8, _U64 = 0xCB, 0x80, 0xCC, 0xCF
 _VALUES_BYTES = 4 * N_CHANNELS
 
 _SPIKES = wire.spikes_frame(N_CHANNELS)
@@ -297,3 +298,61 @@ def read_numbers(
             return False
         present[found] = 1
     return at == size
+
+
+@jit
+def read_answer(payload: NDArray[np.uint8], size: int, keys: NDArray[np.uint8], answer: NDArray[np.int64]) -> bool:
+    """Read an ingest ``board`` message: a map of both keys, with unsigned integers of any width.
+
+    Parameters
+    ----------
+    payload : ndarray of uint8
+        The message; only its first `size` bytes count.
+    size : int
+        Its length in bytes.
+    keys : ndarray of uint8, shape (2, 32)
+        ``keys_table(("tick", "spikes"))``.
+    answer : ndarray of int64, shape (2,)
+        Overwritten by tick and spikes.
+
+    Returns
+    -------
+    bool
+        False for anything else, and numbers out of range: the message is then for `neuromod.bridge.wire` to judge, and
+        `answer` is not to be used.
+    """
+    answer[0] = answer[1] = -1
+    if size < 1 or payload[0] != _FIXMAP + 2:
+        return False
+    at = 1
+    for _ in range(2):
+        found = -1
+        for k in range(2):
+            n = 1 + (keys[k, 0] & 0x1F)
+            same = at + n <= size
+            for i in range(n):
+                same = same and payload[at + i] == keys[k, i]
+            if same and answer[k] < 0:
+                found = k
+                at += n
+                break
+        if found < 0 or at >= size:
+            return False
+        kind = payload[at]
+        at += 1
+        if kind <= 0x7F:
+            answer[found] = kind
+        elif _U8 <= kind <= _U64:
+            width = 1 << (kind - _U8)
+            if at + width > size:
+                return False
+            value = np.int64(0)
+            for i in range(width):
+                value = value << 8 | np.int64(payload[at + i])
+            answer[found] = value  # negative beyond 2^63
+            at += width
+        else:
+            return False
+        if answer[found] < 0:
+            return False
+    return at == size and answer[1] < 1 << N_CHANNELS

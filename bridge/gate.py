@@ -44,6 +44,7 @@ CONDITION_WARMING = 64  # front end or encoder is not ready
 CONDITION_NONFINITE_STATE = 128  # network or decoder
 CONDITION_STOPPED = 256  # a stop was asked for: message, signal, file, key
 CONDITION_IDLE = 512  # the loop turned without a tick: says nothing of late ticks
+CONDITION_BOARD = 1024  # the board that is the network has not answered in time
 
 _REASONS = (
     ("allowed", "within every limit; issued"),
@@ -87,6 +88,7 @@ _REASONS = (
     ("arming", "the arming would end before it begins, or last longer than it may"),
     ("waiting", "not all pulses before a restart are surely older than a minute yet"),
     ("program", "there is no program of this number"),
+    ("board", "the board that is the network has not answered in time"),
 )
 REASONS = tuple(name for name, _ in _REASONS)
 """Names of the reasons, by number."""
@@ -135,6 +137,7 @@ N_REASONS = len(REASONS)
     ARMING,
     WAITING,
     PROGRAM,
+    BOARD,
 ) = range(N_REASONS)
 
 _TRAIN_FIELDS: list[tuple[Any, ...]] = [
@@ -242,11 +245,10 @@ _SECOND_NS = 1_000_000_000
 _WINDOW_S = 61
 _SPLIT = 134217729.0  # 2^27 + 1
 _ABOVE, _BELOW = 1.0 + 2.0**-52, 1.0 - 2.0**-52
-_DISARMING = (
-    CONDITION_STOPPED | CONDITION_SILENT | CONDITION_DISCONTINUITY | CONDITION_PAUSED | CONDITION_NONFINITE_STATE
+_LASTING = (  # they hold until the next tick
+    CONDITION_DISCONTINUITY | CONDITION_PAUSED | CONDITION_NONFINITE_STATE | CONDITION_BOARD
 )
-
-_LASTING = CONDITION_DISCONTINUITY | CONDITION_PAUSED | CONDITION_NONFINITE_STATE  # they hold until the next tick
+_DISARMING = _LASTING | CONDITION_STOPPED | CONDITION_SILENT
 
 
 @jit
@@ -466,6 +468,8 @@ def _by_condition(conditions: int) -> int:
         return DISCONTINUITY
     if conditions & CONDITION_PAUSED:
         return PAUSED
+    if conditions & CONDITION_BOARD:
+        return BOARD
     if conditions & CONDITION_NONFINITE_INPUT:
         return NONFINITE_INPUT
     if conditions & CONDITION_FILLED:

@@ -117,6 +117,7 @@ from neuromod.bridge.native import (
     store_release,
 )
 from neuromod.bridge.pipeline import (
+    FLAG_BOARD,
     FLAG_DISCONTINUITY,
     FLAG_PAUSED,
     INDEX,
@@ -148,7 +149,7 @@ FLAG_FILLER, FLAG_LATE, FLAG_INHIBITED = int(wire.Flag.FILLER), int(wire.Flag.LA
 _LEASE, _TRAIN, _STOP = (wire.STIMULATION_KINDS.index(kind) for kind in ("lease", "train", "stop"))
 
 # what forbids to act on a command: nothing new was decoded, or not from the signal as it is now
-_NO_COMMAND = FLAG_FILLER | FLAG_PAUSED | FLAG_DISCONTINUITY | FLAG_LATE
+_NO_COMMAND = FLAG_FILLER | FLAG_PAUSED | FLAG_DISCONTINUITY | FLAG_LATE | FLAG_BOARD
 _NO_COMMAND_IN = CONDITION_WARMING | CONDITION_NONFINITE_STATE | CONDITION_STOPPED
 _WAIT_S = 0.02  # longest wait for samples, so that commands and the stop flag are seen
 _FRAMES_PER_TURN = 8

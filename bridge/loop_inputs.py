@@ -12,11 +12,13 @@ from numpy.typing import NDArray
 
 from neuromod.adapters.decoder import install
 from neuromod.bridge.frames import (
+    TOPIC_BOARD,
     TOPIC_MODULATORS,
     TOPIC_REWARD,
     TOPIC_STIMULI,
     TOPIC_STOP,
     TOPIC_STRESS,
+    read_answer,
     read_numbers,
     read_stimuli,
 )
@@ -25,6 +27,7 @@ from neuromod.bridge.gate import PAUSED as SESSION_PAUSED
 from neuromod.bridge.loop_state import (
     ALIVE,
     ARM,
+    BOARD,
     C_INGEST,
     C_INPUTS,
     C_OVERSIZED,
@@ -73,6 +76,7 @@ from neuromod.bridge.native import (
 )
 from neuromod.bridge.pipeline import (
     ANCHORED,
+    DELAY,
     FLAG_MODULATED,
     FLAGS_NEXT,
     N_DECISIONS,
@@ -83,6 +87,7 @@ from neuromod.bridge.pipeline import (
     TICK_NEXT,
     Pipeline,
     enqueue_stimuli,
+    take_answer,
 )
 from neuromod.bridge.ring import (
     available,
@@ -158,7 +163,7 @@ def receive(loop: Loop, rings: Rings, pipeline: Pipeline, network: Any, decoder:
         return HANDLED
     if _starts(topic, n_topic, TOPIC_STIMULI) and read_stimuli(payload, n_payload, state["values"], state["sent"]):
         return STIMULI_READ
-    if _read_modulation(loop, n_topic, n_payload):
+    if _read_modulation(loop, n_topic, n_payload) or _read_answer(loop, pipeline, n_topic, n_payload):
         _apply(loop, rings, pipeline, network, decoder, stimulation)
         return HANDLED
     at = reserve(rings.odd)
@@ -221,6 +226,20 @@ def _read_modulation(loop: Loop, n_topic: int, n_payload: int) -> bool:
     echo["values"][0] = given[0]
     echo["t_sent"] = given[1] if is_given[1] else 0.0
     return (is_reward or given[0] >= 0.0) and abs(given[0]) <= _LARGEST_AMOUNT  # the network takes float32
+
+
+@jit
+def _read_answer(loop: Loop, pipeline: Pipeline, n_topic: int, n_payload: int) -> bool:
+    """Read a board's answer into `loop.echo`; False where it is none in the usual form, or no board is the network."""
+    state = loop.block[0]
+    answer = state["answer"]
+    if pipeline.words[DELAY] == 0 or not _starts(state["topic"], n_topic, TOPIC_BOARD):
+        return False
+    if not read_answer(state["payload"], n_payload, state["answer_keys"], answer):
+        return False
+    set_echo(loop, BOARD, answer[0])
+    loop.echo[0]["values"][0] = answer[1]
+    return True
 
 
 @jit
@@ -361,6 +380,8 @@ def apply_input(
         request_program(stimulation, word)
     elif kind == GRANT:
         grant(gate, word, values[0])
+    elif kind == BOARD:
+        take_answer(pipeline, word, int(values[0]))
     elif kind == DECODER_SWAP:
         install(decoder[0], next_decoder[0])
     if kind in (LEVELS, REWARD, STRESS):

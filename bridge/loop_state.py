@@ -48,10 +48,10 @@ STATE_NAMES = ("waiting", "streaming", "stalled", "lost", "ended")
 
 # what an input asks for
 LEVELS, REWARD, STRESS, STIMULI, PAUSE, RESUME, LEARNING, SET, CLOCK, INLET, SNAPSHOT, RESTORE = range(12)
-ARM, DISARM, HEARTBEAT, ALIVE, STIMULATE, GRANT, DECODER_SWAP, FAULT = range(12, 20)
+ARM, DISARM, HEARTBEAT, ALIVE, STIMULATE, GRANT, DECODER_SWAP, FAULT, BOARD = range(12, 21)
 INPUT_NAMES = (
     "levels", "reward", "stress", "stimuli", "pause", "resume", "learning", "set", "clock", "inlet", "snapshot",
-    "restore", "arm", "disarm", "heartbeat", "alive", "stimulate", "grant", "decoder", "fault",
+    "restore", "arm", "disarm", "heartbeat", "alive", "stimulate", "grant", "decoder", "fault", "board",
 )  # fmt: skip
 
 INPUT = np.dtype(
@@ -64,10 +64,10 @@ INPUT = np.dtype(
         ("samples", np.int64),  # in the echo: samples taken from the source before it took effect
         ("now_ns", np.int64),  # in the echo: when it took effect, local clock
         # LEVELS, SET: bit i = modulator or parameter i is given; LEARNING: on; INLET: handle; ARM, HEARTBEAT: token;
-        # DISARM, FAULT: reason; ALIVE: peer; STIMULATE: program; GRANT: electrode, or -1 for the total
+        # DISARM, FAULT: reason; ALIVE: peer; STIMULATE: program; GRANT: electrode, or -1 for the total; BOARD: tick
         ("word", np.int64),
         # ARM: seconds; in the echo the answer of the gate, and the conditions that it went by; local clock in s until
-        # which it may take effect
+        # which it may take effect; BOARD: spikes
         ("values", np.float64, (N_CHANNELS,)),
         ("t_sent", np.float64),  # when it was sent, s, local clock; 0 where unknown
     ],
@@ -186,6 +186,8 @@ LOOP = np.dtype(
         ("level_keys", np.uint8, (5, 32)),
         ("level_limits", np.float64, (4, 2)),
         ("amount_keys", np.uint8, (2, 32)),
+        ("answer", np.int64, (2,)),
+        ("answer_keys", np.uint8, (2, 32)),
     ],
     align=True,
 )
@@ -325,6 +327,7 @@ def make_loop(
     state["level_keys"][:] = keys_table((*MODULATORS, "t"))
     state["level_limits"][:] = [wire.MODULATOR_LIMITS[name] for name in MODULATORS]
     state["amount_keys"][:] = keys_table(("amount", "t"))
+    state["answer_keys"][:] = keys_table(("tick", "spikes"))
     records, echo = np.zeros(max(ticks_per_block, 64) + 1, TICK), np.zeros(1, INPUT)
     return Loop(
         block=block,

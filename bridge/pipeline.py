@@ -17,6 +17,7 @@ from neuromod.adapters.decoder import decode
 from neuromod.adapters.decoder_config import N_OUTPUTS
 from neuromod.bridge.gate import (
     ALLOWED,
+    CONDITION_BOARD,
     CONDITION_DISCONTINUITY,
     CONDITION_FILLED,
     CONDITION_NONFINITE_INPUT,
@@ -26,6 +27,7 @@ from neuromod.bridge.gate import (
     DECISION,
 )
 from neuromod.bridge.native import copy
+from neuromod.bridge.offload import MAX_DELAY_TICKS
 from neuromod.bridge.stimulation import DRY_RUN, MAX_DECISIONS_PER_TICK, stimulate
 from neuromod.bridge.wire import N_MODULATION, Flag
 from neuromod.engine.compiled import jit
@@ -82,7 +84,7 @@ UNIT = np.dtype(
 # plain integers, which is what compiled code takes
 FLAG_FILLED, FLAG_EXTERNAL, FLAG_NONFINITE = int(Flag.FILLED), int(Flag.EXTERNAL), int(Flag.NONFINITE)
 FLAG_DISCONTINUITY, FLAG_MODULATED, FLAG_PAUSED = int(Flag.DISCONTINUITY), int(Flag.MODULATED), int(Flag.PAUSED)
-FLAG_BLANKED = int(Flag.BLANKED)
+FLAG_BLANKED, FLAG_BOARD = int(Flag.BLANKED), int(Flag.BOARD)
 
 # what `Pipeline.numbers` (float64) holds
 _SLOT, _PERIOD, _FOLLOW, _TOLERANCE, _LONGEST_FILL, _BLOCK_SAMPLES, _LAST_STAMP = range(7)
@@ -108,7 +110,8 @@ _SLOT, _PERIOD, _FOLLOW, _TOLERANCE, _LONGEST_FILL, _BLOCK_SAMPLES, _LAST_STAMP 
     CONDITIONS,  # what the caller knows against stimulation at this time: CONDITION_* of neuromod.bridge.gate
     N_DECISIONS,  # rows of `decisions` in use; the caller sets it to 0 once it has read them
     N_UNITS,  # rows of `units` in use; likewise
-) = range(20)
+    DELAY,  # ticks from one to its answer, where a board is the network; 0 where none is
+) = range(21)
 
 COUNTERS = (
     "samples",
@@ -124,6 +127,9 @@ COUNTERS = (
     "ticks",
     "stimuli_applied",
     "stimuli_overflow",
+    "board_answered",
+    "board_missing",
+    "board_late",
 )
 """Names of `Pipeline.counters`, in order."""
 (
@@ -140,9 +146,14 @@ COUNTERS = (
     _TICKS,
     _STIMULI_APPLIED,
     _STIMULI_OVERFLOW,
+    _BOARD_ANSWERED,
+    _BOARD_MISSING,
+    _BOARD_LATE,
 ) = range(len(COUNTERS))
 
 _QUEUE_LENGTH = 1024
+_OF_TICK, _ITS_SPIKES = 0, 1  # what a row of `Pipeline.answers` holds
+_SPIKE_BITS = (1 << N_CHANNELS) - 1
 _LARGEST = np.finfo(np.float32).max
 _MOST_MISSING = 1e12  # counted for one gap: a stamp may be any number, and a count must still count after it
 _FOLLOW_S = 2.0  # time constant with which the grid follows the drift of a stream's true rate against its nominal one
@@ -162,6 +173,7 @@ class Pipeline(NamedTuple):
     queue_sent: NDArray[np.float64]  # when each of them was sent, 0 where unknown
     added: NDArray[np.float32]  # the row that is being added
     added_sent: NDArray[np.float64]  # when it was sent
+    answers: NDArray[np.int64]  # of a board: the tick, -1 for none, and its spikes; that of tick k in row k % 64
     decisions: NDArray[Any]  # DECISION: what the gate decided on since the caller last looked
     units: NDArray[Any]  # UNIT: spikes of sorted units since the caller last looked
 
@@ -178,6 +190,7 @@ def make_pipeline(
     fill: str,
     max_fill_ms: float,
     scale: NDArray[np.float32] | None = None,
+    delay_ticks: int = 0,
 ) -> Pipeline:
     """Allocate the state of `consume` for one stream.
 
@@ -202,6 +215,8 @@ def make_pipeline(
         Longest gap that is filled in; a longer one re-anchors the grid and is flagged as a discontinuity.
     scale : ndarray of float32, shape (n_channels,), optional
         Factor of each channel to microvolts; 1 by default.
+    delay_ticks : int
+        Where a board is the network, ticks from one to the answer that is published for it; 0 where none is.
     """
     period = 1.0 / sampling_frequency
     numbers = np.zeros(8, np.float64)
@@ -216,6 +231,7 @@ def make_pipeline(
     words[_REGULAR] = regular
     words[_TICKS_PER_BLOCK] = ticks_per_block
     words[_FILL_ZERO] = fill == "zero"
+    words[DELAY] = delay_ticks
     return Pipeline(
         numbers=numbers,
         words=words,
@@ -228,6 +244,7 @@ def make_pipeline(
         queue_sent=np.zeros(_QUEUE_LENGTH, np.float64),
         added=np.zeros(N_CHANNELS, np.float32),
         added_sent=np.zeros(1, np.float64),
+        answers=np.full((MAX_DELAY_TICKS, 2), (-1, 0), np.int64),
         decisions=np.zeros(ticks_per_block * MAX_DECISIONS_PER_TICK, DECISION),
         units=np.zeros(4 * MAX_EVENTS, UNIT),
     )
@@ -276,6 +293,16 @@ def dequeue_stimuli(pipeline: Pipeline, values: NDArray[np.float32], sent: NDArr
     sent[0] = pipeline.queue_sent[words[_QUEUE_TAIL] % _QUEUE_LENGTH]
     words[_QUEUE_TAIL] += 1
     return True
+
+
+@jit
+def take_answer(pipeline: Pipeline, tick: int, spikes: int) -> None:
+    """Keep a board's answer to a tick; dropped, and counted, where that is past, has been answered, or is to come."""
+    words, row = pipeline.words, pipeline.answers[tick % MAX_DELAY_TICKS]
+    if tick >= words[TICK_NEXT] or tick < words[TICK_NEXT] - words[DELAY] or row[_OF_TICK] == tick:
+        pipeline.counters[_BOARD_LATE] += 1
+        return
+    row[_OF_TICK], row[_ITS_SPIKES] = tick, spikes & _SPIKE_BITS
 
 
 @jit
@@ -458,10 +485,13 @@ def advance(pipeline: Pipeline, network: Any, decoder: Any, stimulation: Any, re
     """Step network, decoder and gate by the stimuli, flags, time and conditions of a TICK record; fill in the rest.
 
     All that a tick changes beyond front end and encoder: a session is replayed from recorded stimuli by this alone.
+    Where a board is the network, its answers come by `take_answer`, and the network here is a shadow beside it, which
+    keeps the neuromodulators.
     """
     words = pipeline.words
     block = network[0]
-    conditions = record["conditions"] & ~np.uint32(CONDITION_NONFINITE_STATE)
+    conditions = record["conditions"] & ~np.uint32(CONDITION_NONFINITE_STATE | CONDITION_BOARD)
+    record["flags"] &= ~np.uint32(FLAG_BOARD)
     outputs = record["outputs"]
     if record["flags"] & FLAG_PAUSED:
         record["tick"] = max(0, words[TICK_NEXT] - 1)
@@ -481,6 +511,9 @@ def advance(pipeline: Pipeline, network: Any, decoder: Any, stimulation: Any, re
         record["tick"] = words[TICK_NEXT]
         words[TICK_NEXT] += 1
         pipeline.counters[_TICKS] += 1
+        if words[DELAY] > 0 and not _is_answered(pipeline, record):
+            record["flags"] |= np.uint32(FLAG_BOARD)
+            conditions |= np.uint32(CONDITION_BOARD)
         runaways = decoder[0]["runaways"]
         record["events"] = decode(decoder[0], record["spikes"], outputs)
         membrane(network, record["membrane"])
@@ -502,6 +535,17 @@ def advance(pipeline: Pipeline, network: Any, decoder: Any, stimulation: Any, re
     )
     for k in range(n_before, words[N_DECISIONS]):
         pipeline.decisions[k]["record"] = record["record"]
+
+
+@jit
+def _is_answered(pipeline: Pipeline, record: Any) -> bool:
+    """Put the spikes of the board in place of the network's own: those of `DELAY` ticks ago, none where missing."""
+    tick = np.int64(record["tick"]) - pipeline.words[DELAY]
+    row = pipeline.answers[tick % MAX_DELAY_TICKS]
+    is_there = tick >= 0 and row[_OF_TICK] == tick
+    record["spikes"] = row[_ITS_SPIKES] & _SPIKE_BITS if is_there else 0
+    pipeline.counters[_BOARD_ANSWERED if is_there else _BOARD_MISSING] += 1
+    return is_there
 
 
 @jit

@@ -140,8 +140,13 @@ def play(
     Raises
     ------
     ConfigError
-        If the source is live and has no end.
+        If the source is live and has no end, or the network is a board outside, which nobody asks here.
     """
+    if config.offload is not None:
+        raise ConfigError(
+            "[offload]: a board outside is the network of this session, and a replay as fast as the machine goes has "
+            "none; give --speed 1 and let the board connect, or remove [offload]"
+        )
     if source is None and config.source.kind in ("lsl", "zmq"):
         raise ConfigError(f"source kind {config.source.kind!r} is live: replay needs a recording")
     source = source or create_source(config.source)

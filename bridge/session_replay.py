@@ -27,6 +27,7 @@ from neuromod.adapters.base import StreamInfo
 from neuromod.adapters.decoder import DECODER
 from neuromod.bridge.assembly import Assembly, assemble
 from neuromod.bridge.gate import (
+    CONDITION_BOARD,
     CONDITION_LATE,
     CONDITION_NONFINITE_STATE,
     CONDITION_STOPPED,
@@ -66,12 +67,15 @@ FLAG_FILLER, FLAG_LATE, FLAG_PAUSED = int(Flag.FILLER), int(Flag.LATE), int(Flag
 _EXTERNAL = CONDITION_LATE | CONDITION_STOPPED  # what the loop, and not the pipeline, knew against stimulation
 
 COMPUTED = (
-    *("record", "tick", "modulators", "modulation", "step_ms"),
+    *("record", "tick", "flags", "modulators", "modulation", "step_ms"),
     *("spikes", "membrane", "events", "outputs", "conditions"),
 )
-"""Fields of a TICK record that are compared whatever the replay begins from."""
-FROM_SAMPLES = ("sample", "stimuli", "flags")
-"""Fields that are compared too where it begins from samples; of the flags, LATE is the clock's and left out.
+"""Fields of a TICK record that are compared whatever the replay begins from; of the flags, LATE is the clock's.
+
+Where it begins from stimuli, the other flags are given, too, but for BOARD.
+"""
+FROM_SAMPLES = ("sample", "stimuli")
+"""Fields that are compared too where it begins from samples.
 
 Not `t_sent`: where stimuli are the source, only their sender knows it, and nothing is computed from it.
 """
@@ -952,9 +956,10 @@ def _stripped(ticks: NDArray[Any]) -> NDArray[Any]:
     """Return a copy of ticks without anything that was computed, so that nothing can be taken for its own proof."""
     made = ticks.copy()
     for name in COMPUTED:
-        if name != "conditions":
+        if name not in ("conditions", "flags"):
             made[name] = 0
-    made["conditions"] &= ~np.uint32(CONDITION_NONFINITE_STATE)
+    made["conditions"] &= ~np.uint32(CONDITION_NONFINITE_STATE | CONDITION_BOARD)
+    made["flags"] &= ~np.uint32(Flag.BOARD)
     return made
 
 

@@ -139,6 +139,9 @@ raw = @  # the samples as they came, too: 12 MB/s for 96 channels at 30 kHz
 warn_free_mb = @  # free space on the disk below which it is announced,
 min_free_mb = @  # and below which recording ends; the session goes on
 
+# [offload]                      # a board outside is the network; needs publish.stimuli = true and spikes = "every"
+# delay_ticks = 2                # tick k publishes its answer to tick k - delay_ticks; 1 to 64
+
 # [decoder]                      # from spikes to commands; or path = "NAME-v1.json", which 'neuromod calibrate' wrote
 # kind = "rates"
 # tau_ms = 100.0

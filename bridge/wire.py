@@ -39,6 +39,7 @@ TOPIC_UNITS: Final = b"units"
 TOPIC_ALIVE: Final = b"alive"
 TOPIC_HEARTBEAT: Final = b"heartbeat"
 TOPIC_STIMULATE: Final = b"stimulate"
+TOPIC_BOARD: Final = b"board"
 TOPIC_STOP: Final = b"stop"
 
 OUTPUT_TOPICS: Final = (
@@ -60,6 +61,7 @@ INGEST_TOPICS: Final = (
     TOPIC_ALIVE,
     TOPIC_HEARTBEAT,
     TOPIC_STIMULATE,
+    TOPIC_BOARD,
     TOPIC_STOP,
 )
 
@@ -108,6 +110,8 @@ class Flag(enum.IntFlag):
     """Samples of the block were blanked around a stimulation pulse; plasticity stood still."""
     INHIBITED = 512
     """In `command`: nothing may be done now, and all values are zero."""
+    BOARD = 1024
+    """A board is the network, and its answer for this tick was missing: no spike is known."""
 
 
 class Reason(enum.StrEnum):
@@ -726,6 +730,14 @@ class StimulateInput:
 
 
 @dataclass(frozen=True, slots=True)
+class BoardInput:
+    """The answer of a board that is the network: the spikes of a tick, bit i = channel i."""
+
+    tick: int
+    spikes: int
+
+
+@dataclass(frozen=True, slots=True)
 class StopInput:
     """Stop stimulation at once."""
 
@@ -739,6 +751,7 @@ IngestMessage = (
     | AliveInput
     | HeartbeatInput
     | StimulateInput
+    | BoardInput
     | StopInput
 )
 
@@ -777,6 +790,8 @@ def pack_ingest(message: IngestMessage) -> tuple[bytes, bytes]:
             topic, body = TOPIC_HEARTBEAT, {"token": token}
         case StimulateInput(program):
             topic, body = TOPIC_STIMULATE, {"program": program}
+        case BoardInput(tick, spikes):
+            topic, body = TOPIC_BOARD, {"tick": tick, "spikes": spikes}
         case StopInput():
             topic, body = TOPIC_STOP, {}
     if (t := getattr(message, "t", None)) is not None:
@@ -835,6 +850,9 @@ def unpack_ingest(topic: bytes, payload: bytes, n: int = N_CHANNELS) -> IngestMe
     if topic == TOPIC_STIMULATE:
         _only(body, ("program",))
         return StimulateInput(_name(body, "program"))
+    if topic == TOPIC_BOARD:
+        _only(body, ("tick", "spikes"))
+        return BoardInput(_integer(body, "tick", 0, (1 << 63) - 1), _integer(body, "spikes", 0, (1 << n) - 1))
     return StopInput()  # whatever else it holds: a stop is obeyed
 
 

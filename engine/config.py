@@ -1,5 +1,6 @@
 """Everything that builds a network, as checked data. Reading weights from a file is the caller's part."""
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
 
 import pydantic
@@ -427,6 +428,31 @@ def check_live(name: str, value: float) -> float:
     except pydantic.ValidationError as error:
         raise ConfigError(f"{name}: {error.errors()[0]['msg']}, got {value!r}") from None
     return float(value)
+
+
+def with_live(config: NetworkConfig, values: Sequence[float]) -> NetworkConfig:
+    """The same network with these live parameters, in the order of `LIVE`.
+
+    Raises
+    ------
+    ConfigError
+        If a value lies outside its range.
+    """
+    for name, value in zip(LIVE, values, strict=True):
+        part, key = _split_live_name(name)
+        checked: float = check_live(name, value)
+        if part:
+            changed = getattr(config, part).model_copy(
+                update={key: _like(getattr(getattr(config, part), key), checked)}
+            )
+            config = config.model_copy(update={part: changed})
+        else:
+            config = config.model_copy(update={key: checked})
+    return config
+
+
+def _like(old: float, new: float) -> float:
+    return int(new) if isinstance(old, int) else new
 
 
 def _split_live_name(name: str) -> tuple[str, str]:

@@ -21,10 +21,11 @@ from neuromod.engine.fixed_tick import fixed_run
 from neuromod.engine.layout import COINCIDENCE, N_CHANNELS, N_SENSORY
 from neuromod.engine.layout_types import State
 from neuromod.engine.models import lapicque
-from neuromod.engine.modulators import NeuroModulators
+from neuromod.engine.modulators import MODULATORS, NeuroModulators
 from neuromod.engine.network import check_step, connected, initial_weights
 
 _NEVER = 2**16 - 1
+_TEMPO = MODULATORS.index("tempo")
 
 
 class Misfit(NamedTuple):
@@ -192,16 +193,37 @@ class FixedNetwork:
             If the tempo is not the baseline's, at which the parameters were computed, or a number does not fit; or the
             network was made from registers without a configuration.
         """
+        return quantised_modulation(self.modulation(_row(levels))).reshape(-1)
+
+    def modulation(self, levels: NDArray[np.float64]) -> NDArray[np.float64]:
+        """What levels of the neuromodulators come to, before they are rounded.
+
+        Parameters
+        ----------
+        levels : ndarray of float64, shape (n, 4)
+            In the order of `MODULATORS`.
+
+        Returns
+        -------
+        ndarray of float64, shape (n, 5)
+            As `quantised_modulation` takes them.
+
+        Raises
+        ------
+        FixedPointError
+            If the tempo is not the baseline's, at which the parameters were computed; or the network was made from
+            registers without a configuration.
+        """
         if not self._is_configured:
             raise FixedPointError(
                 "registers alone do not say what neuromodulators come to: give the configuration too, or words of "
                 "modulation"
             )
         tempo = self.config.modulation.baseline.tempo
-        if levels.tempo != tempo:
-            raise FixedPointError(f"expected the tempo of the parameters, {tempo:g}, got {levels.tempo:g}")
-        numbers = list(_modulation(self.config, levels, self.dt_ms).values())
-        return quantised_modulation([numbers]).reshape(-1)
+        if (other := levels[levels[:, _TEMPO] != tempo, _TEMPO]).size:
+            raise FixedPointError(f"expected the tempo of the parameters, {tempo:g}, got {other[0]:g}")
+        numbers = _modulation(self.config, levels, self.dt_ms).values()
+        return np.stack(np.broadcast_arrays(*numbers), axis=1)
 
 
 _MODULATION = ("input_gain", "recurrent_gain", "threshold_gain", "inhibition", "learning_factor")
@@ -222,17 +244,30 @@ def quantised_modulation(numbers: ArrayLike) -> NDArray[np.int64]:
     Raises
     ------
     FixedPointError
-        If one is not finite, or does not fit.
+        If one is not finite, or does not fit: the first of each register is named, by its row.
     """
     values = np.asarray(numbers, dtype=np.float64).reshape(-1, len(_MODULATION))
     words = np.empty(values.shape, dtype=np.int64)
     misfits = []
     for k, name in enumerate(_MODULATION):
         words[:, k], beyond = _as_integers(register(name), values[:, k])
-        misfits += beyond
+        misfits += beyond[:1]
     if misfits:
         raise FixedPointError("; ".join(map(str, misfits)))
     return words
+
+
+def misfit(name: str, value: float, held: float) -> Misfit:
+    """Describe a number that does not fit the register of that name; `name` may end in its indices.
+
+    Raises
+    ------
+    FixedPointError
+        If there is no such register.
+    """
+    where = register(name.partition("[")[0])
+    scale = 2.0**where.fraction
+    return Misfit(name, value, float(held), where.unit, where.format, where.lowest / scale, where.highest / scale)
 
 
 def quantised_stimuli(stimuli: ArrayLike, limit: float) -> NDArray[np.int16]:
@@ -285,7 +320,10 @@ def _numbers(config: NetworkConfig, dt_ms: float) -> dict[str, ArrayLike]:
     plastic *= connected(config).astype(np.int64)
     rule = {"none": 0, "reward": RULE_REWARD}[learning.rule] | (RULE_NEAREST if learning.pairing == "nearest" else 0)
     numbers: dict[str, ArrayLike] = {
-        **_modulation(config, config.modulation.baseline, dt_ms),
+        **{
+            name: float(values[0])
+            for name, values in _modulation(config, _row(config.modulation.baseline), dt_ms).items()
+        },
         "inhibition_ticks": _ticks(config.inhibition.duration_ms, step_ms),
         # the last tick that is at most half a step beyond the window, as in `tick`
         "window_ticks": math.ceil(config.coincidence.window_ms / step_ms + 0.5) - 1,
@@ -336,19 +374,25 @@ def _neuron(config: NetworkConfig, index: int, step_ms: float) -> dict[str, floa
     return dict(zip(_NEURON, values, strict=True))
 
 
-def _modulation(config: NetworkConfig, levels: NeuroModulators, dt_ms: float) -> dict[str, float]:
-    """What `tick` makes of the levels, as numbers that hardware multiplies by."""
+def _row(levels: NeuroModulators) -> NDArray[np.float64]:
+    """The levels in the order of `MODULATORS`, shape (1, 4)."""
+    return np.array([[getattr(levels, name) for name in MODULATORS]], dtype=np.float64)
+
+
+def _modulation(config: NetworkConfig, levels: NDArray[np.float64], dt_ms: float) -> dict[str, NDArray[np.float64]]:
+    """What `tick` makes of the levels of n ticks, shape (n, 4), as numbers that hardware multiplies by."""
     m = config.modulation
     step_s = dt_ms * m.baseline.tempo / 1000.0
-    rewarded = config.learning.rule == "reward"
+    dopamine, cortisol, acetylcholine, _ = levels.T
+    rate = config.learning.rate_per_s if config.learning.rule == "reward" else 0.0
     return {
         "input_gain": config.input_gain
-        * (1 + m.acetylcholine_input * levels.acetylcholine)
-        * (1 + m.dopamine_input * levels.dopamine),
-        "recurrent_gain": config.recurrent_gain * (1 - m.acetylcholine_recurrent * levels.acetylcholine),
-        "threshold_gain": 1 + m.cortisol_threshold * levels.cortisol,
-        "inhibition": config.inhibition.strength_mv * (1 + m.cortisol_inhibition * levels.cortisol),
-        "learning_factor": config.learning.rate_per_s * levels.dopamine * step_s if rewarded else 0.0,
+        * (1 + m.acetylcholine_input * acetylcholine)
+        * (1 + m.dopamine_input * dopamine),
+        "recurrent_gain": config.recurrent_gain * (1 - m.acetylcholine_recurrent * acetylcholine),
+        "threshold_gain": 1 + m.cortisol_threshold * cortisol,
+        "inhibition": config.inhibition.strength_mv * (1 + m.cortisol_inhibition * cortisol),
+        "learning_factor": rate * dopamine * step_s,
     }
 
 
@@ -362,18 +406,11 @@ def _as_integers(where: Register, values: ArrayLike) -> tuple[NDArray[np.int64],
     numbers, scale = np.asarray(values, dtype=np.float64), 2.0**where.fraction
     scaled = np.floor(numbers * scale + 0.5)
     beyond = ~((scaled >= where.lowest) & (scaled <= where.highest))  # NaN too
+    if not beyond.any():
+        return scaled.astype(np.int64), []
     held = np.clip(np.nan_to_num(scaled), where.lowest, where.highest).astype(np.int64)
-    low, high = where.lowest / scale, where.highest / scale
     misfits = [
-        Misfit(
-            where.name + "".join(f"[{k}]" for k in index),
-            float(numbers[tuple(index)]),
-            float(held[tuple(index)] / scale),
-            where.unit,
-            where.format,
-            low,
-            high,
-        )
+        misfit(where.name + "".join(f"[{k}]" for k in index), float(numbers[tuple(index)]), held[tuple(index)] / scale)
         for index in np.argwhere(beyond)
     ]
     return held, misfits

@@ -98,11 +98,7 @@ def read_words(text: str, where: str, *, n_words: int, digits: int) -> Words:
         n_read += 1
     if n_read != n_words:
         missing = int(np.flatnonzero(lines == 0)[0])
-        raise ImageError(
-            f"{where}: expected {n_words} words, got {n_read}: none at address {missing:X}, at the end of {line} lines"
-            if n_read
-            else f"{where}: expected {n_words} words, got none"
-        )
+        raise ImageError(f"{where}: expected {n_words} words, got {n_read}; the first that is missing is {missing:X}")
     return Words(values, lines)
 
 
@@ -181,7 +177,7 @@ def thresholds(state: State) -> NDArray[np.int64]:
 
 def weights(state: State) -> NDArray[np.int64]:
     """Words of `parameters_weights.mem`, shape (16, 16), Q8.8 mV, as membranes see them; row = target."""
-    return np.minimum((state[0]["weights"].T + _HALF_GUARD) >> GUARD_BITS, _TOP_S16)
+    return np.asarray(np.minimum((state[0]["weights"].T + _HALF_GUARD) >> GUARD_BITS, _TOP_S16))
 
 
 def decays(state: State) -> NDArray[np.int64]:

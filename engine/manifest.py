@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pydantic
@@ -16,15 +16,16 @@ from numpy.typing import NDArray
 from neuromod.engine import images
 from neuromod.engine.config import NetworkConfig
 from neuromod.engine.errors import ImageError
-from neuromod.engine.fixed_network import FixedNetwork
+from neuromod.engine.fixed_network import FixedNetwork, misfit
 from neuromod.engine.fixed_registers import register
 from neuromod.engine.layout import COINCIDENCE
 from neuromod.engine.layout_types import State
+from neuromod.engine.network import MAX_DT_MS, MIN_DT_MS
 
 MANIFEST = "parameters.json"
 REGISTERS_IMAGE = "registers.mem"
 OUTPUT_IMAGE = "parameters_output_weights.mem"
-VERSION = 1
+VERSION: Literal[1] = 1
 """Raised whenever the images, or what the manifest says, change their meaning."""
 
 
@@ -105,7 +106,7 @@ class Manifest(pydantic.BaseModel, frozen=True, extra="forbid"):
     version: Literal[1] = VERSION
     neuromod: str
     source: str
-    dt_ms: float
+    dt_ms: Annotated[float, pydantic.Field(ge=MIN_DT_MS, le=MAX_DT_MS)]
     network: NetworkConfig
     network_sha256: str
     files: dict[str, ImageEntry]
@@ -165,7 +166,7 @@ _WORDS: dict[str, Callable[[State], NDArray[np.int64]]] = {
 
 def network_sha256(config: NetworkConfig) -> str:
     """Hash of a configuration: equal where every number is."""
-    return _sha256(config.model_dump(mode="json"))
+    return _sha256(_as_written(config).model_dump(mode="json"))
 
 
 def export(
@@ -197,12 +198,12 @@ def export(
         neuromod=neuromod,
         source=source,
         dt_ms=network.dt_ms,
-        network=network.config,
+        network=_as_written(network.config),
         network_sha256=network_sha256(network.config),
         files={name: _entry(name, text) for name, text in texts.items()},
         clipped=tuple(Clipped(name=m.name, value=m.value, held=m.held, unit=m.unit) for m in network.clipped),
         rounded=(*rounded, *_rounded_away(state)),
-        notes=(*notes, *_notes(state)),
+        notes=tuple(dict.fromkeys((*notes, *_notes(state)))),
     )
     return texts | {MANIFEST: json.dumps(manifest.model_dump(mode="json"), indent=2, allow_nan=False) + "\n"}
 
@@ -249,7 +250,10 @@ def read(texts: Mapping[str, str], where: str = "") -> tuple[FixedNetwork, Manif
             )
         if entry != _entry(name, texts[name]):
             raise ImageError(f"{where}{MANIFEST}: {name} is described otherwise than version {VERSION} writes it")
-    return FixedNetwork.from_registers(state, manifest.network, dt_ms=manifest.dt_ms), manifest
+    network = FixedNetwork.from_registers(state, manifest.network, dt_ms=manifest.dt_ms)
+    network.clipped = tuple(misfit(each.name, each.value, each.held) for each in manifest.clipped)
+    network.rounded = {each.name: each.at_most for each in manifest.rounded if not each.name.endswith(".mem")}
+    return network, manifest
 
 
 def read_output_weights(text: str, where: str = OUTPUT_IMAGE) -> NDArray[np.int64]:
@@ -274,7 +278,7 @@ def read_manifest(text: str, where: str = MANIFEST) -> Manifest:
     """
     try:
         body: Any = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ImageError(f"{where} is missing, or no JSON: {error}") from None
     if not isinstance(body, dict) or body.get("format") != "neuromod-images":
         raise ImageError(f"{where} is no manifest of neuromod's images: it does not say so under format")
@@ -297,6 +301,11 @@ def read_manifest(text: str, where: str = MANIFEST) -> Manifest:
     return manifest
 
 
+def _as_written(config: NetworkConfig) -> NetworkConfig:
+    """The configuration as it will be read back, where a population without a preset may be given one."""
+    return NetworkConfig.model_validate(config.model_dump(mode="json"))
+
+
 def _sha256(body: Any) -> str:
     return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
@@ -305,7 +314,8 @@ def _entry(name: str, text: str) -> ImageEntry:
     digest = hashlib.sha256(text.encode()).hexdigest()
     if name == REGISTERS_IMAGE:
         return ImageEntry(
-            holds="the complete network, membranes and counters too",
+            holds="the complete network, membranes and counters too; the other images are for boards that load those, "
+            "and leave out resets, floors, refractory times, gains, bias, coincidence, inhibition and learning",
             format="each word has the format that the comment above it says; none where nothing lies",
             signed=True,
             digits=images.REGISTER_DIGITS,
@@ -338,10 +348,7 @@ def _rounded_away(state: State) -> list[Rounded]:
 
 
 def _notes(state: State) -> list[str]:
-    notes = [
-        "registers.mem alone is the network; the smaller images hold thresholds, weights and decays for boards that "
-        "load these, and leave out resets, floors, refractory times, gains, bias, coincidence, inhibition and learning"
-    ]
+    notes = []
     rise = state[0]["rise"]
     stuck = np.flatnonzero((rise > 0) & (images.decays(state) == 256)).tolist()
     if stuck:

@@ -225,8 +225,7 @@ class SpikingNetwork:
 
     def checkpoint(self) -> bytes:
         """Return the whole network as bytes that `restore` takes."""
-        block = self._state.tobytes()
-        return _HEADER.pack(_MAGIC, LAYOUT_VERSION, LAYOUT_ID, zlib.crc32(block)) + block
+        return as_checkpoint(self._state.tobytes())
 
     def restore(self, checkpoint: bytes) -> None:
         """Continue bit for bit where `checkpoint` was taken, parameters included.
@@ -283,6 +282,11 @@ class SpikingNetwork:
         kernels.set_modulator(state, 0, np.float32(0.0))
         kernels.set_parameter(state, 0, np.float64(1.0))
         self.reset()
+
+
+def as_checkpoint(block: bytes) -> bytes:
+    """Return what `SpikingNetwork.checkpoint` gives for a network with this block, of this version's layout."""
+    return _HEADER.pack(_MAGIC, LAYOUT_VERSION, LAYOUT_ID, zlib.crc32(block)) + block
 
 
 def checked_seed(seed: int) -> int:

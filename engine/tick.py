@@ -235,7 +235,7 @@ def modulation(state: State, out: NDArray[np.float64]) -> float:
     out[3] = live[_STRENGTH] * (_UNITY + block["cortisol_inhibition"] * levels[CORTISOL])
     is_rewarded = block["rule"] == _REWARD and block["learning"] != 0
     out[4] = live[_RATE] * levels[DOPAMINE] * (step_ms / _MS_PER_S) if is_rewarded else np.float64(0.0)
-    return step_ms
+    return float(step_ms)
 
 
 @jit

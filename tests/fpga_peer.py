@@ -37,12 +37,19 @@ class _Refusing(wire.Parser):
 
 
 class TwinBoard:
-    """What a board does with frames of our protocol."""
+    """What a board does with frames of our protocol.
+
+    Attributes
+    ----------
+    stuck : dict of int to int
+        Bits that come out wrong of what is written, by address.
+    """
 
     def __init__(self, image: NDArray[Any]) -> None:
         self._image = image
         self.version = wire.VERSION | 16 << 8 | 1 << 16
         self.magic = wire.MAGIC
+        self.stuck: dict[int, int] = {}
         self.reset()
 
     def reset(self) -> None:
@@ -107,6 +114,7 @@ class TwinBoard:
         if address not in _PLACES:
             return
         register, k = _PLACES[address]
+        word ^= self.stuck.get(address, 0)
         value = word & (1 << register.bits) - 1
         if register.signed and value >> (register.bits - 1):
             value -= 1 << register.bits

@@ -28,8 +28,8 @@ SEND_BOUND_S = 0.02
 POLL_INTERVAL_S = 0.01
 """An actuator is polled at least this often: that is when it keeps its device alive and notices that it is gone."""
 
-DO_NOTHING = 1 | 128 | 512
-"""Flags FILLER, PAUSED and INHIBITED of PROTOCOL.md: whoever acts on spikes or commands does nothing then."""
+DO_NOTHING = 1 | 128 | 512 | 1024
+"""Flags FILLER, PAUSED, INHIBITED and BOARD of PROTOCOL.md: whoever acts on spikes or commands does nothing then."""
 
 Topic = Literal["command", "spikes", "stimulation"]
 StimulationKind = Literal["lease", "train", "stop"]

@@ -35,6 +35,7 @@ _LAST, _N_LAST = register("tick").address, register("v").address + N_CHANNELS - 
 _STATUS_NS = 1_000_000_000
 _MAX_TRIES = 30
 _MAX_UNANSWERED = 3
+_LOADS = 3
 
 
 class Board:
@@ -260,6 +261,10 @@ class Board:
         done, self._pipeline.done = self._pipeline.done, []
         return done
 
+    def fileno(self) -> int:
+        """Return what to wait on for its answers; -1 where there is none."""
+        return -1 if self._line is None else self._line.fileno()
+
     def close(self) -> None:
         """Let go of the line. Safe to call twice; it never raises."""
         if self._line is not None:
@@ -394,5 +399,11 @@ class Board:
             raise AdapterLostError(f"{self.name} was reset, and what it held is not known here; load it again")
         state = self._shadow.state
         log.warning("%s was reset; its state before tick %d is loaded again", self.name, state[0]["tick"])
-        self._write_and_compare(state)
+        for attempt in range(_LOADS):
+            try:
+                self._write_and_compare(state)
+                break
+            except AdapterError as error:  # it may have been reset again meanwhile
+                if attempt == _LOADS - 1 or isinstance(error, ConnectionError):
+                    raise AdapterLostError(f"{self.name} was reset, and cannot be loaded again: {error}") from error
         self._pipeline.again(int(state[0]["tick"]), time.monotonic_ns())

@@ -7,7 +7,6 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from neuromod.adapters.fpga.board import Board
-from neuromod.adapters.fpga.device import Device
 from neuromod.adapters.fpga.link import Link, Protocol
 from neuromod.adapters.fpga.siliconbridge import SiliconBridge
 
@@ -68,7 +67,7 @@ class FpgaConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
         return self
 
 
-def create_device(config: FpgaConfig, image: NDArray[Any] | None = None) -> Device:
+def create_device(config: FpgaConfig, image: NDArray[Any] | None = None) -> Board | SiliconBridge:
     """Return the device that a configuration describes; it is not open yet.
 
     Parameters

@@ -20,7 +20,6 @@ from neuromod.engine.errors import AdapterError, AdapterLostError, AdapterTimeou
 log = logging.getLogger(__name__)
 
 _AT_ONCE = 65536
-_GONE = getattr(select, "POLLHUP", 0) | getattr(select, "POLLERR", 0) | getattr(select, "POLLNVAL", 0)
 _UDEV = 'ACTION=="add", SUBSYSTEM=="usb-serial", DRIVER=="ftdi_sio", ATTR{latency_timer}="1"'
 _WRITE_S = 1.0
 
@@ -53,10 +52,12 @@ class Line:
         self._fd = -1
         if os.name == "posix":
             self._fd = int(self._port.fileno())
-            self._ready = select.poll()
-            self._ready.register(self._fd, select.POLLIN)
             self._read = self._read_fd
         self.latency_timer_ms = _lower_latency(self._port, path)
+
+    def fileno(self) -> int:
+        """Return what to wait on for bytes; -1 where there is no such thing."""
+        return self._fd
 
     def write(self, data: bytes) -> None:
         """Write all of it; what the driver does not take at once is waited for, a second at most.
@@ -108,11 +109,9 @@ class Line:
             log.debug("closing %s: %s", self.path, error)
 
     def _write_rest(self, data: bytes) -> None:
-        writable = select.poll()
-        writable.register(self._fd, select.POLLOUT)
         end = time.monotonic() + _WRITE_S
         while data:
-            writable.poll(20)
+            select.select((), (self._fd,), (), 0.02)
             try:
                 data = data[os.write(self._fd, data) :]
             except BlockingIOError:
@@ -123,12 +122,12 @@ class Line:
                 raise AdapterTimeoutError(f"{self.path} takes no more bytes; check its cable, or raise its baud rate")
 
     def _read_fd(self, timeout_s: float) -> bytes:
-        events = self._ready.poll(max(0, int(1e3 * timeout_s + 0.999)))
-        if not events:
+        # select and not poll, which macOS does not have for terminals
+        if not select.select((self._fd,), (), (), max(0.0, timeout_s))[0]:
             return b""
         data = os.read(self._fd, _AT_ONCE)
         if not data:  # a line that hung up is ready, and has nothing
-            raise OSError(errno.EIO, "hung up" if events[0][1] & _GONE else "ready, but without data")
+            raise OSError(errno.EIO, "hung up")
         return data
 
     def _read_port(self, timeout_s: float) -> bytes:

@@ -88,6 +88,8 @@ class Pipeline:
         """Begin anew: the board's next tick is this one. What is under way is forgotten; sequences go on."""
         self._queue.clear()
         self._under_way.clear()
+        self.done.clear()
+        self.finished.clear()
         self._forget_frames("forgotten")
         self._next = self._run = tick
         self.suspects_reset = False
@@ -280,7 +282,10 @@ class Pipeline:
         return max(0, self._waited_for().last_ns + self._timeout_ns - now_ns) if self._under_way else None
 
     def _waited_for(self) -> Pending:
-        return next((pending for pending in self._under_way if not pending.is_run), self._under_way[0])
+        oldest = self._under_way[0]
+        if not oldest.is_run:
+            return oldest
+        return next((pending for pending in self._under_way if not pending.is_run), oldest)
 
     @property
     def wants_registers(self) -> bool:

@@ -147,6 +147,7 @@ class SiliconBridge:
         self._modulation = np.array([state[0][name] for name in _MODULATION], dtype=np.int64)
         self._set_reward(int(self._modulation[-1]))
         self._next = int(state[0]["tick"])
+        self._done.clear()
 
     def read_state(self) -> NDArray[Any]:
         """Say that the protocol cannot read it.
@@ -194,11 +195,17 @@ class SiliconBridge:
         done, self._done = self._done, []
         return done
 
+    def fileno(self) -> int:
+        """Return what to wait on for its answers; -1 where there is none."""
+        return -1 if self._line is None else self._line.fileno()
+
     def close(self) -> None:
         """Let go of the line. Safe to call twice; it never raises."""
         if self._line is not None:
             self._line.close()
         self._line = None
+        self._next = None
+        self._done.clear()
         self._queue.clear()
         self._under_way.clear()
         self._buffer.clear()

@@ -79,7 +79,8 @@ def test_a_flipped_bit_never_gives_a_frame_and_the_next_one_is_found(body: bytes
     frames = parser.feed(bytes(damaged) + b"\0" + wire.pack(Kind.READ, 2))
     assert [frame.sequence for frame in frames] == [2]
     assert parser.damaged >= 1
-    assert len(damaged) <= parser.dropped <= len(damaged) + 1
+    begins_empty = damaged[0] == 0
+    assert len(damaged) - begins_empty <= parser.dropped <= len(damaged) + 1
 
 
 @given(body=BODIES, at=st.integers(0, 254), n=st.integers(1, 40))
@@ -148,7 +149,9 @@ def test_a_tick_comes_back(tick: int, stimuli: list[int], modulation: tuple[int,
     back_tick, back_stimuli, back_modulation = wire.unpack_tick(frame.body)
     assert back_tick == tick
     assert back_stimuli.tolist() == stimuli
-    assert back_modulation is None if words is None else back_modulation.tolist() == words.tolist()  # type: ignore[union-attr]
+    assert (back_modulation is None) == (words is None)
+    if back_modulation is not None:
+        assert tuple(back_modulation.tolist()) == modulation
 
 
 @given(
@@ -186,9 +189,10 @@ def test_a_refusal_comes_back(reason: Refusal, tick: int) -> None:
 
 @pytest.mark.parametrize("n", [0, 57])
 def test_counts_of_words_that_no_frame_has_are_refused(n: int) -> None:
-    for pack in (lambda: wire.pack_write(0, 0, [0] * n), lambda: wire.pack_read(0, 0, n)):
-        with pytest.raises(ProtocolError, match=f"1 to 56 words, got {n}"):
-            pack()
+    with pytest.raises(ProtocolError, match=f"1 to 56 words, got {n}"):
+        wire.pack_write(0, 0, [0] * n)
+    with pytest.raises(ProtocolError, match=f"1 to 56 words, got {n}"):
+        wire.pack_read(0, 0, n)
     with pytest.raises(ProtocolError, match="1 to 56"):
         wire.unpack_address(bytes([0, 0, n]))
 

@@ -4,13 +4,29 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
+from bench.synthesis import cell_models, find_yosys, run_yosys, script_of
+from core_comparison import (
+    compare,
+    random_modulation,
+    random_state,
+    random_stimuli,
+    varied_modulation,
+    varied_stimuli,
+)
 from core_script import simulate, write_script
 
+from neuromod.adapters.fpga.core_model import CoreModel
 from neuromod.adapters.fpga.verilated import HDL, find_verilator
 from neuromod.engine.errors import AdapterError
+from neuromod.engine.fixed_network import FixedNetwork
 
 MODULES = sorted(HDL.glob("*.v"))
+# Yosys' models and netlists are not ours to lint
+QUIET = "`verilator_config\nlint_off\n" + "".join(
+    f"lint_off -rule {rule}\n" for rule in ("UNOPTFLAT", "COMBDLY", "INITIALDLY", "SPECIFYIGN")
+)
 needs_icarus = pytest.mark.skipif(
     shutil.which("iverilog") is None, reason="needs Icarus Verilog (iverilog), which is not installed"
 )
@@ -66,3 +82,24 @@ def test_a_script_finds_a_single_wrong_bit(tmp_path: Path) -> None:
     (tmp_path / "script").write_text("\n".join(lines))
     said = simulate(tmp_path, [HDL / "neuromod_core.v"], tmp_path / "script", timeout_s=250)
     assert said.endswith(" words, 1 wrong")
+
+
+@pytest.mark.long
+@pytest.mark.timeout(7200)
+def test_the_netlist_equals_the_twin_over_1000_ticks(tmp_path: Path) -> None:
+    """Memories in LUTs, since Yosys' models of block RAM have no contents; the rest is what the FPGA gets."""
+    if find_yosys() is None:
+        pytest.skip("needs Yosys: pip install 'neuromod-bridge[synthesis]'")
+    netlist, quiet = tmp_path / "netlist.v", tmp_path / "quiet.vlt"
+    run_yosys(f"{script_of('neuromod_core')} -nobram; write_verilog -noattr {netlist}")
+    quiet.write_text(QUIET)
+    with CoreModel(seed=1, sources=[quiet, netlist, cell_models()]) as core:
+        network, rng = FixedNetwork(), np.random.default_rng(4)
+        core.load(network.state)
+        found = compare(core, network.state, varied_stimuli(rng, 500), varied_modulation(network, rng, 500))
+        assert found.difference == ""
+        for _ in range(10):
+            state = random_state(rng)
+            core.load(state)
+            found = compare(core, state, random_stimuli(rng, 50), random_modulation(rng, 50))
+            assert found.difference == ""

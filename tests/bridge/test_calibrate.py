@@ -176,6 +176,21 @@ def test_blanked_and_lost_ticks_keep_their_place_but_tell_nothing(tmp_path: Path
     assert found.counts == {"fillers": 0, "paused": 0, "blanked": 10, "lost": 30, "after_loss": 50, "used": 910}
 
 
+def test_ticks_that_a_board_did_not_answer_tell_nothing_nor_do_those_that_still_feel_it(tmp_path: Path) -> None:
+    def change(ticks: Any) -> Any:
+        for unanswered in (slice(0, 2), slice(300, 310), slice(990, 1000)):
+            ticks["flags"][unanswered] |= int(Flag.BOARD)
+            ticks["spikes"][unanswered] = 0
+        return ticks
+
+    found = read_ticks(made(tmp_path, change, []), settle_ms=50.0)
+
+    unknown = np.flatnonzero(~np.isfinite(found.t_sample))
+    np.testing.assert_array_equal(unknown, [*range(52), *range(300, 360), *range(990, 1000)])
+    assert found.counts["after_loss"] == len(unknown)
+    assert found.counts["used"] == 1000 - len(unknown)
+
+
 def test_ticks_that_begin_anew_from_a_checkpoint_are_kept_apart(tmp_path: Path) -> None:
     def change(ticks: Any) -> Any:
         ticks["tick"][600:] -= 300

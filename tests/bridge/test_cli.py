@@ -58,6 +58,7 @@ COMMANDS_WITH_HELP = [
     ["init"], ["check"], ["doctor"], ["streams"], ["layout"], ["models"],
     ["demo"], ["start"], ["replay"], ["baseline"], ["bench"], ["actuate"], ["calibrate"],
     ["session", "list"], ["session", "show"], ["session", "verify"], ["session", "export"],
+    ["export", "mem"], ["export", "verilog"], ["export", "read"],
     ["subscribe"], ["status"], ["pause"], ["resume"], ["stop"], ["set"], ["learning"], ["checkpoint"], ["restore"],
     ["key"], ["arm"], ["disarm"], ["halt"], ["decoder"], ["rollback"],
     ["send", "stimuli"], ["send", "modulators"], ["send", "reward"], ["send", "stress"], ["send", "stimulate"],

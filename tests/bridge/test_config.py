@@ -393,6 +393,42 @@ def test_a_key_is_found_on_its_line(path: tuple[str | int, ...], line: int | Non
     assert find_line(text, path) == line
 
 
+BOARD = "[offload]\ndelay_ticks = 2\n[publish]\nstimuli = true\n"
+
+
+@pytest.mark.parametrize("source", [ZMQ, LSL, LSL + 'content = "features"\n'], ids=["stimuli", "signal", "features"])
+def test_a_session_whose_network_is_a_board_reads_back_as_the_same_session(source: str) -> None:
+    config = parse(source + BOARD)
+
+    assert parse(config.effective_toml()).effective() == config.effective()
+    assert config.effective()["offload"] == {"delay_ticks": 2}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (ZMQ + "[offload]", "line 2: offload.delay_ticks is missing"),
+        (ZMQ + BOARD.replace("2", "0"), "line 3: offload.delay_ticks should be greater than or equal to 1"),
+        (ZMQ + BOARD.replace("2", "65"), "line 3: offload.delay_ticks should be less than or equal to 64"),
+        (ZMQ + BOARD.replace("true", "false"), "line 5: offload: a board needs the stimuli of each tick, which"),
+        (ZMQ + "[offload]\ndelay_ticks = 2", "set publish.stimuli = true"),
+        (ZMQ + BOARD + 'spikes = "spiking"', 'line 6: offload: a board needs every tick, with a spike or without: set'),
+        (ZMQ + BOARD + "[network.sensory]\nmodel = 'izhikevich'", "no board can be this network: fixed-point hardware"),
+        (ZMQ + BOARD + "[network.sensory]\nmodel = 'izhikevich'", "channel 0 is izhikevich, expected lif or lapicque"),
+        (LSL + BOARD + "[network.sensory]\nnoise = 1.0", "channel 3 has noise of 1, expected 0"),
+        (ZMQ + BOARD + "[network.sensory.parameters]\nv_threshold_mv = 200.0", "threshold[0] is 200 mV"),
+        ('[source]\nkind = "zmq"\nblock_ms = 4.0\n' + BOARD, "but a block gives 4 ticks at once"),
+        (LSL + BOARD + "[timing]\nblock_ms = 3", "but a block gives 3 ticks at once"),
+        ('[source]\nkind = "zmq"\nblock_ms = 100.0\n' + BOARD, "take blocks of at most 64 ticks"),
+    ],
+)  # fmt: skip
+def test_a_board_that_could_not_be_the_network_is_refused_with_the_fix(text: str, said: str) -> None:
+    message = fault(text)
+
+    assert said in message
+    assert "\n" not in message
+
+
 def test_ticks_too_short_for_a_trace_are_refused_before_anything_is_compiled() -> None:
     text = 'source = {kind = "zmq", block_ms = 0.1}\n[network.learning]\ntau_eligibility_ms = 200000.0\n'
     with pytest.raises(ConfigError, match=r"tau_eligibility_ms must not exceed 1e\+06 ticks, 100000 ms"):

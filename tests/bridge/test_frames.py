@@ -21,6 +21,7 @@ from neuromod.bridge.frames import (
     fill_stimulation,
     fill_stimuli,
     keys_table,
+    read_answer,
     read_numbers,
     read_stimuli,
     spikes_frame,
@@ -221,7 +222,7 @@ def test_frames_are_copies_of_their_template() -> None:
     assert stimuli_frame().tobytes() == wire.stimuli_frame(N_CHANNELS).template
 
 
-@pytest.mark.parametrize("name", ["SPIKES", "STIMULI", "MODULATORS", "REWARD", "STRESS"])
+@pytest.mark.parametrize("name", ["SPIKES", "STIMULI", "MODULATORS", "REWARD", "STRESS", "BOARD", "STOP"])
 def test_topics_are_those_of_the_wire(name: str) -> None:
     assert getattr(frames, f"TOPIC_{name}").tobytes() == getattr(wire, f"TOPIC_{name}")
 
@@ -441,3 +442,79 @@ def test_nothing_beyond_the_size_is_read(payload: bytes) -> None:
     read = python_form(Spy(payload), len(payload), LEVELS, values, present)
 
     assert bool(read) == (numbers_in(payload) is not None)
+
+
+# -- a board's answer
+
+
+def answer_in(payload: bytes | bytearray, guard: int = 0) -> list[int] | None:
+    """Tick and spikes as `read_answer` has them, None where it leaves the message."""
+    answer = np.full(2, 777, np.int64)
+    if not read_answer(guarded(payload, guard), len(payload), keys_table(("tick", "spikes")), answer):
+        return None
+    return [int(number) for number in answer]
+
+
+widths = st.sampled_from([("B", 0xCC), ("H", 0xCD), ("I", 0xCE), ("Q", 0xCF)])
+
+
+@fast
+@given(tick=int63 | st.integers(0, 300), spikes=st.integers(0, 0xFFFF), swapped=st.booleans())
+def test_an_answer_is_read_as_msgpack_writes_it(tick: int, spikes: int, swapped: bool) -> None:
+    body = {"spikes": spikes, "tick": tick} if swapped else {"tick": tick, "spikes": spikes}
+    payload = msgpack.packb(body)
+
+    assert answer_in(payload) == [tick, spikes]
+    if not swapped:
+        assert (b"board", payload) == wire.pack_ingest(wire.BoardInput(tick, spikes))
+    assert wire.unpack_ingest(b"board", payload) == wire.BoardInput(tick, spikes)
+
+
+@fast
+@given(number=st.integers(0, 0xFF), one=widths, two=widths)
+def test_the_numbers_of_an_answer_may_have_any_width(number: int, one: tuple[str, int], two: tuple[str, int]) -> None:
+    parts = [bytes([kind]) + struct.pack(">" + code, number) for code, kind in (one, two)]
+    payload = b"\x82\xa4tick" + parts[0] + b"\xa6spikes" + parts[1]
+
+    assert answer_in(payload) == [number, number]
+
+
+@fast
+@given(
+    body=st.dictionaries(st.sampled_from(["tick", "spikes", "t", "ticks"]), usual_numbers | other_values, max_size=3)
+)
+def test_any_other_map_is_no_answer_to_compiled_code_and_the_wire_says_why(body: dict[str, Any]) -> None:
+    payload = msgpack.packb(body)
+    read = answer_in(payload)
+    try:
+        judged = wire.unpack_ingest(b"board", payload)
+    except wire.MessageError:
+        assert read is None
+        return
+    assert isinstance(judged, wire.BoardInput)
+    assert read in (None, [judged.tick, judged.spikes])
+
+
+@fast
+@given(at=st.integers(0, 20), byte=st.integers(0, 255), cut=st.integers(0, 20), guard=st.integers(0, 255))
+def test_a_damaged_answer_is_left_or_is_one_that_msgpack_reads_too(at: int, byte: int, cut: int, guard: int) -> None:
+    payload = bytearray(msgpack.packb({"tick": 70_000, "spikes": 513}))
+    assert answer_in(payload[:cut], guard) is None
+    payload[at % len(payload)] = byte
+
+    read = answer_in(payload, guard)
+
+    if read is not None:
+        assert wire.unpack_ingest(b"board", bytes(payload)) == wire.BoardInput(*read)
+
+
+@pytest.mark.parametrize(
+    "body", [{"tick": 2**63, "spikes": 1}, {"tick": 1, "spikes": 2**16}, {"tick": 1, "spikes": -1}]
+)
+def test_an_answer_out_of_range_is_left_to_be_refused(body: dict[str, int]) -> None:
+    payload = msgpack.packb(body)
+
+    assert answer_in(payload) is None
+    with pytest.raises(wire.MessageError) as refused:
+        wire.unpack_ingest(b"board", payload)
+    assert refused.value.reason is wire.Reason.RANGE

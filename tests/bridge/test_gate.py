@@ -343,7 +343,7 @@ def test_a_peer_must_live_before_and_while_stimulation_is_armed() -> None:
     assert g.REASONS[gate["disarm_reason"]] == "peer"
 
 
-DISARMING = ("STOPPED", "NONFINITE_STATE", "SILENT", "DISCONTINUITY", "PAUSED")
+DISARMING = ("STOPPED", "NONFINITE_STATE", "SILENT", "DISCONTINUITY", "PAUSED", "BOARD")
 INHIBITING = ("LATE", "FILLED", "NONFINITE_INPUT", "WARMING")
 
 
@@ -360,7 +360,7 @@ def test_a_grave_condition_disarms_and_must_be_over_before_the_next_arming(name:
     assert g.arm(gate, T0, T0 + S, 7) == g.ALLOWED
 
 
-@pytest.mark.parametrize("name", ["NONFINITE_STATE", "DISCONTINUITY", "PAUSED"])
+@pytest.mark.parametrize("name", ["NONFINITE_STATE", "DISCONTINUITY", "PAUSED", "BOARD"])
 def test_a_fault_of_the_last_tick_forbids_arming_through_turns_without_a_tick(name: str) -> None:
     gate, bit, reason = make(armed=False), getattr(g, f"CONDITION_{name}"), getattr(g, name)
     g.watch(gate, T0, bit)

@@ -115,7 +115,7 @@ def test_the_gate_decides_as_its_slow_twin_does(seed: int) -> None:
         told = now if rng.random() < 0.99 else rng.choice([now - 1, now - S, -1, g.MAX_NS + 1])
         kind = rng.random()
         if kind < 0.6:
-            conditions = 1 << rng.randrange(10) if rng.random() < 0.1 else 0
+            conditions = 1 << rng.randrange(11) if rng.random() < 0.1 else 0
             if rng.random() < 0.1:
                 conditions |= g.CONDITION_IDLE
             assert g.watch(gate, told, conditions) == twin.watch(told, conditions)
@@ -284,7 +284,7 @@ class Histories(RuleBasedStateMachine):
     @precondition(lambda self: len(self.delivered) < 40)
     @rule(
         asked=st.lists(trains, min_size=1, max_size=3),
-        conditions=st.sampled_from([0] * 12 + [1 << bit for bit in range(10)]),
+        conditions=st.sampled_from([0] * 12 + [1 << bit for bit in range(11)]),
         step=steps,
         delay=st.sampled_from([0.0, 0.5, 1.0]),
     )
@@ -294,11 +294,11 @@ class Histories(RuleBasedStateMachine):
         is_late = conditions & g.CONDITION_LATE
         self.late = self.late + 1 if is_late else self.late if conditions & g.CONDITION_IDLE else 0
         self.tell(self.now)
-        grave = conditions & (8 | 16 | 32 | 128 | 256) or self.late >= self.totals.late_ticks
+        grave = conditions & (8 | 16 | 32 | 128 | 256 | 1024) or self.late >= self.totals.late_ticks
         if grave:
             self.spell = None
         if not conditions & g.CONDITION_IDLE:
-            self.fault = conditions & (8 | 16 | 128)
+            self.fault = conditions & (8 | 16 | 128 | 1024)
         g.watch(gate, self.now, conditions)
         for train in asked:
             before = gate.copy()

@@ -20,6 +20,7 @@ from neuromod.adapters.base import StreamInfo
 from neuromod.adapters.decoder import make_decoder
 from neuromod.bridge.assembly import assemble
 from neuromod.bridge.config import parse
+from neuromod.bridge.gate import CONDITION_BOARD
 from neuromod.bridge.pipeline import (
     COUNTERS,
     FLAG_MODULATED,
@@ -32,6 +33,7 @@ from neuromod.bridge.pipeline import (
     enqueue_stimuli,
     make_pipeline,
     samples_wanted,
+    take_answer,
 )
 from neuromod.bridge.stimulation import make_stimulation
 from neuromod.bridge.wire import Flag
@@ -64,6 +66,7 @@ class Setup:
     fill: str = "hold"
     max_fill_ms: float = 20.0
     scale: tuple[float, ...] = (1.0, 1.0)
+    delay_ticks: int = 0
 
     @property
     def period(self) -> float:
@@ -197,6 +200,7 @@ def setups(draw: st.DrawFn) -> Setup:
         fill=draw(st.sampled_from(["hold", "zero"])),
         max_fill_ms=draw(st.sampled_from([0.0, 4.1, 12.3, 100.0])) * period_ms,
         scale=draw(st.sampled_from([(1.0, 1.0), (0.195, -2.0)])),
+        delay_ticks=draw(st.sampled_from([0, 0, 1, 3, 64])),
     )
 
 
@@ -248,6 +252,12 @@ def test_consume_equals_its_naive_twin(data: st.DataObject, setup: Setup) -> Non
         for _ in range(data.draw(st.sampled_from([0, 0, 1, 3]))):
             stimuli = np.full(16, data.draw(st.floats(-3, 3, width=32)), np.float32)
             assert enqueue_stimuli(chain.pipeline, stimuli, 0.0) == twin.queue_stimuli(stimuli)
+        if setup.delay_ticks:
+            ticks = st.integers(max(0, twin.n_ticks - setup.delay_ticks - 2), twin.n_ticks + 1)
+            for tick in data.draw(st.lists(ticks, max_size=6)):
+                spikes = data.draw(st.integers(0, 0xFFFF))
+                take_answer(chain.pipeline, tick, spikes)
+                twin.answer(tick, spikes)
         if data.draw(st.booleans()):
             level = data.draw(st.sampled_from([0.25, 1.0]))
             chain.modulate(2, level)
@@ -271,6 +281,8 @@ def test_consume_equals_its_naive_twin(data: st.DataObject, setup: Setup) -> Non
     records = np.concatenate(rows)
     assert chain.counters() == {name: twin.counters[name] for name in COUNTERS}
     assert records["flags"].tolist() == [int(tick.flags) for tick in twin.ticks]
+    missing = (records["flags"] & Flag.BOARD) != 0
+    assert ((records["conditions"] & CONDITION_BOARD) != 0).tolist() == missing.tolist()
     for name in ("tick", "sample", "spikes"):
         assert records[name].tolist() == [getattr(tick, name) for tick in twin.ticks], name
     for name in ("stimuli", "membrane", "modulators"):
@@ -778,6 +790,48 @@ def test_a_tick_in_which_plasticity_stood_still_says_so() -> None:
     assert (records["modulation"][:, :4] != 0.0).all()
     assert records["step_ms"].tolist() == [1.0, 1.0]
     assert chain.network.state[0]["learning"] == 1
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# a board is the network
+
+
+@pytest.mark.parametrize("delay_ticks", [1, 2, 64])
+def test_answers_are_published_so_many_ticks_later_beside_a_network_that_goes_on(delay_ticks: int) -> None:
+    chain, alone, n = Chain(Setup(delay_ticks=delay_ticks)), Chain(Setup()), 200
+    samples, stamps = noise(Setup(), n), steady(Setup(), n)
+    expected = alone.consume(samples, stamps)
+    board = np.random.default_rng(1).integers(0, 2**16, n)
+
+    rows = []
+    for k in range(n):
+        rows.append(chain.consume(samples[k : k + 1], stamps[k : k + 1]))
+        take_answer(chain.pipeline, k, int(board[k]))
+    records = np.concatenate(rows)
+
+    assert records["spikes"].tolist() == [0] * delay_ticks + board[:-delay_ticks].tolist()
+    assert flags_of(records, Flag.BOARD) == list(range(delay_ticks))
+    for name in ("tick", "stimuli", "membrane", "modulators", "modulation"):  # of the shadow
+        assert records[name].tobytes() == expected[name].tobytes(), name
+    counters = chain.counters()
+    assert [counters[f"board_{name}"] for name in ("answered", "missing", "late")] == [n - delay_ticks, delay_ticks, 0]
+
+
+def test_an_answer_that_is_past_or_came_before_or_is_to_come_is_counted_and_changes_nothing() -> None:
+    chain = Chain(Setup(delay_ticks=2))
+    samples, stamps = noise(Setup(), 12), steady(Setup(), 12)
+    chain.consume(samples[:10], stamps[:10])
+
+    for tick in (10, 11, 2**63 - 1, 7, 0):  # the first three are to come, of the others ticks 9 and 2 would have told
+        take_answer(chain.pipeline, tick, 0xFFFF)
+    assert chain.counters()["board_late"] == 5
+    take_answer(chain.pipeline, 8, 0b101)
+    take_answer(chain.pipeline, 8, 0xFFFF)
+    assert chain.counters()["board_late"] == 6
+    records = chain.consume(samples[10:], stamps[10:])
+
+    assert records["spikes"].tolist() == [0b101, 0]
+    assert flags_of(records, Flag.BOARD) == [1]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

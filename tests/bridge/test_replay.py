@@ -134,3 +134,9 @@ def test_locust_tetrode_plays_as_raw_signal(recordings: Path) -> None:
     n_bytes = (recordings / "locust-tetrode" / "locust_trial_01.raw").stat().st_size
     assert result.counters["samples"] == n_bytes // (2 * 4)  # int16, 4 channels
     assert sum(result.log.spikes_per_channel()[:4]) > 0
+
+
+def test_a_recording_has_no_board_that_could_be_the_network() -> None:
+    config = parse(SESSION + "[offload]\ndelay_ticks = 2\n[publish]\nstimuli = true\n")
+    with pytest.raises(ConfigError, match=r"\[offload\]: a board outside is the network.*give --speed 1"):
+        play(config, noisy_spikes(0))

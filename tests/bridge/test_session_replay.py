@@ -201,8 +201,94 @@ def test_a_session_with_every_input_and_command_replays_bit_for_bit(tmp_path: Pa
     assert Counter(REASONS[reason] for reason in decisions["reason"]).keys() >= {"allowed", "not_armed"}
     # that nothing was left untried
     kinds = {INPUT_NAMES[kind] for kind in inputs["kind"]}
-    assert kinds >= set(INPUT_NAMES) - {"stimuli", "clock", "inlet", "alive", "fault"}
+    assert kinds >= set(INPUT_NAMES) - {"stimuli", "clock", "inlet", "alive", "fault", "board"}
     assert result.inputs == len(inputs)
+
+
+def by_a_board(folder: Path, *, raw: bool) -> SessionConfig:
+    """A session driven by messages whose network is a board."""
+    more = "[timing]\nstall_ms = 5000.0\n[offload]\ndelay_ticks = 2\n[publish]\nstimuli = true"
+    return loop_of(folder, '{kind = "zmq", block_ms = 1.0}', raw=raw, more=more)
+
+
+def play_a_board(running: Running, n: int, *, seed: int, silent: range = range(0)) -> None:
+    """Send stimuli and, as a board would, the answer to each between it and the next one; none for some."""
+    counters = running.health["counters"]
+    rng = np.random.default_rng(seed)
+    first, samples = counters["ticks"], counters["samples"]
+    for k, row in enumerate(rng.uniform(0.0, 5.0, (n, 16))):
+        running.client.send_stimuli(row)
+        if k not in silent:
+            running.client.send_board(first + k, int(rng.integers(2**16)))
+    running.wait_for_health(lambda h: h["counters"]["samples"] == samples + n, f"{n} more")
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["from stimuli", "from samples"])
+def of_a_board(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A session of a board that answers, is silent for a while, late, paused, and set back by a checkpoint."""
+    folder = tmp_path_factory.mktemp("board")
+    with Running(by_a_board(folder, raw=request.param)) as running:
+        client = running.client
+        play_a_board(running, 100, seed=1)
+        client.arm(60.0, key_of(folder))
+        client.send_reward(0.5)
+        play_a_board(running, 50, seed=2, silent=range(20, 30))
+        client.send_board(3, 1)  # long past
+        client.arm(60.0, key_of(folder))
+        client.request("pause")
+        send(running, 10, 3)
+        client.request("resume")
+        saved = client.request("checkpoint", path=str(folder / "there.checkpoint"))["path"]
+        play_a_board(running, 50, seed=4)
+        client.request("restore", path=saved)
+        for row in np.random.default_rng(5).uniform(0.0, 5.0, (10, 16)):
+            client.send_stimuli(row)
+        wait_until(lambda: running.health["counters"]["samples"] == 170, "the last ticks")
+        counted = running.health["board"]
+    assert counted["late"] >= 1
+    assert counted["missing"] >= 12
+    return recorded(folder)
+
+
+def test_a_session_of_a_board_replays_bit_for_bit(of_a_board: Path) -> None:
+    session = Session(of_a_board)
+    ticks = session.records("ticks")
+    result = replay_session(of_a_board)
+
+    assert result.difference is None
+    assert (result.losses, result.skipped, result.verdict) == ([], 0, "same")
+    assert result.ticks == n_ticks(session) == 210
+    missing = (ticks["flags"] & Flag.BOARD) != 0
+    assert missing.sum() > 12
+    assert not ticks["spikes"][missing].any()
+    assert {INPUT_NAMES[kind] for kind in session.records("inputs")["kind"]} >= {"board", "arm", "reward", "restore"}
+
+
+def test_an_answer_of_a_board_that_was_changed_or_is_not_there_is_found(of_a_board: Path, tmp_path: Path) -> None:
+    def with_answer_to_tick_50(change: Callable[[Any], None]) -> Any:
+        def rewrite(kind: str, first: int, rows: NDArray[Any]) -> NDArray[Any]:
+            if kind == "inputs":
+                at = np.flatnonzero((rows["kind"] == INPUT_NAMES.index("board")) & (rows["word"] == 50))
+                assert len(at) in (0, 1)
+                for k in at:
+                    change(rows[k])
+            return rows
+
+        return rewrite
+
+    def other(one: Any) -> None:
+        one["values"][0] = int(one["values"][0]) ^ 1
+
+    def gone(one: Any) -> None:
+        one["word"] = 10_000
+
+    other_spikes = replay_session(rewritten(of_a_board, tmp_path / "other", with_answer_to_tick_50(other))).difference
+    missing = replay_session(rewritten(of_a_board, tmp_path / "gone", with_answer_to_tick_50(gone))).difference
+
+    assert other_spikes is not None
+    assert missing is not None
+    assert (other_spikes.tick, other_spikes.field) == (52, "spikes")
+    assert (missing.tick, missing.field) == (52, "flags")
 
 
 SIGNAL = '{kind = "lsl", name = "in place of a source in memory", content = "signal"}'

@@ -61,8 +61,8 @@ def test_images_are_read_as_readmemh_reads_them() -> None:
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ("1\n2\n", "x.mem: expected 3 words, got 2"),
-        ("", "x.mem: expected 3 words, got none"),
+        ("1\n2\n", "x.mem: expected 3 words, got 2; the first that is missing is 2"),
+        ("", "x.mem: expected 3 words, got 0"),
         ("1\n2\n3\n4\n", "x.mem, line 4: a word at address 3; expected 3 words"),
         ("1\n12345\n3\n", "x.mem, line 2: expected up to 4 hexadecimal digits, got '12345'"),
         ("1\n2\nxx\n", "x.mem, line 3: expected up to 4 hexadecimal digits, got 'xx'"),

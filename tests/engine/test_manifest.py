@@ -73,6 +73,7 @@ def test_what_does_not_fit_is_refused_by_name_or_clipped_counted_and_named() -> 
     assert clipped[0] == {"name": "gain[3]", "value": -300.0, "held": -128.0, "unit": "mV"}
     network, _ = read(texts)
     assert network.state[0]["threshold"][0] == 2**15 - 1
+    assert export(network, source="a test", neuromod="0") == texts
 
 
 def test_what_hardware_has_not_is_refused_with_clip_too() -> None:
@@ -109,14 +110,16 @@ def test_an_image_at_odds_with_the_registers_is_refused_by_line_though_its_hash_
         ({"format": "other"}, "no manifest of neuromod's images"),
         ({"version": 2}, "is of version 2, and this program reads version 1"),
         ({"dt_ms": "long"}, "dt_ms"),
+        ({"dt_ms": -1.0}, "dt_ms"),
         ({"extra": 1}, "extra"),
         ({"network": {}}, "the configuration in it has sha256"),
-        ({"files": {}}, "expected the files parameters.mem, "),
+        ({"files": {}}, r"expected the files parameters\.mem, "),
+        ({"clipped": [{"name": "x[0]", "value": 1.0, "held": 0.0, "unit": ""}]}, "no register 'x'"),
     ],
 )
 def test_a_manifest_that_is_none_or_was_changed_is_refused(change: dict[str, Any], complaint: str) -> None:
     texts = exported()
-    with pytest.raises(ImageError, match=complaint):
+    with pytest.raises((ImageError, FixedPointError), match=complaint):
         read(texts | {MANIFEST: json.dumps(json.loads(texts[MANIFEST]) | change)})
 
 
@@ -126,7 +129,7 @@ def test_a_manifest_that_describes_an_image_otherwise_is_refused() -> None:
     body["files"]["parameters.mem"]["signed"] = False
     with pytest.raises(ImageError, match=r"parameters\.mem is described otherwise"):
         read(texts | {MANIFEST: json.dumps(body)})
-    for text in ("", "[]", "{", "\x00"):
+    for text in ("", "[]", "{", "\x00", "[" * 100_000):
         with pytest.raises(ImageError, match=r"parameters\.json"):
             read(texts | {MANIFEST: text})
 

@@ -161,6 +161,7 @@ DISARMING = (
     (g.CONDITION_SILENT, g.SILENT),
     (g.CONDITION_DISCONTINUITY, g.DISCONTINUITY),
     (g.CONDITION_PAUSED, g.PAUSED),
+    (g.CONDITION_BOARD, g.BOARD),
 )
 INHIBITING = (
     *DISARMING,
@@ -257,7 +258,7 @@ class NaiveGate:
 
     def watch(self, now: int, conditions: int) -> int:
         if conditions & g.CONDITION_IDLE:  # the faults of the last tick hold on
-            lasting = g.CONDITION_PAUSED | g.CONDITION_NONFINITE_STATE | g.CONDITION_DISCONTINUITY
+            lasting = g.CONDITION_PAUSED | g.CONDITION_NONFINITE_STATE | g.CONDITION_DISCONTINUITY | g.CONDITION_BOARD
             self.conditions = conditions | (self.conditions & lasting)
         else:
             self.conditions = conditions

@@ -77,6 +77,7 @@ class NaivePipeline:
         max_fill_ms: float = 1000.0,
         scale: Row | None = None,
         stimulate: Callable[[Sequence[Row]], Row] = mean_of,
+        delay_ticks: int = 0,
     ) -> None:
         self.network, self.stimulate, self.ticks_per_block = network, stimulate, ticks_per_block
         self.regular, self.fill = regular, fill
@@ -97,6 +98,8 @@ class NaivePipeline:
         self.n_laid = self.n_blocks = self.n_ticks = 0
         self.queue: deque[Row] = deque()
         self.is_paused = self.is_modulated = False
+        self.delay_ticks = delay_ticks
+        self.answers: dict[int, int] = {}  # of a board, by tick
         self.counters: Counter[str] = Counter()
         self.ticks: list[NaiveTick] = []
 
@@ -108,6 +111,13 @@ class NaivePipeline:
             return False
         self.queue.append(values.copy())
         return True
+
+    def answer(self, tick: int, spikes: int) -> None:
+        """Take what a board says of a tick."""
+        if tick in self.answers or not self.n_ticks - self.delay_ticks <= tick < self.n_ticks:
+            self.counters["board_late"] += 1
+        else:
+            self.answers[tick] = spikes
 
     def feed(self, sample: Row, stamp: float) -> None:
         values = (sample * self.scale).astype(np.float32)
@@ -190,7 +200,8 @@ class NaivePipeline:
 
     def _tick(self, stimuli: Row, t: float) -> None:
         flags, spikes = self.block_flags, 0
-        modulation, step_ms = (0.0,) * 5, 0.0
+        modulation: tuple[float, ...] = (0.0,) * 5
+        step_ms = 0.0
         if self.is_paused:
             flags |= Flag.PAUSED
         else:
@@ -203,6 +214,12 @@ class NaivePipeline:
                 flags |= Flag.EXTERNAL
             modulation, step_ms = modulation_of(self.network)
             spikes = sum(1 << i for i, fired in enumerate(self.network.step(stimuli)) if fired)
+            if self.delay_ticks:
+                answer = self.answers.get(self.n_ticks - self.delay_ticks)
+                spikes = answer or 0
+                self.counters["board_missing" if answer is None else "board_answered"] += 1
+                if answer is None:
+                    flags |= Flag.BOARD
             self.n_ticks += 1
             self.counters["ticks"] += 1
         levels = self.network.modulators.as_array()

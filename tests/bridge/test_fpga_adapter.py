@@ -1,0 +1,658 @@
+"""The process between daemon and board: the board follows bit for bit, whatever becomes of either.
+
+Most of it runs against a publisher of this test over the daemon's own messages; the whole runs against real daemons.
+"""
+
+import json
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import pytest
+import zmq
+from fpga_peer import BridgeBoard, Peer
+from harness import ONE_PROGRAM, neuromod, session, started, wait_until
+from harness import Running as RunningDaemon
+from numpy.typing import NDArray
+
+from neuromod.adapters.fpga.simulated import SimulatedBoard
+from neuromod.bridge import wire
+from neuromod.bridge.config import SessionConfig, parse
+from neuromod.bridge.fpga import FpgaAdapter
+from neuromod.bridge.fpga_config import AdapterConfig, check, check_session
+from neuromod.engine.config import NetworkConfig
+from neuromod.engine.errors import AdapterError, AdapterLostError, ConfigError, FixedPointError
+from neuromod.engine.fixed_network import FixedNetwork
+from neuromod.engine.images import to_words
+
+PUBLISHED = 'source = "zmq"\n[publish]\nstimuli = true\n'
+LEARNING = '[network.learning]\nrule = "reward"\nrate_per_s = 1.0\n'
+BASELINE = np.array([1.0, 1.0, 1.0, 0.0, 0.0])
+
+
+def stimuli(n: int, seed: int = 0) -> NDArray[np.float32]:
+    """Return stimuli that make spikes."""
+    return np.random.default_rng(seed).uniform(-10.0, 40.0, (n, 16)).astype(np.float32)
+
+
+def modulation(network: NetworkConfig) -> NDArray[np.float64]:
+    """Return the numbers of modulation that a network has at its baseline."""
+    state = FixedNetwork(network).state[0]
+    names = ("input_gain", "recurrent_gain", "threshold_gain", "inhibition")
+    return np.array([*(state[name] / 65536 for name in names), state["learning_factor"] / 2**24])
+
+
+class Publisher:
+    """The output and ingest sockets of a daemon."""
+
+    def __init__(self, folder: Path) -> None:
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._out = self._context.socket(zmq.XPUB)
+        self._in = self._context.socket(zmq.PULL)
+        self.output, self.ingest = f"ipc://{folder}/o", f"ipc://{folder}/i"
+        self._out.xpub_verbose = True
+        self._out.bind(self.output)
+        self._in.bind(self.ingest)
+        self.heard: list[wire.IngestMessage] = []
+        self.seq = self.tick = 0
+        self.modulation = modulation(NetworkConfig())
+        self.step_ms = 1.0
+
+    def close(self) -> None:
+        self._context.destroy(0)
+
+    def wait_for_subscriptions(self, n: int) -> None:
+        while n:
+            assert self._out.poll(20_000)
+            n -= self._out.recv()[0] == 1  # 0: somebody left
+
+    def say(self, values: NDArray[np.float32], flags: wire.Flag = wire.Flag(0)) -> None:
+        """Publish a tick."""
+        is_step = not flags & (wire.Flag.FILLER | wire.Flag.PAUSED)
+        numbers = self.modulation if is_step else np.zeros(5)
+        self.raw(
+            wire.pack_stimuli(wire.StimuliMessage(self.seq, self.tick, values, numbers, self.step_ms * is_step, flags))
+        )
+        self.seq += 1
+        self.tick += is_step
+
+    def raw(self, payload: bytes) -> None:
+        self._out.send_multipart([wire.TOPIC_STIMULI, payload])
+
+    def of(self, kind: type[Any]) -> list[Any]:
+        while self._in.poll(0):
+            topic, payload = self._in.recv_multipart()
+            self.heard.append(wire.unpack_ingest(topic, payload))
+        return [message for message in self.heard if isinstance(message, kind)]
+
+
+@pytest.fixture
+def publisher(tmp_path: Path) -> Iterator[Publisher]:
+    made = Publisher(tmp_path)
+    yield made
+    made.close()
+
+
+class Running:
+    """An adapter in a thread."""
+
+    def __init__(self, path: str, output: str, ingest: str, session: SessionConfig | None = None, **keys: Any) -> None:
+        fpga = {"port": path, "timeout_ms": 2000.0, "lost_ms": 5000.0} | keys.pop("fpga", {})
+        raw = {"fpga": fpga, "output": output, "ingest": ingest, "reconnect_s": 0.05} | keys
+        self.adapter = FpgaAdapter(AdapterConfig.model_validate(raw), session)
+        self._stop = threading.Event()
+        self.ready = threading.Event()
+        self.error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run)
+
+    def _run(self) -> None:
+        try:
+            self.adapter.run(self._stop.is_set, self.ready.set)
+        except BaseException as error:
+            self.error = error
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        assert self.ready.wait(30)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join(30)
+        assert not self._thread.is_alive()
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        return self.adapter.summary()
+
+    def wait_for(self, what: str, n: int = 1) -> None:
+        wait_until(lambda: self.adapter.all_counts().get(what, 0) >= n, f"{n} {what}: {self.adapter.all_counts()}")
+
+    def wait_for_ticks(self, n: int) -> None:
+        def ran() -> int:
+            mirror = self.adapter.mirror
+            return 0 if mirror is None else mirror.compared + mirror.unanswered
+
+        wait_until(lambda: ran() >= n or self.error, f"{n} ticks: {ran()}, {self.adapter.all_counts()}")
+        assert self.error is None, self.error
+
+    def wait_for_end(self) -> BaseException | None:
+        wait_until(lambda: not self._thread.is_alive(), "the end")
+        return self.error
+
+
+Start = Callable[..., Running]
+
+
+@pytest.fixture
+def running(publisher: Publisher) -> Iterator[Start]:
+    """Return a function that starts an adapter between publisher and a board."""
+    started: list[Running] = []
+
+    def start(path: str, **keys: Any) -> Running:
+        made = Running(path, publisher.output, publisher.ingest, **keys)
+        made.__enter__()
+        started.append(made)
+        publisher.wait_for_subscriptions(2)
+        return made
+
+    yield start
+    for made in started:
+        made.__exit__()
+
+
+def test_the_board_follows_every_tick_and_none_while_the_network_stands_still(
+    publisher: Publisher, running: Start, tmp_path: Path
+) -> None:
+    with Peer(tmp_path) as peer:
+        adapter = running(peer.path)
+        for k, row in enumerate(stimuli(200)):
+            if k % 50 == 10:
+                publisher.say(row, wire.Flag.FILLER)
+                publisher.say(row, wire.Flag.PAUSED)
+            publisher.say(row)
+        adapter.wait_for_ticks(200)
+        assert adapter.summary["compared"] == 200
+        assert adapter.summary["first_divergence"] is None
+        assert adapter.adapter.all_counts() == {"standing_still": 8}
+        assert int(peer.board.state[0]["tick"]) == 200
+        np.testing.assert_array_equal(peer.board.state, adapter.adapter.mirror.state)  # type: ignore[union-attr]
+        times = adapter.summary["round_trip_us"]
+        assert times["n"] == 200
+        assert 0 < times["p50"] <= times["p99"] <= times["max"] + 1
+        assert sum(n for _, n in times["histogram"]) == 200
+
+
+def test_modulation_that_changes_reaches_the_board_before_its_tick(
+    publisher: Publisher, running: Start, tmp_path: Path
+) -> None:
+    with Peer(tmp_path) as peer:
+        adapter = running(peer.path, session=session(PUBLISHED + LEARNING))
+        publisher.modulation = modulation(session(PUBLISHED + LEARNING).network)
+        for k, row in enumerate(stimuli(150)):
+            publisher.modulation[:4] += (0.01, 0.002, -0.001, 0.01)
+            publisher.modulation[4] = 1e-3 * np.sin(0.1 * k)
+            publisher.say(row)
+        adapter.wait_for_ticks(150)
+        assert adapter.summary["diverging"] == 0
+        assert peer.board.state[0]["input_gain"] == round(65536 * publisher.modulation[0])
+        assert peer.board.state[0]["eligibility"].any()
+
+
+def test_a_bit_that_flips_in_the_board_is_found_at_its_tick_and_told(
+    publisher: Publisher, running: Start, tmp_path: Path
+) -> None:
+    rows = stimuli(200)
+    with Peer(tmp_path) as peer:
+        adapter = running(peer.path)
+        for row in rows[:100]:
+            publisher.say(row)
+        adapter.wait_for_ticks(100)
+        peer.board.state[0]["v"][5] ^= 1 << 15
+        for row in rows[100:]:
+            publisher.say(row)
+        adapter.wait_for_ticks(200)
+        first = adapter.summary["first_divergence"]
+        assert (first["tick"], first["channels"]) == (100, (5,))
+        assert len(first["v"]) == len(first["expected_v"]) == 1
+        events = wait_until(lambda: [e for e in publisher.of(wire.EventInput) if "diverging" in e.value], "an event")
+        assert events[0].name == "fpga.faults"
+        assert events[0].value["first_divergence"] == 100
+
+
+def test_events_come_once_a_second_at_most_and_it_tells_that_it_lives(
+    publisher: Publisher, running: Start, tmp_path: Path
+) -> None:
+    with Peer(tmp_path) as peer:
+        begun = time.monotonic()
+        adapter = running(peer.path, name="board", alive_hz=50.0)
+        rows = stimuli(30)
+        k = 0
+        while len(publisher.of(wire.EventInput)) < 2:
+            publisher.seq += 1  # a message is lost each time
+            publisher.say(rows[k % 30])
+            k += 1
+            adapter.wait_for("lost_messages", k - 1)
+            assert time.monotonic() < begun + 20
+        assert time.monotonic() - begun >= 1.0
+        assert len(publisher.of(wire.AliveInput)) > 5
+        assert {message.name for message in publisher.of(wire.AliveInput)} == {"board"}
+        assert {message.name for message in publisher.of(wire.EventInput)} == {"board.faults"}
+
+
+def test_lost_messages_are_counted_and_the_board_goes_on(publisher: Publisher, running: Start, tmp_path: Path) -> None:
+    with Peer(tmp_path) as peer:
+        adapter = running(peer.path)
+        for k, row in enumerate(stimuli(100)):
+            if k == 40:
+                publisher.seq += 3
+                publisher.tick += 3
+            publisher.say(row)
+        publisher.raw(b"\xc1")
+        adapter.wait_for_ticks(100)
+        adapter.wait_for("malformed")
+        assert adapter.adapter.all_counts() == {"lost_messages": 3, "ticks_passed_over": 3, "malformed": 1}
+        assert adapter.summary["diverging"] == 0
+
+
+def test_another_daemon_has_another_network_and_the_board_gets_its_images(
+    publisher: Publisher, running: Start, tmp_path: Path
+) -> None:
+    rows = stimuli(60)
+    with Peer(tmp_path) as peer:
+        adapter = running(peer.path)
+        for row in rows:
+            publisher.say(row)
+        adapter.wait_for_ticks(60)
+        publisher.seq = publisher.tick = 0
+        for row in rows:
+            publisher.say(row)
+        adapter.wait_for_ticks(120)
+        assert adapter.adapter.all_counts() == {"daemon_restarts": 1}
+        assert adapter.summary["diverging"] == 0
+        network = FixedNetwork()
+        network.run(rows)
+        np.testing.assert_array_equal(peer.board.state, network.state)
+
+
+@pytest.mark.parametrize("mode", ["mirror"])
+def test_a_board_that_is_unplugged_and_back_goes_on_where_the_twin_is(
+    mode: str, publisher: Publisher, running: Start, tmp_path: Path
+) -> None:
+    rows = stimuli(160)
+    with Peer(tmp_path) as peer:
+        adapter = running(peer.path, mode=mode)
+        for row in rows[:50]:
+            publisher.say(row)
+        adapter.wait_for_ticks(50)
+        peer.unplug()
+        adapter.wait_for("board_lost")
+        for row in rows[50:100]:
+            publisher.say(row)
+        adapter.wait_for_ticks(100)
+        peer.reset()
+        peer.plug_in()
+        adapter.wait_for("reconnects")
+        for row in rows[100:]:
+            publisher.say(row)
+        adapter.wait_for_ticks(160)
+        assert adapter.summary["diverging"] == 0
+        assert adapter.summary["compared"] >= 110
+        assert adapter.summary["unanswered"] == 160 - adapter.summary["compared"]
+        network = FixedNetwork()
+        network.run(rows)
+        np.testing.assert_array_equal(peer.board.state, network.state)
+
+
+def test_a_board_that_was_reset_is_loaded_again_and_nothing_differs(
+    publisher: Publisher, running: Start, tmp_path: Path
+) -> None:
+    rows = stimuli(120)
+    with Peer(tmp_path) as peer:
+        adapter = running(peer.path)
+        for row in rows[:60]:
+            publisher.say(row)
+        adapter.wait_for_ticks(60)
+        peer.reset()
+        for row in rows[60:]:
+            publisher.say(row)
+        adapter.wait_for_ticks(120)
+        assert adapter.adapter.all_counts()["resets"] == 1
+        assert (adapter.summary["compared"], adapter.summary["diverging"]) == (120, 0)
+
+
+def test_without_reconnecting_a_lost_board_ends_it(publisher: Publisher, running: Start, tmp_path: Path) -> None:
+    with Peer(tmp_path) as peer:
+        adapter = running(peer.path, reconnect_s=0.0)
+        peer.unplug()
+        assert isinstance(adapter.wait_for_end(), AdapterLostError)
+
+
+def test_over_siliconbridge_the_board_is_compared_in_what_it_tells(
+    publisher: Publisher, running: Start, tmp_path: Path
+) -> None:
+    rows = stimuli(80)
+    with Peer(tmp_path, BridgeBoard(FixedNetwork().state)) as peer:
+        adapter = running(peer.path, fpga={"protocol": "siliconbridge", "baud": 3_000_000})
+        for row in rows[:40]:
+            publisher.say(row)
+        adapter.wait_for_ticks(40)
+        assert (adapter.summary["compared"], adapter.summary["diverging"]) == (40, 0)
+        peer.board.state[0]["v"][:14] ^= 1 << 15  # those that rest forget it
+        for row in rows[40:]:
+            publisher.say(row)
+        adapter.wait_for_ticks(80)
+        assert adapter.summary["first_divergence"]["tick"] == 40
+
+
+# -- offload
+
+
+def masks(rows: NDArray[np.float32]) -> list[int]:
+    """Return what the network of defaults fires, bit i = channel i."""
+    return [int(mask) for mask in FixedNetwork().run(rows) @ (1 << np.arange(16))]
+
+
+def test_as_the_network_the_board_gives_its_spikes_back_and_nothing_while_it_is_away(
+    publisher: Publisher, running: Start, tmp_path: Path
+) -> None:
+    rows = stimuli(150)
+    with Peer(tmp_path) as peer:
+        adapter = running(peer.path, mode="offload", session=parse(PUBLISHED + OFFLOAD))
+        for row in rows[:50]:
+            publisher.say(row)
+        adapter.wait_for_ticks(50)
+        peer.unplug()
+        adapter.wait_for("board_lost")
+        for row in rows[50:100]:
+            publisher.say(row)
+        adapter.wait_for_ticks(100)
+        peer.plug_in()
+        adapter.wait_for("reconnects")
+        for row in rows[100:]:
+            publisher.say(row)
+        adapter.wait_for_ticks(150)
+        wait_until(lambda: len(publisher.of(wire.BoardInput)) == 100, "answers")
+        expected = masks(rows)
+        assert any(expected)
+        assert publisher.of(wire.BoardInput) == [
+            wire.BoardInput(k, expected[k]) for k in (*range(50), *range(100, 150))
+        ]
+        assert adapter.summary["diverging"] == 0
+
+
+def test_an_answer_that_is_lost_for_good_is_not_given_back(
+    publisher: Publisher, running: Start, tmp_path: Path
+) -> None:
+    rows = stimuli(40)
+    with Peer(tmp_path) as peer:
+        adapter = running(
+            peer.path, mode="offload", session=parse(PUBLISHED + OFFLOAD), fpga={"depth": 8, "timeout_ms": 2000.0}
+        )
+        for row in rows[:20]:
+            publisher.say(row)
+        adapter.wait_for_ticks(20)
+        begin = peer.n_out
+        peer.outgoing = lambda index, data: [] if index - begin < 4 and len(data) == 72 else [data]
+        for row in rows[20:]:
+            publisher.say(row)
+        adapter.wait_for_ticks(40)
+        lost = adapter.adapter.all_counts()["lost"]
+        assert 1 <= lost <= 4  # status may be asked for in between
+        wait_until(lambda: len(publisher.of(wire.BoardInput)) == 40 - lost, "answers")
+        expected = masks(rows)
+        assert all(answer.spikes == expected[answer.tick] for answer in publisher.of(wire.BoardInput))
+
+
+# -- what is refused
+
+
+def test_a_link_that_is_too_slow_is_refused_when_the_daemon_says_how_fast_it_is(
+    publisher: Publisher, running: Start, tmp_path: Path
+) -> None:
+    with Peer(tmp_path) as peer:
+        adapter = running(peer.path, fpga={"baud": 115_200, "depth": 2})
+        publisher.say(stimuli(1)[0])
+        error = adapter.wait_for_end()
+        assert isinstance(error, ConfigError)
+        assert "carries 160 ticks/s" in str(error)
+        assert "the session has 1000: set 921600 baud on both sides" in str(error)
+
+
+def test_decimated_the_board_is_a_network_of_longer_steps_on_means(
+    publisher: Publisher, running: Start, tmp_path: Path
+) -> None:
+    rows = np.round(stimuli(40) * 16) / 16
+    with Peer(tmp_path) as peer:
+        adapter = running(peer.path, fpga={"decimate": 4})
+        publisher.step_ms = 0.25
+        publisher.modulation[4] = 2.0**-20
+        for row in rows:
+            publisher.say(row)
+        adapter.wait_for_ticks(10)
+        assert (adapter.summary["decimation"], adapter.summary["step_ms"]) == (4, 1.0)
+        assert adapter.summary["diverging"] == 0
+        network = FixedNetwork(dt_ms=1.0)
+        network.run(rows.reshape(10, 4, 16).mean(axis=1))
+        np.testing.assert_array_equal(peer.board.state[0]["v"], network.state[0]["v"])
+        assert peer.board.state[0]["learning_factor"] == 4 * 2**4
+
+
+def test_a_step_that_changes_is_refused(publisher: Publisher, running: Start, tmp_path: Path) -> None:
+    with Peer(tmp_path) as peer:
+        adapter = running(peer.path)
+        publisher.say(stimuli(1)[0])
+        adapter.wait_for_ticks(1)
+        publisher.step_ms = 0.5
+        publisher.say(stimuli(1)[0])
+        error = adapter.wait_for_end()
+        assert isinstance(error, ConfigError)
+        assert "tick 1 of the daemon is a step of 0.5 ms, and the images are for 1:" in str(error)
+
+
+def test_a_daemon_that_does_not_tell_enough_or_speaks_another_version_is_refused(
+    publisher: Publisher, running: Start, tmp_path: Path
+) -> None:
+    with Peer(tmp_path) as peer:
+        adapter = running(peer.path)
+        publisher.modulation, publisher.step_ms = np.full(5, np.nan), np.nan
+        publisher.say(stimuli(1)[0])
+        assert "does not say what modulated its ticks" in str(adapter.wait_for_end())
+        other = running(peer.path)
+        body = bytearray(wire.pack_stimuli(wire.StimuliMessage(0, 0, stimuli(1)[0])))
+        body[3] += 1
+        publisher.raw(bytes(body))
+        assert isinstance(other.wait_for_end(), wire.MessageError)
+
+
+def test_modulation_that_no_register_holds_is_refused(publisher: Publisher, running: Start, tmp_path: Path) -> None:
+    with Peer(tmp_path) as peer:
+        adapter = running(peer.path)
+        publisher.modulation[0] = 300.0
+        publisher.say(stimuli(1)[0])
+        error = adapter.wait_for_end()
+        assert isinstance(error, FixedPointError)
+        assert "input_gain" in str(error)
+
+
+def test_a_board_that_is_not_there_is_refused_before_the_daemon_hears_of_it(
+    publisher: Publisher, tmp_path: Path
+) -> None:
+    config = check(
+        {"fpga": {"port": str(tmp_path / "nothing")}, "output": publisher.output, "ingest": publisher.ingest}
+    )
+    with pytest.raises(AdapterError, match=r"there is no .*nothing"):
+        FpgaAdapter(config).run(lambda: False)
+    assert publisher.of(wire.AliveInput) == []
+
+
+OFFLOAD = "[offload]\ndelay_ticks = 2\n"
+
+STIMULATING = """
+[stimulation]
+mode = "live"
+key_file = "/nowhere/key"
+ledger = "/nowhere/ledger"
+""" + ONE_PROGRAM.partition("[[stimulation.triggers]]")[0]
+
+
+def adapter_config(mode: str = "mirror", **fpga: Any) -> AdapterConfig:
+    return check({"fpga": {"port": "/dev/ttyUSB1"} | fpga, "mode": mode})
+
+
+@pytest.mark.parametrize(
+    "config, text, words",
+    [
+        (adapter_config(), 'source = "zmq"\n', r"set stimuli = true and spikes = \"every\" under \[publish\]"),
+        (adapter_config(), PUBLISHED + 'spikes = "spiking"\n', r"set stimuli = true and spikes = \"every\""),
+        (adapter_config("offload", decimate=2), PUBLISHED + OFFLOAD, "leave decimate to mode mirror"),
+        (adapter_config("offload"), PUBLISHED, r"add \[offload\] with delay_ticks to the session"),
+        (adapter_config(), PUBLISHED + OFFLOAD, "give --mode offload, or remove the section"),
+        (
+            adapter_config("offload", protocol="siliconbridge"),
+            PUBLISHED + OFFLOAD + STIMULATING,
+            "stimulation.mode is live, and SiliconBridge has no checksum",
+        ),
+    ],
+)
+def test_a_session_that_cannot_have_such_a_board_is_refused(config: AdapterConfig, text: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        check_session(config, parse(text))
+
+
+def test_a_network_that_hardware_has_not_is_refused_by_name() -> None:
+    text = PUBLISHED + "[network.channels.3]\nmodel = 'izhikevich'\n"
+    with pytest.raises(FixedPointError, match="channel 3 is izhikevich, expected lif or lapicque"):
+        check_session(adapter_config(), parse(text))
+
+
+def test_a_checksum_lets_a_board_be_the_network_of_a_session_that_stimulates() -> None:
+    check_session(adapter_config("offload"), parse(PUBLISHED + OFFLOAD + STIMULATING))
+    check_session(adapter_config("mirror", protocol="siliconbridge"), parse(PUBLISHED + STIMULATING))
+    dry = STIMULATING.replace('"live"', '"dry_run"')
+    check_session(adapter_config("offload", protocol="siliconbridge"), parse(PUBLISHED + OFFLOAD + dry))
+
+
+# -- with real daemons
+
+
+@pytest.mark.compiled_loop
+def test_beside_a_daemon_the_board_follows_its_network_and_mostly_fires_as_it_does(tmp_path: Path) -> None:
+    # within what Q8.16 holds: stronger ones saturate there, and the two networks are not the same then
+    rows = np.random.default_rng(0).uniform(0.0, 3.0, (300, 16)).astype(np.float32)
+    with (
+        Peer(tmp_path) as peer,
+        RunningDaemon(session(PUBLISHED + LEARNING)) as daemon,
+        Running(
+            peer.path,
+            daemon.daemon.addresses["output"],
+            daemon.daemon.addresses["ingest"],
+            session=session(PUBLISHED + LEARNING),
+        ) as adapter,
+    ):
+        client, before = daemon.client, 0
+        while adapter.adapter.mirror is None:  # nobody tells when a subscription has arrived
+            client.send_stimuli(rows[0])
+            before += 1
+            daemon.records.wait_for(before)
+        for k, row in enumerate(rows):
+            if k == 100:
+                client.send_modulators(dopamine=0.5, cortisol=0.3, acetylcholine=0.4)
+            if k == 150:
+                client.send_reward(0.5)
+            if k == 200:
+                client.request("pause")
+                client.request("resume")
+            client.send_stimuli(row)
+        n = daemon.records.wait_for(before + 300)["tick"][-1] + 1
+        adapter.wait_for_ticks(300)
+        wait_until(lambda: int(peer.board.state[0]["tick"]) == n, "the last tick")
+        wait_until(lambda: adapter.summary["agreement_with_daemon"]["ticks"] >= 300, "both told")
+        summary = adapter.summary
+        assert summary["diverging"] == 0
+        assert summary["unanswered"] == 0
+        assert set(summary["counts"]) <= {"standing_still"}
+        assert summary["agreement_with_daemon"]["spikes_of_both"] > 50
+        assert (
+            summary["agreement_with_daemon"]["agreement"] > 0.5
+        )  # chance is far below: some 4 % of ticks have a spike
+
+
+@pytest.mark.compiled_loop
+def test_the_command_mirrors_a_running_daemon_and_sums_up_as_json(tmp_path: Path, session_file: Any) -> None:
+    text = PUBLISHED + LEARNING
+    path = session_file(text)
+    with Peer(tmp_path) as peer, started(path) as (_, client):
+        arguments = ("--config", str(path), "--output", client.output, "--ingest", client.ingest)
+        with neuromod("adapter", "fpga", "--port", peer.path, *arguments, "--json") as child:
+            child.wait_for_line("board at .* mirror; Ctrl-C stops")
+            row = stimuli(1)[0]
+
+            def has_run() -> bool:
+                client.send_stimuli(row)
+                return peer.n_in > 200  # with some thirty frames that load it
+
+            wait_until(has_run, "ticks")
+            code, _ = child.end(signal.SIGTERM)
+        summary = json.loads("\n".join(child.lines["out"]))
+        assert code == 0
+        assert summary["compared"] >= 100
+        assert summary["diverging"] == 0
+        assert summary["modelled_wire_us"]["out"] == pytest.approx(67 * 10 / 3)
+
+
+def test_the_command_says_what_is_wrong_and_ends_with_two(tmp_path: Path) -> None:
+    with neuromod("adapter", "fpga", "--port", str(tmp_path / "nothing")) as child:
+        code, _ = child.end(timeout_s=60.0)
+    assert code == 2
+    assert "check that the board is plugged in" in child.errors
+
+
+@pytest.mark.compiled_loop
+def test_a_daemon_publishes_the_spikes_of_a_board_behind_a_line(tmp_path: Path) -> None:
+    config = session(PUBLISHED + OFFLOAD)
+    rows = stimuli(120)
+    with (
+        SimulatedBoard(words=to_words(FixedNetwork().state)) as board,
+        RunningDaemon(config) as daemon,
+        Running(
+            board.path,
+            daemon.daemon.addresses["output"],
+            daemon.daemon.addresses["ingest"],
+            session=config,
+            mode="offload",
+            alive_hz=0.001,
+        ) as adapter,
+    ):
+        listener = daemon.listen("spikes")
+        sent: list[NDArray[np.float32]] = []
+
+        def inputs() -> int:
+            return int(daemon.health["counters"]["inputs"])
+
+        def send(row: NDArray[np.float32]) -> None:
+            sent.append(row)
+            daemon.client.send_stimuli(row)
+            daemon.records.wait_for(len(sent))
+
+        while adapter.adapter.mirror is None:  # nobody tells when a subscription has arrived
+            send(np.zeros(16, dtype=np.float32))
+        adapter.wait_for_ticks(1)
+        for row in rows:
+            before = inputs()
+            send(row)
+            wait_until(lambda before=before: inputs() > before, "the answer")  # type: ignore[misc]
+        messages = listener.spikes(len(sent))
+        expected = FixedNetwork().run(np.array(sent))
+        first = len(sent) - len(rows)
+        for message in messages[first + 2 :]:
+            np.testing.assert_array_equal(message.spikes, expected[message.tick - 2])
+            assert not message.flags & wire.Flag.BOARD
+        assert expected[first:].any()
+        assert adapter.summary["diverging"] == 0
+        agreement = adapter.summary["agreement_with_daemon"]
+        assert agreement["equal_ticks"] == agreement["ticks"] > 100
