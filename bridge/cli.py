@@ -21,6 +21,7 @@ from neuromod.bridge import (
     cli_client,
     cli_export,
     cli_fpga,
+    cli_hil,
     cli_operator,
     cli_session,
     cli_sort,
@@ -492,6 +493,7 @@ cli_calibrate.add_commands(app, RUN)
 cli_sort.add_commands(app, RUN)
 cli_export.add_commands(app, RUN)
 cli_fpga.add_commands(app, RUN)
+cli_hil.add_commands(app, RUN)
 cli_client.add_commands(app, TALK)
 cli_operator.add_commands(app, TALK)
 

@@ -123,6 +123,7 @@ def play(
     *,
     on_progress: Callable[[float], None] = lambda stream_s: None,
     until_tick: int | None = None,
+    on_ticks: Callable[[NDArray[Any]], None] = lambda records: None,
 ) -> Replay:
     """Play a recording through the loop as fast as the machine goes.
 
@@ -136,6 +137,8 @@ def play(
         Gets the seconds of recording played so far.
     until_tick : int, optional
         Stop after so many ticks rather than at the end.
+    on_ticks : callable
+        Gets every array of TICK records, in order; it is used again after the call.
 
     Raises
     ------
@@ -153,12 +156,18 @@ def play(
     source.open()
     try:
         assembly = assemble(config, source.info)
-        return _play(assembly, source, on_progress, until_tick)
+        return _play(assembly, source, on_progress, until_tick, on_ticks)
     finally:
         source.close()
 
 
-def _play(assembly: Assembly, source: Source, on_progress: Callable[[float], None], until_tick: int | None) -> Replay:
+def _play(
+    assembly: Assembly,
+    source: Source,
+    on_progress: Callable[[float], None],
+    until_tick: int | None,
+    on_ticks: Callable[[NDArray[Any]], None],
+) -> Replay:
     fs = source.info.sampling_frequency
     log, aligner, events = SpikeLog(), EventAligner(), list[EventMessage]()
     records = assembly.records(_READ_TICKS)
@@ -176,6 +185,7 @@ def _play(assembly: Assembly, source: Source, on_progress: Callable[[float], Non
             if until_tick is not None:
                 n_records = min(n_records, until_tick - log.n_ticks)
             log.add(records[:n_records])
+            on_ticks(records[:n_records])
             units = assembly.pipeline.units[: assembly.pipeline.words[N_UNITS]]
             log.add_units(units if until_tick is None else units[units["tick"] < until_tick])
             aligner.add_ticks(records["t_sample"][:n_records], records["tick"][:n_records])

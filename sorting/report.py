@@ -1,10 +1,7 @@
 """A summary of a sorting for people: one HTML file with its figures inside."""
 
-import base64
 import datetime
-import html
-import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,22 +10,15 @@ from numpy.typing import NDArray
 
 from neuromod.engine.errors import ConfigError
 from neuromod.sorting.bundle import Bundle
+from neuromod.sorting.page import ACCENT, INK, PALE, escaped, image, new_figure, plain, table, write_page
 from neuromod.sorting.unit_encoding import COLUMNS, cells, explain
 
-_INK, _ACCENT, _PALE = "#1b1b1b", "#0b5cad", "#b8b8b8"
 _MOST_CHANNELS = 4
 _MOST_POINTS = 2000
 _REFRACTORY_MS = 1.5
 _ISI_MS = 50.0
 _RATE_BINS = 60
-_STYLE = """
-body{font:15px/1.45 system-ui,sans-serif;color:#1b1b1b;background:#fff;max-width:1180px;margin:2em auto;padding:0 1em}
-h1{font-size:1.5em;margin-bottom:.2em}h2{font-size:1.15em;margin:1.6em 0 .4em}
-table{border-collapse:collapse;font-size:13px}th,td{padding:2px 10px 2px 0;text-align:left;vertical-align:top}
-th{border-bottom:1px solid #888;position:sticky;top:0;background:#fff}tr:nth-child(even) td{background:#f4f4f4}
-td.n{text-align:right;font-variant-numeric:tabular-nums}img{max-width:100%;height:auto;display:block}
-.unit{border-top:1px solid #ccc;padding-top:.4em}p.small{color:#444;font-size:13px}
-"""
+_STYLE = ".unit{border-top:1px solid #ccc;padding-top:.4em}"
 
 
 def write_report(
@@ -66,18 +56,18 @@ def write_report(
     info = bundle.info
     duration_s = n_samples / info.sampling_frequency
     parts = [
-        f"<h1>{_text(info.name)}: {len(info.units)} units</h1>",
-        f"<p>{_text(_summary(bundle, duration_s))}</p>",
-        _image(_overview(bundle), "Left: where channels (grey) and units are; right: rate and trough of each unit."),
+        f"<h1>{escaped(info.name)}: {len(info.units)} units</h1>",
+        f"<p>{escaped(_summary(bundle, duration_s))}</p>",
+        image(_overview(bundle), "Left: where channels (grey) and units are; right: rate and trough of each unit."),
         "<h2>Units</h2>", _unit_table(bundle),
     ]  # fmt: skip
     if info.encoding is not None:
         rows = cells(explain(info.encoding, bundle))
-        parts += [f"<h2>Encoding by {_text(info.encoding.by)}</h2>", _table(COLUMNS, rows, numbers=(0, 2))]
+        parts += [f"<h2>Encoding by {escaped(info.encoding.by)}</h2>", table(COLUMNS, rows, numbers=(0, 2))]
     rejected = info.provenance.get("rejected_units", {})
     for title, entries in (("Channels that were left out", info.excluded), ("Units that were left out", rejected)):
         if entries:
-            parts += [f"<h2>{title}</h2>", _table(("", "why"), [[name, why] for name, why in entries.items()])]
+            parts += [f"<h2>{title}</h2>", table(("", "why"), [[name, why] for name, why in entries.items()])]
     parts.append("<h2>Each unit</h2>")
     parts.append(
         '<p class="small">Mean waveform on the largest channels through the loop\'s filter; where the unit is; '
@@ -90,19 +80,9 @@ def write_report(
         order = np.argsort(times, kind="stable")
         figure = _unit_figure(bundle, u, times[order], amplitudes[mine][order], duration_s)
         words = f"Unit {unit.id} on {unit.channel}: {unit.n_spikes} spikes, {unit.rate_hz:.2f} Hz"
-        parts.append(f'<div class="unit"><h3>{_text(words)}</h3>{_image(figure, words)}</div>')
+        parts.append(f'<div class="unit"><h3>{escaped(words)}</h3>{image(figure, words)}</div>')
     parts.append(f"<h2>How it was made</h2>{_provenance(info.provenance)}")
-    title = f"Sorting of {info.name}"
-    page = (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{_text(title)}</title>'
-        f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style></head><body>'
-        + "\n".join(parts)
-        + "</body></html>\n"
-    )
-    partial = path.with_name(f"{path.name}.part")
-    partial.write_text(page, encoding="utf-8")
-    partial.replace(path)
-    return path
+    return write_page(path, f"Sorting of {info.name}", parts, _STYLE)
 
 
 # -- words and tables -------------------------------------------------------------------------------------------------
@@ -132,22 +112,11 @@ def _unit_table(bundle: Bundle) -> str:
         ]
         for unit in bundle.info.units
     ]  # fmt: skip
-    return _table(head, rows, numbers=range(2, len(head)))
+    return table(head, rows, numbers=range(2, len(head)))
 
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.3g}"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence[int] | range = ()) -> str:
-    titles = "".join(f'<th scope="col">{_text(cell)}</th>' for cell in head)
-    body = "".join(
-        "<tr>"
-        + "".join(f"<td{' class=n' if i in numbers else ''}>{_text(cell)}</td>" for i, cell in enumerate(row))
-        + "</tr>"
-        for row in rows
-    )
-    return f"<table><thead><tr>{titles}</tr></thead><tbody>{body}</tbody></table>"
 
 
 def _provenance(provenance: Mapping[str, Any]) -> str:
@@ -156,50 +125,30 @@ def _provenance(provenance: Mapping[str, Any]) -> str:
         if key not in ("probe_um", "excluded", "rejected_units"):  # shown above
             text = ", ".join(f"{k}: {v}" for k, v in value.items()) if isinstance(value, Mapping) else str(value)
             rows.append([key.replace("_", " "), text])
-    return _table(("", ""), rows)
-
-
-def _text(words: str) -> str:
-    return html.escape(str(words))
+    return table(("", ""), rows)
 
 
 # -- figures ----------------------------------------------------------------------------------------------------------
 
 
-def _image(figure: Any, words: str) -> str:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    FigureCanvasAgg(figure)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=80)
-    data = base64.b64encode(buffer.getvalue()).decode()
-    return f'<img alt="{html.escape(words, quote=True)}" src="data:image/png;base64,{data}">'
-
-
-def _figure(width: float, height: float) -> Any:
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), layout="constrained")
-
-
 def _overview(bundle: Bundle) -> Any:
-    figure = _figure(13.0, 4.6)
+    figure = new_figure(13.0, 4.6)
     units = bundle.info.units
     place, rates, troughs = figure.subplots(1, 3, width_ratios=(1.2, 1.0, 1.0))
     xy = np.array([unit.position_um for unit in units]).reshape(-1, 2)
     hz = np.array([unit.rate_hz for unit in units])
     _probe(place, bundle)
-    dots = place.scatter(*xy.T, c=hz, cmap="viridis", s=36, edgecolors=_INK, linewidths=0.6, zorder=3)
+    dots = place.scatter(*xy.T, c=hz, cmap="viridis", s=36, edgecolors=INK, linewidths=0.6, zorder=3)
     figure.colorbar(dots, ax=place, label="rate, Hz")
     place.set(xlabel="x, um", ylabel="y, um")
     depth = np.argsort(xy[:, 1])
-    rates.barh(np.arange(len(units)), hz[depth], color=_ACCENT)
+    rates.barh(np.arange(len(units)), hz[depth], color=ACCENT)
     rates.set(xlabel="rate, Hz", ylabel="units, from low to high y")
     unit_of = bundle.info.units_of_signal or "units of the file"
-    troughs.scatter([-unit.peak_uv for unit in units], xy[:, 1], c=_ACCENT, s=24)
+    troughs.scatter([-unit.peak_uv for unit in units], xy[:, 1], c=ACCENT, s=24)
     troughs.set(xlabel=f"size of the trough, {unit_of}", ylabel="y, um")
     for axes in (place, rates, troughs):
-        _plain(axes)
+        plain(axes)
     return figure
 
 
@@ -207,21 +156,21 @@ def _unit_figure(
     bundle: Bundle, u: int, times: NDArray[np.float64], amplitudes: NDArray[np.float32], duration_s: float
 ) -> Any:
     unit = bundle.info.units[u]
-    figure = _figure(13.0, 2.3)
+    figure = new_figure(13.0, 2.3)
     shape, place, intervals, sizes, rate = figure.subplots(1, 5, width_ratios=(1.5, 0.7, 1.0, 1.5, 1.5))
     _waveforms(shape, bundle, u)
     _probe(place, bundle)
-    place.plot(*unit.position_um, marker="*", ms=11, color=_ACCENT, mec=_INK, mew=0.5)
+    place.plot(*unit.position_um, marker="*", ms=11, color=ACCENT, mec=INK, mew=0.5)
     place.set(xticks=[], yticks=[])
     _intervals(intervals, times)
     step = max(1, len(times) // _MOST_POINTS)
-    sizes.plot(times[::step], amplitudes[::step], ".", ms=2.5, color=_ACCENT, alpha=0.6)
+    sizes.plot(times[::step], amplitudes[::step], ".", ms=2.5, color=ACCENT, alpha=0.6)
     sizes.set(xlabel="s", title="trough", xlim=(0.0, duration_s))
     edges = np.linspace(0.0, duration_s, _RATE_BINS + 1)
-    rate.stairs(np.histogram(times, edges)[0] / (edges[1] - edges[0]), edges, color=_ACCENT, fill=True, alpha=0.7)
+    rate.stairs(np.histogram(times, edges)[0] / (edges[1] - edges[0]), edges, color=ACCENT, fill=True, alpha=0.7)
     rate.set(xlabel="s", title="rate, Hz", xlim=(0.0, duration_s))
     for axes in (shape, place, intervals, sizes, rate):
-        _plain(axes)
+        plain(axes)
     return figure
 
 
@@ -234,37 +183,29 @@ def _waveforms(axes: Any, bundle: Bundle, u: int) -> None:
     gap = 0.25 + ms[-1] - ms[0]
     for i, c in enumerate(largest):
         noise = float(bundle.noise[c])
-        axes.fill_between(ms + i * gap, template[:, c] - noise, template[:, c] + noise, color=_PALE, alpha=0.6, lw=0)
-        axes.plot(ms + i * gap, template[:, c], color=_ACCENT if i == 0 else _INK, lw=1.4)
+        axes.fill_between(ms + i * gap, template[:, c] - noise, template[:, c] + noise, color=PALE, alpha=0.6, lw=0)
+        axes.plot(ms + i * gap, template[:, c], color=ACCENT if i == 0 else INK, lw=1.4)
         axes.annotate(
             bundle.info.channel_names[c], (ms[0] + i * gap, 1.0), xycoords=("data", "axes fraction"), fontsize=7,
             va="top",
         )  # fmt: skip
-    axes.axvline(0.0, color=_PALE, lw=0.8, zorder=0)
+    axes.axvline(0.0, color=PALE, lw=0.8, zorder=0)
     axes.set(title=f"waveform +- noise, {bundle.info.units_of_signal}", xlabel="ms, channel beside channel")
 
 
 def _intervals(axes: Any, times: NDArray[np.float64]) -> None:
     isi = np.diff(times) * 1e3
     short = 100.0 * float((isi < _REFRACTORY_MS).mean()) if len(isi) else 0.0
-    axes.hist(isi[isi < _ISI_MS], np.linspace(0.0, _ISI_MS, 51), color=_INK)
-    axes.axvline(_REFRACTORY_MS, color=_ACCENT, lw=1.0)
+    axes.hist(isi[isi < _ISI_MS], np.linspace(0.0, _ISI_MS, 51), color=INK)
+    axes.axvline(_REFRACTORY_MS, color=ACCENT, lw=1.0)
     axes.set(title=f"ISI, {short:.2g} % < {_REFRACTORY_MS} ms", xlabel="ms", xlim=(0.0, _ISI_MS))
 
 
 def _probe(axes: Any, bundle: Bundle) -> None:
     names = bundle.info.channel_names
     taken = np.array([name not in bundle.info.excluded for name in names])
-    axes.plot(*bundle.positions_um[taken].T, "s", ms=2.2, color=_PALE)
-    axes.plot(*bundle.positions_um[~taken].T, "x", ms=3.0, color=_INK)
+    axes.plot(*bundle.positions_um[taken].T, "s", ms=2.2, color=PALE)
+    axes.plot(*bundle.positions_um[~taken].T, "x", ms=3.0, color=INK)
     spread = np.ptp(bundle.positions_um, axis=0)
     if spread.min() > 0.2 * spread.max():
         axes.set_aspect("equal")
-
-
-def _plain(axes: Any) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(labelsize=7)
-    axes.title.set_fontsize(8)
-    axes.xaxis.label.set_fontsize(8)
-    axes.yaxis.label.set_fontsize(8)

@@ -89,7 +89,7 @@ def verilate(
     compiler = find_compiler()
     options = [f"-G{name}={value}" for name, value in sorted((parameters or {}).items())]
     included = [f"-I{folder}" for folder in sorted({header.parent for header in headers})]
-    hasher = hashlib.sha256(repr((top, options, _FLAGS, compiler, binary.stat().st_mtime_ns)).encode())
+    hasher = hashlib.sha256(repr(("one unit", top, options, _FLAGS, compiler, binary.stat().st_mtime_ns)).encode())
     for path in (*sources, *headers, shim, *sorted(_SHIMS.glob("*.h"))):
         hasher.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     folder = Path(platformdirs.user_cache_dir("neuromod")) / "hdl"
@@ -121,10 +121,13 @@ def _build(
         environment,
     )
     include = root / "include"
+    # one unit, so that a clock of the shim and all that it calls become one function: a third less time
+    everything = work / "everything.cpp"
+    everything.write_text("".join(f'#include "{path}"\n' for path in (shim, *sorted(work.glob("*.cpp")))))
     _run(
         [
             *(compiler, *_FLAGS, f"-I{work}", f"-I{_SHIMS}", f"-I{include}", f"-I{include / 'vltstd'}"),
-            *("-o", str(work / "model.so"), str(shim), *map(str, sorted(work.glob("*.cpp")))),
+            *("-o", str(work / "model.so"), str(everything)),
             *(str(include / name) for name in _RUNTIME),
         ],
         environment,
