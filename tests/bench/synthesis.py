@@ -89,8 +89,6 @@ def cell_models() -> Path:
 def run_yosys(script: str, folder: Path | None = None) -> str:
     """Run a script of Yosys commands, in a folder, and return what was said.
 
-    Quietly: of 0.70 in WebAssembly, ABC fails where the log goes into a pipe.
-
     Raises
     ------
     RuntimeError
