@@ -403,7 +403,7 @@ def serve_board(
     ready : callable
         Given a sentence when the board is open and the daemon is listened to.
     done : callable
-        Given the summary at the end, whatever that is.
+        Given the summary at the end, whatever that is, once there was a tick.
 
     Returns
     -------
@@ -414,14 +414,17 @@ def serve_board(
     before = {number: signal.signal(number, lambda *_: stopped.set()) for number in _SIGNALS}
     adapter = FpgaAdapter(config, session)
     begun = time.monotonic()
+    has_ended = False
     try:
         adapter.run(
             stopped.is_set,
             lambda: ready(f"{config.output} -> {adapter.device_name}, {config.mode}; Ctrl-C stops"),
         )
+        has_ended = True
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
         log.info("%.1f s: %s", time.monotonic() - begun, adapter.all_counts())
-        done(adapter.summary())
+        if has_ended or adapter.mirror is not None:  # what never began has nothing to sum up
+            done(adapter.summary())
     return 1 if adapter.mirror is not None and adapter.mirror.diverging else 0

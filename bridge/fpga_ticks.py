@@ -12,8 +12,14 @@ from neuromod.bridge.wire import StimuliMessage
 from neuromod.engine.config import NetworkConfig
 from neuromod.engine.errors import ConfigError
 from neuromod.engine.fixed_network import FixedNetwork, quantised_modulation, quantised_stimuli
+from neuromod.engine.fixed_registers import register
 
 _SAME_STEP = 1e-6
+_REGISTERS = [
+    register(name) for name in ("input_gain", "recurrent_gain", "threshold_gain", "inhibition", "learning_factor")
+]
+_SCALES = np.array([2.0**each.fraction for each in _REGISTERS])
+_LOWEST, _HIGHEST = (np.array([getattr(each, end) for each in _REGISTERS], float) for end in ("lowest", "highest"))
 _FACTOR = 4  # of the five numbers of modulation the one that is an amount for each tick
 
 
@@ -132,4 +138,19 @@ class Ticks:
         if raw == self._last_modulation:
             return BoardTick(message.tick, stimuli, None)
         self._last_modulation = raw
-        return BoardTick(message.tick, stimuli, quantised_modulation(modulation)[0])
+        return BoardTick(message.tick, stimuli, modulation_words(modulation))
+
+
+def modulation_words(modulation: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Return what `quantised_modulation` does for one tick, in a tenth of its time where all is well.
+
+    Raises
+    ------
+    FixedPointError
+        If a number does not fit its register.
+    """
+    scaled = np.floor(modulation * _SCALES + 0.5)
+    if not ((scaled >= _LOWEST) & (scaled <= _HIGHEST)).all():
+        quantised_modulation(modulation)  # which says what is wrong
+    words: NDArray[np.int64] = scaled.astype(np.int64)
+    return words

@@ -83,12 +83,12 @@ class BoardModel:
         n_out = self._library.board_run(
             self._board, data, len(data), ctypes.byref(self._taken), self._out, len(self._out)
         )
-        return self._taken.value, self._out[:n_out]
+        return self._taken.value, ctypes.string_at(self._out, n_out)
 
     def flood(self, data: bytes, room: int = 1 << 16) -> bytes:
         """Send bytes one a clock, whatever the board does meanwhile; return all that it sent."""
         out = ctypes.create_string_buffer(room)
-        return out[: self._library.board_flood(self._board, data, len(data), out, room)]
+        return ctypes.string_at(out, self._library.board_flood(self._board, data, len(data), out, room))
 
     def lose(self, n_bytes: int) -> None:
         """Have the board see that bytes were lost on the line."""

@@ -82,18 +82,18 @@ module neuromod_frame #(
     wire [7:0]  n = header[55:48];
     wire unused = &{1'b0, header[71:65]};    // flags that mean nothing yet
 
-    always @(posedge clk) begin
+    always @(posedge clk) if (rst || takes) begin
         if (rst || ends) begin
             begun <= 1'b0;
             block_left <= 8'd0;
             zero_due <= 1'b0;
-        end else if (takes) begin
+        end else begin
             begun <= 1'b1;
             block_left <= is_code ? rx_data - 8'd1 : block_left - 8'd1;
             if (is_code) zero_due <= rx_data != 8'hFF;
         end
         // length and fault of a frame stay after its end, until the next one begins
-        if (rst || (takes && !begun)) begin
+        if (rst || !begun) begin
             length <= 8'd0;
             is_wrong <= 1'b0;
         end else begin

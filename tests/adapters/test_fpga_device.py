@@ -38,7 +38,7 @@ def board_and_peer(folder: Path, depth: int = 4, **options: Any) -> Iterator[tup
     """Give an open board with a network that learns, behind it the peer, and the network's state."""
     state = FixedNetwork(LEARNING).state
     with Peer(folder, TwinBoard(FixedNetwork().state)) as peer:
-        board = Board(peer.path, depth=depth, **({"timeout_ms": 50.0} | options))
+        board = Board(peer.path, depth=depth, **({"timeout_ms": 2000.0, "lost_ms": 10_000.0} | options))
         board.open()
         board.load(state)
         try:
@@ -51,11 +51,17 @@ def board_and_peer(folder: Path, depth: int = 4, **options: Any) -> Iterator[tup
 
 
 @contextmanager
-def made_device(kind: str, folder: Path, state: State, faults: tuple[Fault, ...] = ()) -> Iterator[Device]:
-    """Give an open device of our protocol (`board`) or SiliconBridge (`bridge`) before the peer or the Verilog."""
+def made_device(
+    kind: str, folder: Path, state: State, faults: tuple[Fault, ...] = (), timeout_ms: float = 2000.0
+) -> Iterator[Device]:
+    """Give an open device of our protocol (`board`) or SiliconBridge (`bridge`) before the peer or the Verilog.
+
+    It is patient where nothing goes wrong: other processes of this machine may keep an answer waiting.
+    """
     protocol, _, behind = kind.partition(" ")
     name: Any = "neuromod" if protocol == "board" else "siliconbridge"
     config = {"protocol": name, "baud": 3_000_000, "depth": 4 if protocol == "board" else 1}
+    config |= {"timeout_ms": timeout_ms, "lost_ms": 10_000.0}
     with (
         SimulatedBoard(protocol=name, words=to_words(state), faults=faults)
         if behind == "verilog"
@@ -121,7 +127,7 @@ def test_of_the_verilog_flipped_and_lost_bytes_and_resets_cost_no_tick(tmp_path:
     state = FixedNetwork(LEARNING).state
     faults = (Flip(rate=5e-4), Lose(rate=5e-4), Reset(tick=200), Reset(tick=203))
     made = ticks(400)
-    with made_device("board verilog", tmp_path, state, faults) as device:
+    with made_device("board verilog", tmp_path, state, faults, timeout_ms=100.0) as device:
         device.load(state)
         found = answers(device, made)
         assert differing(state, made, found) == []
@@ -169,7 +175,7 @@ def test_trouble_with_a_frame_is_named_and_costs_no_tick(
     direction: str, change: Any, names: set[str], depth: int, tmp_path: Path
 ) -> None:
     made = ticks(120)
-    with board_and_peer(tmp_path, depth) as (board, peer, state):
+    with board_and_peer(tmp_path, depth, timeout_ms=300.0) as (board, peer, state):
         if direction == "in":
             peer.incoming = at(20, 21, 60, change=change)(peer.n_in)
         else:
@@ -185,6 +191,7 @@ def test_trouble_with_a_frame_is_named_and_costs_no_tick(
         assert not {"lost", "resets", "unexpected"} & set(counts)
         assert not any(answer.is_lost for answer in found)
         assert counts.get("damaged", 0) == (3 if "damaged" in names else 0)
+        assert counts.get("resent", 0) <= 3 * depth  # each trouble once, whatever else refuses because of it
         if direction == "out" and change is not doubled:
             assert sum(answer.is_repaired for answer in found) >= 3
         np.testing.assert_array_equal(board.read_state(), state)
@@ -206,7 +213,7 @@ def test_three_lost_answers_in_a_row_are_repaired_and_of_four_one_is_lost(tmp_pa
 
 def test_the_last_answer_of_all_is_learned_from_the_registers(tmp_path: Path) -> None:
     made = ticks(30)
-    with board_and_peer(tmp_path, depth=1) as (board, peer, state):
+    with board_and_peer(tmp_path, depth=1, timeout_ms=300.0) as (board, peer, state):
         peer.outgoing = at(29, change=gone)(peer.n_out)
         found = answers(board, made, ahead=1)
         assert differing(state, made, found) == []
@@ -326,18 +333,18 @@ def test_without_a_shadow_a_reset_ends_it(tmp_path: Path) -> None:
 
 
 def test_a_board_that_falls_silent_is_gone_in_a_bounded_time(tmp_path: Path) -> None:
-    with board_and_peer(tmp_path, timeout_ms=20.0, lost_ms=100.0) as (board, peer, _):
+    with board_and_peer(tmp_path, timeout_ms=50.0, lost_ms=500.0) as (board, peer, _):
         answers(board, ticks(10))
         peer.is_silent = True
         board.submit(10, *ticks(1)[0])
         begun = time.monotonic()
         with pytest.raises(AdapterLostError, match=r"has said nothing for [0-9]+ ms; check its cable and power"):
             board.poll(20.0)
-        assert 0.1 <= time.monotonic() - begun < 10.0
+        assert 0.5 <= time.monotonic() - begun < 10.0
 
 
 def test_a_board_that_falls_silent_while_nobody_asks_is_found_gone_too(tmp_path: Path) -> None:
-    with board_and_peer(tmp_path, timeout_ms=20.0, lost_ms=100.0) as (board, peer, _):
+    with board_and_peer(tmp_path, timeout_ms=50.0, lost_ms=500.0) as (board, peer, _):
         peer.is_silent = True
         with pytest.raises(AdapterLostError, match="has said nothing"):
             wait_until(lambda: board.poll(0.02), "an answer to nothing")
@@ -345,12 +352,12 @@ def test_a_board_that_falls_silent_while_nobody_asks_is_found_gone_too(tmp_path:
 
 def test_a_caller_that_was_away_for_long_finds_its_answers(tmp_path: Path) -> None:
     made = ticks(4)
-    with board_and_peer(tmp_path, timeout_ms=20.0, lost_ms=30.0) as (board, peer, state):
+    with board_and_peer(tmp_path, timeout_ms=50.0, lost_ms=300.0) as (board, peer, state):
         peer.outgoing = at(1, 3, change=gone)(peer.n_out)
         for k, tick in enumerate(made):
             board.submit(k, *tick)
         begun = time.monotonic()
-        wait_until(lambda: time.monotonic() > begun + 0.2, "some time")  # far beyond lost_ms
+        wait_until(lambda: time.monotonic() > begun + 0.6, "some time")  # far beyond lost_ms
         found: list[Answer] = []
         while len(found) < 4:
             found += board.poll(1.0)
@@ -387,7 +394,7 @@ def test_one_that_is_unplugged_is_gone_and_after_plugging_in_opens_again(protoco
 def test_what_does_not_answer_or_answers_otherwise_is_refused_in_words(tmp_path: Path) -> None:
     with Peer(tmp_path) as peer:
         assert isinstance(peer.board, TwinBoard)
-        board = Board(peer.path, timeout_ms=10.0, lost_ms=50.0)
+        board = Board(peer.path, timeout_ms=50.0, lost_ms=500.0)
         peer.is_silent = True
         with pytest.raises(AdapterTimeoutError, match=r"nothing answers at .*: check that the board is programmed"):
             board.open()

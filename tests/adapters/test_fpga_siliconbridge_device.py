@@ -24,7 +24,7 @@ def bridge_and_peer(folder: Path, **options: Any) -> Iterator[tuple[SiliconBridg
     """Give an open SiliconBridge board, the peer behind it, and the network's state."""
     state = FixedNetwork().state
     with Peer(folder, BridgeBoard(state)) as peer:
-        bridge = SiliconBridge(peer.path, baud=3_000_000, **({"timeout_ms": 50.0} | options))
+        bridge = SiliconBridge(peer.path, baud=3_000_000, **({"timeout_ms": 500.0} | options))
         bridge.open()
         bridge.load(state)
         try:
@@ -86,7 +86,7 @@ def test_words_that_a_lost_byte_overwrote_are_written_again(tmp_path: Path) -> N
 
 
 def test_a_siliconbridge_board_that_falls_silent_is_gone(tmp_path: Path) -> None:
-    with bridge_and_peer(tmp_path, timeout_ms=20.0, lost_ms=50.0) as (bridge, peer, _):
+    with bridge_and_peer(tmp_path, timeout_ms=100.0, lost_ms=500.0) as (bridge, peer, _):
         peer.is_silent = True
         bridge.submit(0, *ticks(1, modulated=False)[0])
         with pytest.raises(AdapterLostError, match="does not answer any more; check its cable and power"):

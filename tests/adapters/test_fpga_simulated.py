@@ -1,5 +1,6 @@
 """The simulated board behind its pseudo-terminal, opened as a serial port is, and every fault that it can be given."""
 
+import importlib
 import json
 import os
 import select
@@ -13,16 +14,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-import serial
 from numpy.typing import NDArray
 
 from neuromod.adapters.fpga import wire
-from neuromod.adapters.fpga.faults import Fault, LineFaults, parse_fault
+from neuromod.adapters.fpga.faults import Fault, Injection, LineFaults, parse_fault
 from neuromod.adapters.fpga.simulated import BoardServer, SimulatedBoard
 from neuromod.adapters.fpga.wire import Frame, Kind, Refusal
 from neuromod.engine.errors import AdapterError, ConfigError
 from neuromod.engine.fixed_network import FixedNetwork, quantised_stimuli
 from neuromod.engine.images import to_words, write_registers
+
+serial: Any = importlib.import_module("serial")  # it ships no type information
 
 WAIT_S = 20.0  # for what takes less than a millisecond
 SILENCE_S = 0.05  # long enough for an answer that would come
@@ -215,8 +217,9 @@ def test_a_rate_hits_as_many_bytes_as_it_says_and_the_same_ones_for_the_same_see
     faults = [parse_fault(f"{kind}:rate=0.01,bytes=5")]
     data = bytes(100_000)
 
-    def carried(seed: int, pieces: int) -> tuple[bytes, list[Any]]:
-        line, told = LineFaults(faults, "to_host", seed), []
+    def carried(seed: int, pieces: int) -> tuple[bytes, list[Injection]]:
+        told: list[Injection] = []
+        line = LineFaults(faults, "to_host", seed)
         step = len(data) // pieces
         out = b"".join(line.carry(data[k : k + step], 0, told.append) for k in range(0, len(data), step))
         return out, told

@@ -163,7 +163,7 @@ class Top:
         out = ctypes.create_string_buffer(n_expected)
         n = self._library.top_talk(self._top, data, len(data), out, n_expected, 200_000)
         assert self._library.top_wrong(self._top) == 0
-        return out[:n]
+        return ctypes.string_at(out, n)
 
     def press(self) -> None:
         for pressed in (1, 0):

@@ -33,13 +33,18 @@ needs_icarus = pytest.mark.skipif(
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
-def test_lint_has_nothing_to_say(path: Path) -> None:
+def test_lint_has_nothing_to_say(path: Path, tmp_path: Path) -> None:
+    # what an export puts beside the top
+    (tmp_path / "neuromod_config.vh").write_text(
+        '`define NEUROMOD_IMAGE "registers.mem"\n`define NEUROMOD_CLOCK_HZ 100000000\n'
+        "`define NEUROMOD_BAUD 3000000\n`define NEUROMOD_PROTOCOL 0\n"
+    )
     try:
         binary, root = find_verilator()
     except AdapterError as error:
         pytest.skip(str(error))
     result = subprocess.run(
-        [str(binary), "--lint-only", "-Wall", f"-I{HDL}", str(path)],
+        [str(binary), "--lint-only", "-Wall", f"-I{HDL}", f"-I{tmp_path}", str(path)],
         env={"VERILATOR_ROOT": str(root)},
         capture_output=True,
         text=True,

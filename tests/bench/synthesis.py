@@ -87,7 +87,7 @@ def cell_models() -> Path:
 
 
 def run_yosys(script: str, folder: Path | None = None) -> str:
-    """Run a script of Yosys commands, in a folder, and return all that was said.
+    """Run a script of Yosys commands, in a folder, and return what was said.
 
     Raises
     ------
@@ -97,7 +97,7 @@ def run_yosys(script: str, folder: Path | None = None) -> str:
     command = find_yosys()
     if command is None:
         raise RuntimeError("Yosys is not installed: pip install 'neuromod-bridge[synthesis]'")
-    result = subprocess.run([*command, "-p", script], cwd=folder, capture_output=True, text=True, check=False)
+    result = subprocess.run([*command, "-q", "-p", script], cwd=folder, capture_output=True, text=True, check=False)
     if result.returncode != 0:
         raise RuntimeError(f"Yosys failed ({result.returncode}):\n" + (result.stderr or result.stdout).strip()[-2000:])
     return result.stdout
@@ -164,7 +164,10 @@ def synthesise(top: str) -> Usage:
 
 def version() -> str:
     """Which Yosys it is."""
-    said = run_yosys("version")
+    command = find_yosys()
+    said = (
+        "" if command is None else subprocess.run([*command, "-V"], capture_output=True, text=True, check=True).stdout
+    )
     found = re.search(r"Yosys \S+", said)
     return found.group(0) if found else "Yosys"
 

@@ -24,9 +24,10 @@ from neuromod.bridge import wire
 from neuromod.bridge.config import SessionConfig, parse
 from neuromod.bridge.fpga import FpgaAdapter
 from neuromod.bridge.fpga_config import AdapterConfig, check, check_session
+from neuromod.bridge.fpga_ticks import modulation_words
 from neuromod.engine.config import NetworkConfig
 from neuromod.engine.errors import AdapterError, AdapterLostError, ConfigError, FixedPointError
-from neuromod.engine.fixed_network import FixedNetwork
+from neuromod.engine.fixed_network import FixedNetwork, quantised_modulation
 from neuromod.engine.images import to_words
 
 PUBLISHED = 'source = "zmq"\n[publish]\nstimuli = true\n'
@@ -349,6 +350,17 @@ def test_over_siliconbridge_the_board_is_compared_in_what_it_tells(
         assert adapter.summary["first_divergence"]["tick"] == 40
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_words_of_modulation_are_those_of_the_engine(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    rows = rng.uniform(0.0, 256.0 - 2.0**-16, (300, 5)) * rng.choice([0.0, 1e-3, 1.0], (300, 5))
+    rows[:, 4] = rng.uniform(-128.0, 127.9, 300)
+    np.testing.assert_array_equal([modulation_words(row) for row in rows], quantised_modulation(rows))
+    for wrong in (np.nan, -1.0, 256.0, np.inf):
+        with pytest.raises(FixedPointError, match="inhibition"):
+            modulation_words(np.array([1.0, 1.0, 1.0, wrong, 0.0]))
+
+
 # -- offload
 
 
@@ -609,6 +621,8 @@ def test_the_command_says_what_is_wrong_and_ends_with_two(tmp_path: Path) -> Non
     with neuromod("adapter", "fpga", "--port", str(tmp_path / "nothing")) as child:
         code, _ = child.end(timeout_s=60.0)
     assert code == 2
+    assert "neuromod: there is no " in child.errors
+    assert "compared" not in child.errors  # nothing began
     assert "check that the board is plugged in" in child.errors
 
 
