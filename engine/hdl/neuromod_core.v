@@ -33,17 +33,17 @@ module neuromod_core (
 );
 
     // ---- numbers of the network; fixed_registers.py says where each lies
-    reg [23:0] input_gain, recurrent_gain, threshold_gain, inhibition;
+    reg [23:0] inhibition;
     reg signed [31:0] learning_factor;
     reg [15:0] inhibition_ticks, window_ticks, coincidence_refractory;
     reg [3:0]  min_channels;
-    reg [23:0] fall_plus, fall_minus, fall_eligibility, a_plus, a_minus;
     reg signed [15:0] w_min, w_max;
     reg [1:0]  rule;
     reg [31:0] tick;
     reg [15:0] inhibition_left, coincidence_left;
 
     // each memory has one port to write, and one to read, but `v` two, so that it fits the LUT memories of an FPGA
+    reg [23:0] factor [0:15];             // by address: gains, falls and amplitudes, a single one an operation
     reg [23:0] rise [0:15];
     reg signed [15:0] gain [0:15];
     reg signed [15:0] bias [0:15];
@@ -210,22 +210,30 @@ module neuromod_core (
     wire signed [23:0] v1 = v[c1], drive1 = drive[c1];
     wire [23:0] pre1 = pre_trace[c1], post1 = post_trace[c1], rise1 = rise[c1];
     wire signed [15:0] stimulus1 = stimulus[c1], gain1 = gain[c1], threshold1 = threshold[c1];
-    always @(posedge clk) case (phase)
-        SCALE:      begin a2 <= {{16{stimulus1[15]}}, stimulus1}; b2 <= {1'b0, input_gain}; end
-        DRIVE:      begin a2 <= {{8{drive1[23]}}, drive1}; b2 <= {{9{gain1[15]}}, gain1}; end
-        LIMIT:      begin a2 <= {{16{threshold1[15]}}, threshold1}; b2 <= {1'b0, threshold_gain}; end
-        KICK:       begin
-            a2 <= spikes == 16'd0 ? 32'sd0 : {{12{charge_there[19]}}, charge_there};
-            b2 <= {1'b0, recurrent_gain};
-        end
-        MEMBRANE:   begin a2 <= {{8{drive1[23]}}, drive1} - {{8{v1[23]}}, v1}; b2 <= {1'b0, rise1}; end
-        FALL_PRE:   begin a2 <= {8'd0, pre1}; b2 <= {1'b0, fall_plus}; end
-        FALL_POST:  begin a2 <= {8'd0, post1}; b2 <= {1'b0, fall_minus}; end
-        POTENTIATE: begin a2 <= {8'd0, pre1}; b2 <= {1'b0, a_plus}; end
-        DEPRESS:    begin a2 <= {8'd0, post1}; b2 <= {1'b0, a_minus}; end
-        LEARN:      b2 <= {1'b0, fall_eligibility};
-        default: ;
+    reg [3:0] factor_of;
+    always @* case (phase)
+        SCALE:      factor_of = 4'h0;   // input_gain
+        KICK:       factor_of = 4'h1;   // recurrent_gain
+        LIMIT:      factor_of = 4'h2;   // threshold_gain
+        FALL_PRE:   factor_of = 4'h9;   // fall_plus
+        FALL_POST:  factor_of = 4'hA;   // fall_minus
+        LEARN:      factor_of = 4'hB;   // fall_eligibility
+        POTENTIATE: factor_of = 4'hC;   // a_plus
+        default:    factor_of = 4'hD;   // a_minus
     endcase
+    wire [23:0] factor1 = factor[factor_of];
+    always @(posedge clk) begin
+        b2 <= phase == DRIVE ? {{9{gain1[15]}}, gain1} : {1'b0, phase == MEMBRANE ? rise1 : factor1};
+        case (phase)
+            SCALE:                 a2 <= {{16{stimulus1[15]}}, stimulus1};
+            DRIVE:                 a2 <= {{8{drive1[23]}}, drive1};
+            LIMIT:                 a2 <= {{16{threshold1[15]}}, threshold1};
+            KICK:                  a2 <= spikes == 16'd0 ? 32'sd0 : {{12{charge_there[19]}}, charge_there};
+            MEMBRANE:              a2 <= {{8{drive1[23]}}, drive1} - {{8{v1[23]}}, v1};
+            FALL_PRE, POTENTIATE:  a2 <= {8'd0, pre1};
+            default:               a2 <= {8'd0, post1};
+        endcase
+    end
 
     // 3 to 5: the multiplier of 32 x 25 bits, in two halves that each fit a DSP48
     reg signed [31:0] a3, a4, a5, a6;
@@ -385,17 +393,16 @@ module neuromod_core (
         end
         if (stimulus_we) stimulus[stimulus_index] <= stimulus_word;
         if (writes) case (bank)
-            6'h00: case (n)
-                4'h0: input_gain <= wdata[23:0];        4'h1: recurrent_gain <= wdata[23:0];
-                4'h2: threshold_gain <= wdata[23:0];    4'h3: inhibition <= wdata[23:0];
-                4'h4: learning_factor <= wdata;         4'h5: inhibition_ticks <= wdata[15:0];
-                4'h6: window_ticks <= wdata[15:0];      4'h7: min_channels <= wdata[3:0];
-                4'h8: coincidence_refractory <= wdata[15:0];
-                4'h9: fall_plus <= wdata[23:0];         4'hA: fall_minus <= wdata[23:0];
-                4'hB: fall_eligibility <= wdata[23:0];  4'hC: a_plus <= wdata[23:0];
-                4'hD: a_minus <= wdata[23:0];           4'hE: w_min <= wdata[15:0];
-                4'hF: w_max <= wdata[15:0];
-            endcase
+            6'h00: begin
+                factor[n] <= wdata[23:0];
+                case (n)
+                    4'h3: inhibition <= wdata[23:0];        4'h4: learning_factor <= wdata;
+                    4'h5: inhibition_ticks <= wdata[15:0];  4'h6: window_ticks <= wdata[15:0];
+                    4'h7: min_channels <= wdata[3:0];       4'h8: coincidence_refractory <= wdata[15:0];
+                    4'hE: w_min <= wdata[15:0];             4'hF: w_max <= wdata[15:0];
+                    default: ;
+                endcase
+            end
             6'h01: rise[n] <= wdata[23:0];              6'h02: gain[n] <= wdata[15:0];
             6'h03: bias[n] <= wdata[15:0];              6'h04: threshold[n] <= wdata[15:0];
             6'h05: v_reset[n] <= wdata[15:0];           6'h06: v_min[n] <= wdata[15:0];
