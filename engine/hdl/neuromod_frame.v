@@ -83,6 +83,7 @@ module neuromod_frame #(
     wire [7:0]  n = header[55:48];
     wire unused = &{1'b0, header[71:65]};    // flags that mean nothing yet
 
+    integer k;
     always @(posedge clk) if (rst || takes) begin
         if (rst || ends) begin
             begun <= 1'b0;
@@ -101,7 +102,8 @@ module neuromod_frame #(
             if (keeps) length <= length + 8'd1;
             if ((decodes && !keeps) || (ends && block_left != 8'd0)) is_wrong <= 1'b1;
         end
-        if (keeps && length < 8'd9) header[{length[3:0], 3'd0} +: 8] <= decoded;
+        for (k = 0; k < 9; k = k + 1)
+            if (keeps && length == k[7:0]) header[8*k +: 8] <= decoded;
     end
 
     // ---- what is to be done with it
@@ -179,12 +181,36 @@ module neuromod_frame #(
     always @(posedge clk) begin
         if (rst) {before_1, before_2, before_3} <= 48'd0;
         else if (start) {before_1, before_2, before_3} <= {spikes, before_1, before_2};
-        clocks <= state != RUN ? 16'd1 : clocks == 16'hFFFF ? clocks : clocks + 16'd1;
+        if (start) clocks <= 16'd1;
+        else if (state == RUN && !done && clocks != 16'hFFFF) clocks <= clocks + 16'd1;
     end
 
     // ---- the answer: a head of up to 18 bytes, then words of 3 or 4 bytes from `address` on, then its CRC
-    reg [143:0] head;
-    reg [4:0]   head_left;
+    // all that a head tells stands still until the answer is written
+    reg [4:0]   head_at;
+    reg         refused;
+    reg [7:0]   head;
+    wire head_ends = head_at == (refused ? 5'd8 : kind == TICK ? 5'd17 : 5'd6);
+    always @* case (head_at)
+        5'd0:  head = VERSION;
+        5'd1:  head = refused ? REFUSED : kind | ANSWERS;
+        5'd2:  head = frame_number[7:0];
+        5'd3:  head = frame_number[15:8];
+        5'd4:  head = refused ? reason : number[7:0];           // or `first`, and `n`
+        5'd5:  head = refused ? rdata[7:0] : number[15:8];      // the tick's register
+        5'd6:  head = refused ? rdata[15:8] : number[23:16];
+        5'd7:  head = refused ? rdata[23:16] : number[31:24];
+        5'd8:  head = refused ? rdata[31:24] : clocks[7:0];
+        5'd9:  head = clocks[15:8];
+        5'd10: head = spikes[7:0];
+        5'd11: head = spikes[15:8];
+        5'd12: head = before_1[7:0];
+        5'd13: head = before_1[15:8];
+        5'd14: head = before_2[7:0];
+        5'd15: head = before_2[15:8];
+        5'd16: head = before_3[7:0];
+        default: head = before_3[15:8];
+    endcase
     reg [1:0]   byte_of_word;
     reg [23:0]  rest_of_word;
     wire [1:0]  last_byte = kind == TICK ? 2'd2 : 2'd3;
@@ -197,7 +223,7 @@ module neuromod_frame #(
     always @(posedge clk) begin
         emits <= state == HEAD || state == BODY || state == CRC;
         case (state)
-            HEAD: emitted <= head[7:0];
+            HEAD: emitted <= head;
             BODY: emitted <= byte_of_word == 2'd0 ? value[7:0] : rest_of_word[7:0];
             default: case (byte_of_crc)
                 2'd0: emitted <= ~crc[7:0];
@@ -221,8 +247,7 @@ module neuromod_frame #(
     wire sums = emits && state != CRC && state != CLOSE;
     always @(posedge clk) begin
         if ((takes && !begun) || state == DECIDE) crc <= 32'hFFFFFFFF;
-        else if (keeps) crc <= crc_after(crc, decoded);
-        else if (sums) crc <= crc_after(crc, emitted);
+        else if (keeps || sums) crc <= crc_after(crc, keeps ? decoded : emitted);
     end
 
     // one port writes the memory: frame, answer, or the code before the answer's last block
@@ -250,17 +275,14 @@ module neuromod_frame #(
             CHECK: state <= DECIDE;
             DECIDE: begin
                 words_left <= kind == TICK ? 6'd5 : n[5:0];
-                head[31:0] <= {frame_number, kind | ANSWERS, VERSION};
-                head[55:32] <= {n, first};
-                head_left <= 5'd7;
+                head_at <= 5'd0;
+                refused <= refuses;
                 at <= kind == TICK ? AT_MODULATION : kind == WRITE ? AT_WORDS : 8'd0;
                 // the first word moves it on by one
                 address <= kind == TICK ? 10'h3FF : kind == WRITE ? first[9:0] - 10'd1 : first[9:0];
                 state <= kind == TICK && !with_modulation ? START : kind == READ ? HEAD : WORDS;
                 if (refuses) begin
-                    head[71:32] <= {rdata, reason};
-                    head[15:8] <= REFUSED;
-                    head_left <= 5'd9;
+                    address <= TICK_REGISTER;
                     words_left <= 6'd0;
                     at <= 8'd0;
                     state <= HEAD;
@@ -279,17 +301,14 @@ module neuromod_frame #(
             end
             START: if (start) state <= RUN;
             RUN: if (done) begin
-                head[143:32] <= {before_3, before_2, before_1, spikes, clocks, number};
-                head_left <= 5'd18;
                 address <= V_REGISTERS;
                 at <= 8'd0;
                 words_left <= 6'd16;
                 state <= HEAD;
             end
             HEAD: begin
-                head <= {8'd0, head[143:8]};
-                head_left <= head_left - 5'd1;
-                if (head_left == 5'd1) state <= words_left != 6'd0 ? BODY : DRAIN;
+                head_at <= head_at + 5'd1;
+                if (head_ends) state <= words_left != 6'd0 ? BODY : DRAIN;
             end
             BODY: begin
                 // the next word is there two clocks after its address, in time for its first byte
