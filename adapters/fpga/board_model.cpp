@@ -30,8 +30,12 @@ struct Board {
     uint64_t clocks = 0;
     uint64_t ticks = 0;
 
-    void clock() {
-        verilated_clock::rise(model);
+    void clock(bool has_new_inputs = true) {
+        if (has_new_inputs) {
+            verilated_clock::rise(model);
+        } else {
+            verilated_clock::rise_again(model);
+        }
         ++clocks;
         ticks += model.done;
     }
@@ -77,7 +81,7 @@ int board_run(Board* board, const uint8_t* in, int n, int* n_taken, uint8_t* out
     Vmodel& m = board->model;
     int taken = 0, given = 0;
     bool worked = false;
-    for (;;) {
+    for (bool had_byte = true;; had_byte = m.rx_valid) {
         m.rx_valid = 0;
         if (!m.receiving) {
             worked = true;
@@ -88,7 +92,7 @@ int board_run(Board* board, const uint8_t* in, int n, int* n_taken, uint8_t* out
             m.rx_data = in[taken++];
         }
         if (m.tx_valid && given < room) out[given++] = m.tx_data;
-        board->clock();
+        board->clock(had_byte || m.rx_valid);
     }
     *n_taken = taken;
     return given;
