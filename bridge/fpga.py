@@ -6,7 +6,8 @@ offload the board is the network: its spikes go back to ingest (`board`), and th
 
 One thread, which waits on the socket and the board at once, and no longer than `POLL_INTERVAL_S`, but while a board is
 opened or loaded: what the daemon says meanwhile waits in the socket. A board that is gone is looked for again; its
-network goes on in the twin until then, whose state it gets.
+network goes on in the twin until then, whose state it gets. A board that differs from the twin gives no more spikes
+back: what computes wrongly once is not to move or stimulate anything, and the daemon goes to its safe state.
 """
 
 import logging
@@ -29,7 +30,7 @@ from neuromod.adapters.fpga.siliconbridge import SiliconBridge
 from neuromod.bridge import wire
 from neuromod.bridge.config import SessionConfig
 from neuromod.bridge.fpga_compare import Latencies, Mirror
-from neuromod.bridge.fpga_config import AdapterConfig, check_session
+from neuromod.bridge.fpga_config import AdapterConfig, check_health, check_session
 from neuromod.bridge.fpga_ticks import BoardTick, Ticks
 from neuromod.engine.config import NetworkConfig
 from neuromod.engine.errors import AdapterError, AdapterLostError, AdapterTimeoutError
@@ -76,6 +77,8 @@ class FpgaAdapter:
         self._config = config
         self._clock = clock
         self._device: Board | SiliconBridge = create_device(config.fpga)
+        # a network whose answers may be damaged unseen; the session file may not be the daemon's
+        self._is_unchecked = config.mode == "offload" and not self._device.has_checksum
         self._is_away = False
         self._look_at = math.inf
         offload = None if session is None else session.offload
@@ -114,7 +117,8 @@ class FpgaAdapter:
         AdapterError
             If the board cannot be opened, or was lost and is not to be looked for again.
         ConfigError, FixedPointError
-            If the link does not carry the session's ticks, or hardware not its numbers.
+            If the link does not carry the session's ticks, or hardware not its numbers; or the link has no checksum,
+            and the daemon may stimulate.
         MessageError
             If the daemon speaks another version of the protocol.
         """
@@ -188,7 +192,7 @@ class FpgaAdapter:
         self._sub.set_hwm(_BUFFER)
         self._sub.setsockopt(zmq.MAXMSGSIZE, wire.MAX_OUTBOUND_BYTES)
         self._sub.reconnect_ivl = 20
-        for topic in (wire.TOPIC_STIMULI, wire.TOPIC_SPIKES):
+        for topic in (wire.TOPIC_STIMULI, wire.TOPIC_SPIKES, *([wire.TOPIC_HEALTH] if self._is_unchecked else [])):
             self._sub.subscribe(topic)
         self._push = self._context.socket(zmq.PUSH)
         self._push.immediate = True  # an `alive` that waited for a daemon would be a lie
@@ -234,6 +238,8 @@ class FpgaAdapter:
             return
         if isinstance(message, wire.SpikesMessage):
             self._hear_spikes(message)
+        elif isinstance(message, wire.HealthMessage):
+            check_health(message)
         elif isinstance(message, wire.StimuliMessage):
             self._follow_sequence(message)
             if message.is_step:
@@ -299,11 +305,14 @@ class FpgaAdapter:
             return
         for answer in self._device.poll():
             pending = self._pending.popleft()
-            if self._config.mode == "offload" and not answer.is_lost:
+            self._follow(pending, answer)
+            if self._config.mode == "offload" and not answer.is_lost and not self._is_wrong():
                 self._send(wire.BoardInput(pending.tick, answer.spikes))
             if answer.round_trip_ns:
                 self.latencies.add(answer.round_trip_ns)
-            self._follow(pending, answer)
+
+    def _is_wrong(self) -> bool:
+        return self.mirror is not None and self.mirror.diverging > 0
 
     def _follow(self, tick: BoardTick, answer: Answer | None) -> None:
         assert self.mirror is not None

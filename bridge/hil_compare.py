@@ -137,8 +137,7 @@ class Comparison:
                 return
             self.submit(k)
             self.collect(0.0)
-        while self.n_answered < self.n_submitted and not self.is_over:
-            self.collect(_ANSWER_S)
+        self.drain()
 
     def take_one(self, inputs: Inputs) -> None:
         """Submit one tick at once, and run the reference while the device is at it; answers are not waited for."""
@@ -207,10 +206,14 @@ class Comparison:
             if now - oldest > _ANSWER_S:
                 self._return(f"no answer to tick {self.n_answered} within {_ANSWER_S:g} s")
 
-    def settle(self) -> None:
-        """Wait for all answers, then compare the whole state where the device tells it."""
+    def drain(self) -> None:
+        """Wait for the answers that are under way."""
         while self.n_answered < self.n_submitted and not self.is_over:
             self.collect(_ANSWER_S)
+
+    def settle(self) -> None:
+        """Wait for all answers, then compare the whole state where the device tells it."""
+        self.drain()
         self.compare()
         if self._reads_state and not self.is_over and self.n_submitted > 0:
             try:

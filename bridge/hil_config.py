@@ -27,6 +27,8 @@ class Criteria(pydantic.BaseModel, frozen=True, extra="forbid"):
     ----------
     ticks_min : int
         Ticks that the device has to have answered.
+    spikes_min : int
+        Spikes that the reference has to have fired: silence proves little.
     spike_mismatches_max, membrane_mismatches_max : int
         Ticks at which a spike, or a membrane as far as the protocol carries it, differs from the reference.
     state_mismatches_max : int
@@ -53,6 +55,7 @@ class Criteria(pydantic.BaseModel, frozen=True, extra="forbid"):
     """
 
     ticks_min: Annotated[int, Field(ge=1)] = 1_000
+    spikes_min: Count = 1
     spike_mismatches_max: Count = 0
     membrane_mismatches_max: Count = 0
     state_mismatches_max: Count = 0
@@ -77,6 +80,7 @@ class Criteria(pydantic.BaseModel, frozen=True, extra="forbid"):
 
 _COMMENTS = {
     "ticks_min": "ticks that the device has to have answered",
+    "spikes_min": "spikes that the reference has to have fired: silence proves little",
     "spike_mismatches_max": "ticks at which a spike differs from the reference",
     "membrane_mismatches_max": "ticks at which a membrane differs, as far as the protocol carries it",
     "state_mismatches_max": "words of the whole state (weights, eligibility, ...) that differ, over all comparisons",
@@ -167,6 +171,7 @@ def judge(criteria: Criteria, trace: Trace, timing: Timing) -> list[Judgement]:
     other = {name: n for name, n in counts.items() if name not in LINK_COUNTS and n and name not in _NO_FAULTS}
     rows = [
         _at_least("ticks answered", "ticks_min", criteria.ticks_min, trace.n_ticks - trace.lost, _gone(trace)),
+        _at_least("spikes compared", "spikes_min", criteria.spikes_min, int(trace.float_counts[0].sum())),
         _at_most("spike mismatches", "spike_mismatches_max", criteria.spike_mismatches_max, trace.spike_mismatches,
                  _first(trace, "spikes"), unit="ticks"),
         _at_most("membrane mismatches", "membrane_mismatches_max", criteria.membrane_mismatches_max,

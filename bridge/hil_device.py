@@ -7,11 +7,14 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from neuromod.adapters.fpga import board
+from neuromod.adapters.fpga import wire as serial
 from neuromod.adapters.fpga.device import Answer, Device
 from neuromod.adapters.fpga.twin import TwinDevice
 from neuromod.bridge import wire
 from neuromod.bridge.client import Client, Subscription
 from neuromod.engine.errors import AdapterError, AdapterLostError, AdapterTimeoutError, ConfigError
+from neuromod.engine.layout import N_CHANNELS
 
 ProtocolName = Literal["neuromod", "siliconbridge"]
 
@@ -82,7 +85,11 @@ class TestDevice:
 
     def describe(self) -> None:
         """Ask for what is to be said of the device, while it is open."""
-        self.facts = {"name": self.device.name, "has_checksum": self.device.has_checksum} | self._facts()
+        facts = {"name": self.device.name, "has_checksum": self.device.has_checksum} | board_facts(self.device)
+        if self.protocol == "neuromod":
+            # opening refuses any other
+            facts["version_word"] = f"0x{board.LAYOUT_VERSION << 16 | N_CHANNELS << 8 | serial.VERSION:08X}"
+        self.facts = facts | self._facts()
 
 
 def make_device(
@@ -128,7 +135,7 @@ def make_device(
     rate = baud or BAUD[protocol]
     if which != "sim":
         device = _board(which, protocol, rate, _DEPTH[protocol])
-        return TestDevice(device, protocol=protocol, baud=rate, facts=lambda: board_facts(device))
+        return TestDevice(device, protocol=protocol, baud=rate)
     simulation = _Simulation(protocol, rate, start_state, faults, seed)
     device = simulation.start()
     return TestDevice(
@@ -230,7 +237,7 @@ def modelled_wire(device: TestDevice) -> tuple[float | None, str]:
 
 def board_facts(device: Any) -> dict[str, Any]:
     """Return what a board that is open tells of itself."""
-    names = ("clock_hz", "latency_timer_ms", "version_word")
+    names = ("clock_hz", "latency_timer_ms")
     return {name: getattr(device, name) for name in names if getattr(device, name, None) is not None}
 
 

@@ -95,6 +95,7 @@ def run_live(
             if listener.n_ticks - told >= 100:
                 told = listener.n_ticks
                 on_progress(told)
+        comparison.drain()  # before anything else is waited for: their round trips are still running
         loop.stop()
         return loop.counters
 

@@ -106,7 +106,8 @@ def recorded_stimuli(config: SessionConfig, n: int) -> NDArray[np.int16]:
     try:
         info, bin_ms = source.info, round(config.source.bin_ms)
         encoder = Encoder(config.encoder, info.n_channels, info.channel_names, block_ms=bin_ms)
-        kept, stimuli = [], np.empty(N_CHANNELS, np.float32)
+        kept: list[NDArray[np.float32]] = []
+        stimuli = np.empty(N_CHANNELS, np.float32)
         while not source.ended and len(kept) * bin_ms < n:
             for features in source.read(1000, 1.0).samples:
                 was_ready = encoder.is_ready

@@ -84,6 +84,9 @@ class Publisher:
     def raw(self, payload: bytes) -> None:
         self._out.send_multipart([wire.TOPIC_STIMULI, payload])
 
+    def health(self, body: dict[str, Any]) -> None:
+        self._out.send_multipart([wire.TOPIC_HEALTH, wire.pack_health(wire.HealthMessage(0.0, "streaming", body))])
+
     def of(self, kind: type[Any]) -> list[Any]:
         while self._in.poll(0):
             topic, payload = self._in.recv_multipart()
@@ -420,7 +423,43 @@ def test_an_answer_that_is_lost_for_good_is_not_given_back(
         assert all(answer.spikes == expected[answer.tick] for answer in publisher.of(wire.BoardInput))
 
 
+def test_a_board_that_differs_from_the_twin_is_the_network_no_longer(
+    publisher: Publisher, running: Start, tmp_path: Path
+) -> None:
+    rows = stimuli(60)
+    with Peer(tmp_path) as peer:
+        adapter = running(peer.path, mode="offload", session=parse(PUBLISHED + OFFLOAD))
+        for row in rows[:30]:
+            publisher.say(row)
+        adapter.wait_for_ticks(30)
+        peer.board.state[0]["v"][:14] ^= 1 << 15  # those that rest forget it
+        for row in rows[30:]:
+            publisher.say(row)
+        adapter.wait_for_ticks(60)
+        wait_until(lambda: len(publisher.of(wire.BoardInput)) >= 30, "answers")
+        wait_until(lambda: [e for e in publisher.of(wire.EventInput) if "diverging" in e.value], "an event")
+        assert [answer.tick for answer in publisher.of(wire.BoardInput)] == list(range(30))
+
+
 # -- what is refused
+
+
+@pytest.mark.parametrize(("mode", "is_refused"), [("live", True), ("blinded", True), ("dry_run", False)])
+def test_a_daemon_that_may_stimulate_is_refused_on_a_link_without_a_checksum_whatever_the_file_said(
+    publisher: Publisher, running: Start, tmp_path: Path, mode: str, is_refused: bool
+) -> None:
+    with Peer(tmp_path, BridgeBoard(FixedNetwork().state)) as peer:
+        fpga = {"protocol": "siliconbridge", "baud": 3_000_000}
+        adapter = running(peer.path, mode="offload", session=parse(PUBLISHED + OFFLOAD), fpga=fpga)
+        publisher.wait_for_subscriptions(1)  # health, too
+        publisher.health({"stimulation": {"state": "disarmed", "mode": mode}})
+        if is_refused:
+            error = adapter.wait_for_end()
+            assert isinstance(error, ConfigError)
+            assert "no checksum" in str(error)
+        else:
+            publisher.say(stimuli(1)[0])
+            adapter.wait_for_ticks(1)
 
 
 def test_a_link_that_is_too_slow_is_refused_when_the_daemon_says_how_fast_it_is(

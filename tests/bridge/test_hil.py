@@ -25,6 +25,7 @@ from neuromod.bridge.hil_config import Criteria, criteria_toml, load_criteria
 from neuromod.bridge.hil_device import PeerDaemon, make_device
 from neuromod.bridge.hil_trace import differing_words
 from neuromod.bridge.replay import play
+from neuromod.engine.config import NetworkConfig
 from neuromod.engine.errors import AdapterError, ConfigError, FixedPointError
 from neuromod.engine.fixed_network import FixedNetwork
 
@@ -80,6 +81,14 @@ def test_a_fault_that_no_spike_shows_is_found_in_the_state(tmp_path: Path) -> No
     assert (rows(outcome)["spike_mismatches_max"], rows(outcome)["state_mismatches_max"]) == ("passed", "failed")
     assert outcome.trace.divergence is not None
     assert outcome.trace.divergence.kind == "state"
+
+
+def test_a_network_that_never_fires_proves_nothing_unless_that_is_said_to_do(tmp_path: Path) -> None:
+    config, _ = recording(tmp_path, n_ticks=1000)
+    silent = NetworkConfig.model_validate({"sensory": {"gain": 0.0, "bias": 0.0}})
+    config = config.model_copy(update={"network": silent})
+    assert rows(try_on(TwinDevice(), config))["spikes_min"] == "failed"
+    assert try_on(TwinDevice(), config, Criteria(spikes_min=0)).is_passed
 
 
 def test_lost_answers_are_counted_and_hide_no_difference(tmp_path: Path) -> None:

@@ -31,11 +31,19 @@ def written(folder: Path, device: Any, criteria: Criteria | None = None, **optio
     return code, json.loads((folder / "report" / "report.json").read_text())
 
 
-def test_report_json_says_what_was_run_on_what_and_what_came_of_it(tmp_path: Path) -> None:
-    code, body = written(tmp_path, TwinDevice())
-    assert (code, body["verdict"], body["ticks"]["answered"]) == (0, "passed", 3000)
+@pytest.fixture(scope="module")
+def passed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """Return the folder of a run that passed, and its report.json."""
+    folder = tmp_path_factory.mktemp("passed")
+    code, body = written(folder, TwinDevice())
+    return folder, body | {"code": code}
+
+
+def test_report_json_says_what_was_run_on_what_and_what_came_of_it(passed: tuple[Path, dict[str, Any]]) -> None:
+    folder, body = passed
+    assert (body["code"], body["verdict"], body["ticks"]["answered"]) == (0, "passed", 3000)
     assert {"neuromod", "python", "numba", "serial_protocol", "registers"} <= set(body["versions"])
-    assert body["hashes"]["recording"] == hash_path(tmp_path / "stimuli0.npy")
+    assert body["hashes"]["recording"] == hash_path(folder / "stimuli0.npy")
     assert all(re.fullmatch(r"[0-9a-f]{64}", body["hashes"][name]) for name in ("configuration", "images"))
     assert body["device"]["name"] == TwinDevice().name
     assert {row["key"] for row in body["criteria"]} >= {"spike_mismatches_max", "state_mismatches_max", "ticks_min"}
@@ -56,9 +64,9 @@ def test_a_failed_run_names_the_divergence_in_all_three_files(tmp_path: Path) ->
     assert "membrane mismatches" in failures
 
 
-def test_junit_has_the_usual_shape(tmp_path: Path) -> None:
-    _, body = written(tmp_path, TwinDevice())
-    root = ElementTree.parse(tmp_path / "report" / "junit.xml").getroot()
+def test_junit_has_the_usual_shape(passed: tuple[Path, dict[str, Any]]) -> None:
+    folder, body = passed
+    root = ElementTree.parse(folder / "report" / "junit.xml").getroot()
     assert root.tag == "testsuites"
     (suite,) = root
     cases = suite.findall("testcase")
@@ -71,9 +79,8 @@ def test_junit_has_the_usual_shape(tmp_path: Path) -> None:
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d", suite.get("timestamp", ""))
 
 
-def test_the_page_stands_by_itself(tmp_path: Path) -> None:
-    written(tmp_path, TwinDevice())
-    page = (tmp_path / "report" / "report.html").read_text()
+def test_the_page_stands_by_itself(passed: tuple[Path, dict[str, Any]]) -> None:
+    page = (passed[0] / "report" / "report.html").read_text()
     assert page.count("data:image/png;base64,") >= 3
     assert not re.search(r'(src|href)="(?!data:)', page)
     assert "http" not in page.replace("data:image", "")
@@ -92,7 +99,9 @@ def test_without_matplotlib_the_page_says_what_is_missing(tmp_path: Path, monkey
 
 
 def test_an_earlier_report_is_never_taken_for_that_of_a_run_that_fell_over(tmp_path: Path) -> None:
-    written(tmp_path, TwinDevice())
+    (tmp_path / "report").mkdir()
+    for name in ("report.json", "report.html", "junit.xml"):
+        (tmp_path / "report" / name).write_text("of an earlier run")
 
     class Broken(TwinDevice):
         def open(self) -> None:
@@ -106,25 +115,36 @@ def test_an_earlier_report_is_never_taken_for_that_of_a_run_that_fell_over(tmp_p
 # -- golden traces ----------------------------------------------------------------------------------------------------
 
 
-def test_a_golden_trace_is_kept_then_compared(tmp_path: Path) -> None:
+def kept(
+    capsys: pytest.CaptureFixture[str], folder: Path, device: Any, criteria: Criteria | None = None, *, golden: Path
+) -> tuple[int, dict[str, Any]]:
+    """Run with a golden trace and no report; return the exit code and what is printed for programs."""
+    config, path = recording(folder)
+    code = hil_command(config, of(device), criteria or Criteria(), Options(), Wanted(path, golden=golden, json=True))
+    return code, json.loads(capsys.readouterr().out)
+
+
+def test_a_golden_trace_is_kept_then_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     golden = tmp_path / "golden.npz"
-    code, body = written(tmp_path, TwinDevice(), golden=golden)
+    code, body = kept(capsys, tmp_path, TwinDevice(), golden=golden)
     assert (code, body["golden"]["is_written"]) == (0, True)
     with np.load(golden) as file:
         assert file["spikes"].shape == (3000,)
         assert file["v"].shape == (3000, 16)
         assert json.loads(str(file["meta"]))["versions"]["neuromod"]
     before = golden.read_bytes()
-    code, body = written(tmp_path, TwinDevice(), golden=golden)
+    code, body = kept(capsys, tmp_path, TwinDevice(), golden=golden)
     assert (code, body["golden"]["is_equal"]) == (0, True)
     assert golden.read_bytes() == before
 
 
-def test_a_device_that_differs_from_the_golden_trace_fails_though_every_limit_allows_it(tmp_path: Path) -> None:
+def test_a_device_that_differs_from_the_golden_trace_fails_though_every_limit_allows_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     golden = tmp_path / "golden.npz"
-    written(tmp_path, TwinDevice(), golden=golden)
+    kept(capsys, tmp_path, TwinDevice(), golden=golden)
     lax = Criteria(spike_mismatches_max=9999, membrane_mismatches_max=9999, state_mismatches_max=99999)
-    code, body = written(tmp_path, ChangedTwin(flip("v", (3,), 0, 2000)), lax, golden=golden)
+    code, body = kept(capsys, tmp_path, ChangedTwin(flip("v", (3,), 0, 2000)), lax, golden=golden)
     row = next(row for row in body["criteria"] if row["key"] == "golden")
     assert (code, row["status"]) == (1, "failed")
     assert "first at tick 1999, by its membranes" in row["why"]
@@ -132,15 +152,14 @@ def test_a_device_that_differs_from_the_golden_trace_fails_though_every_limit_al
 
 def test_a_failed_run_leaves_no_golden_trace(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     golden = tmp_path / "golden.npz"
-    code, _ = written(tmp_path, ChangedTwin(flip("weights", (2, 7), 25, 1500)), golden=golden)
-    assert code == 1
+    code, body = kept(capsys, tmp_path, ChangedTwin(flip("weights", (2, 7), 25, 1500)), golden=golden)
+    assert (code, body["golden"]["is_written"]) == (1, False)
     assert not golden.exists()
-    assert "was not written" in capsys.readouterr().err
 
 
-def test_a_golden_trace_of_something_else_is_refused(tmp_path: Path) -> None:
+def test_a_golden_trace_of_something_else_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     golden = tmp_path / "golden.npz"
-    written(tmp_path, TwinDevice(), golden=golden)
+    kept(capsys, tmp_path, TwinDevice(), golden=golden)
     (tmp_path / "other").mkdir()
     config, path = recording(tmp_path / "other", seed=1)
     with pytest.raises(ConfigError, match="of another recording"):
