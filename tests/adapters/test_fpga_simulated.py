@@ -437,9 +437,9 @@ def test_what_no_fault_is_for_is_answered_at_once_and_the_rest_handed_back(termi
     assert (served.n_answers, served.n_out, served.n_sent, model.ticks) == (2, 144, 144, 2)
     assert model.run(served.data)[1] != b""
     # a byte among those that come, or one of an answer, is to be hit
-    for limit in ({"bytes_in": len(frames[3]) - 1}, {"bytes_out": 71}):
+    for bytes_in, bytes_out in ((len(frames[3]) - 1, 1 << 20), (1 << 20, 71)):
         os.write(slave, frames[3])
-        served = model.serve(master, wake, **limit)
+        served = model.serve(master, wake, bytes_in=bytes_in, bytes_out=bytes_out)
         assert (served.n_in, served.n_answers, served.data, model.ticks) == (0, 0, frames[3], 3)
     # it comes back though nothing happens, and when it is woken
     os.write(slave, frames[3] + frames[4][:20])
