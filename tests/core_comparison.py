@@ -7,14 +7,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neuromod.adapters.base import create_source
+from neuromod.adapters.config import FeaturesConfig
 from neuromod.adapters.fpga.core_model import ADDRESSES, CoreModel
-from neuromod.bridge.assembly import assemble
 from neuromod.bridge.config import SessionConfig
 from neuromod.engine.fixed_network import FixedNetwork, quantised_stimuli
 from neuromod.engine.fixed_registers import FIXED_BLOCK, REGISTERS, locate, register
 from neuromod.engine.fixed_tick import fixed_tick, set_modulation
 from neuromod.engine.layout import N_CHANNELS
 from neuromod.engine.modulators import NeuroModulators
+from neuromod.sorting.encoder import Encoder, encode
 
 _MODULATION = [register(n) for n in ("input_gain", "recurrent_gain", "threshold_gain", "inhibition", "learning_factor")]
 _CHUNK = 1000
@@ -94,22 +95,28 @@ def varied_stimuli(rng: np.random.Generator, n: int) -> NDArray[np.int16]:
 
 
 def recorded_stimuli(config: SessionConfig, n: int) -> NDArray[np.int16]:
-    """The stimuli that the real loop makes of a recording, of no more than `n` ticks."""
+    """Stimuli of the first `n` ticks for which the encoder makes some of a recording of features.
+
+    As the loop does it, each vector of features is encoded once and stands for as many ticks as its bin has ms; the
+    loop itself is left out, since compiling it takes longer than all the rest.
+    """
+    assert isinstance(config.source, FeaturesConfig)
     source = create_source(config.source)
     source.open()
     try:
-        assembly = assemble(config, source.info)
-        records = assembly.records(_CHUNK)
-        kept, n_kept = [], 0
-        while not source.ended and n_kept < n:
-            chunk, done = source.read(1000, 1.0), 0
-            while done < len(chunk):
-                done, n_records = assembly.consume(chunk.samples, chunk.stamps, done, records)
-                kept.append(records["stimuli"][:n_records].copy())
-                n_kept += n_records
-        return quantised_stimuli(np.concatenate(kept)[:n], config.network.stimulus_limit)
+        info, bin_ms = source.info, round(config.source.bin_ms)
+        encoder = Encoder(config.encoder, info.n_channels, info.channel_names, block_ms=bin_ms)
+        kept: list[NDArray[np.float32]] = []
+        stimuli = np.empty(N_CHANNELS, np.float32)
+        while not source.ended and len(kept) * bin_ms < n:
+            for features in source.read(1000, 1.0).samples:
+                was_ready = encoder.is_ready
+                encode(encoder.state, features, stimuli)
+                if was_ready:
+                    kept.append(stimuli.copy())
     finally:
         source.close()
+    return quantised_stimuli(np.repeat(kept, bin_ms, axis=0)[:n], config.network.stimulus_limit)
 
 
 def _numbers(state: NDArray[Any]) -> NDArray[np.int64]:
@@ -117,7 +124,7 @@ def _numbers(state: NDArray[Any]) -> NDArray[np.int64]:
     return state.view(np.int64).reshape(-1)
 
 
-@numba.njit(error_model="numpy")  # type: ignore[untyped-decorator]
+@numba.njit(error_model="numpy")
 def _first_difference(state, numbers, stimuli, modulation, spikes, words):  # type: ignore[no-untyped-def]
     """Tick and number that differ first; (t, -1) for the spikes alone, (-1, -1) for none."""
     for k in range(stimuli.shape[0]):

@@ -1,8 +1,10 @@
 """The board's Verilog as a library: bytes in, bytes out, and clocks run only while there is something to do."""
 
 import ctypes
+import math
+import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +18,40 @@ TICK_ADDRESS = 0x081
 MODULES = ("board", "core", "fifo", "frame", "siliconbridge")
 """Files of the board, byte by byte: `neuromod_NAME.v`."""
 _ROOM = 1024  # of an answer: at most 255 bytes
+_AT_ONCE = 65536
+_FOREVER = 1 << 62
+_WOKEN = 0
+
+
+class _Serving(ctypes.Structure):
+    """`Serving` in board_model.cpp."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("bytes_in", "bytes_out", "first_tick", "n_ticks")),
+        *((name, ctypes.c_int64) for name in ("n_in", "n_out", "n_sent", "n_answers", "n_data")),
+        ("data", ctypes.c_uint8 * _AT_ONCE),
+    )
+
+
+class Served(NamedTuple):
+    """What came of serving a line.
+
+    Attributes
+    ----------
+    is_woken : bool
+        Whether it ended for that.
+    n_in, n_out, n_sent, n_answers : int
+        Bytes taken, those of answers, those of them that the line took, and answers.
+    data : bytes
+        Came after these, and were not handed to the board.
+    """
+
+    is_woken: bool
+    n_in: int
+    n_out: int
+    n_sent: int
+    n_answers: int
+    data: bytes
 
 
 class BoardModel:
@@ -50,6 +86,7 @@ class BoardModel:
         self._board = library.board_new(image.ctypes.data)
         self._out = ctypes.create_string_buffer(_ROOM)
         self._taken = ctypes.c_int()
+        self._serving = _Serving()
 
     def __del__(self) -> None:
         if board := getattr(self, "_board", None):
@@ -90,6 +127,44 @@ class BoardModel:
         out = ctypes.create_string_buffer(room)
         return ctypes.string_at(out, self._library.board_flood(self._board, data, len(data), out, room))
 
+    def serve(
+        self,
+        line: int,
+        wake: int,
+        wait_ns: float = math.inf,
+        *,
+        bytes_in: float = math.inf,
+        bytes_out: float = math.inf,
+        ticks: tuple[int, int] | None = None,
+    ) -> Served:
+        """Serve a host, until there are bytes that the board is not to get just so; also returns every 100 ms.
+
+        Parameters
+        ----------
+        line, wake : int
+            File descriptors: of the host, not blocking, and of what ends this once it can be read.
+        wait_ns : float
+            How long at most.
+        bytes_in, bytes_out : float
+            How many bytes are the board's and the host's just as they come.
+        ticks : tuple of int, optional
+            First tick and how many that are to be run just so; without, all.
+
+        Raises
+        ------
+        OSError
+            If the line is gone.
+        """
+        serving = self._serving
+        serving.bytes_in, serving.bytes_out = int(min(bytes_in, _FOREVER)), int(min(bytes_out, _FOREVER))
+        serving.first_tick, serving.n_ticks = (0, -1) if ticks is None else ticks
+        reason = self._library.board_serve(self._board, line, wake, int(min(wait_ns, _FOREVER)), serving)
+        if reason < 0:
+            raise OSError(-reason, os.strerror(-reason))
+        data = ctypes.string_at(serving.data, serving.n_data)
+        n = (serving.n_in, serving.n_out, serving.n_sent, serving.n_answers)
+        return Served(reason == _WOKEN, *n, data)
+
     def lose(self, n_bytes: int) -> None:
         """Have the board see that bytes were lost on the line."""
         self._library.board_lose(self._board, n_bytes)
@@ -125,6 +200,7 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
         ("ticks", ctypes.c_uint64, [board]),
         ("run", number, [board, data, number, taken, data, number]),
         ("flood", number, [board, data, number, data, number]),
+        ("serve", number, [board, number, number, ctypes.c_int64, ctypes.POINTER(_Serving)]),
         ("lose", None, [board, number]),
         ("reset", None, [board]),
         ("switches", None, [board, ctypes.c_uint16]),

@@ -208,6 +208,15 @@ class LineFaults:
                 numbers = _numbers(fault, rng)
                 self._hits.append([next(numbers), numbers, fault.kind, rng])
 
+    @property
+    def n_whole(self) -> float:
+        """How many bytes come over before something befalls one."""
+        return min((hit[0] for hit in self._hits), default=math.inf) - self._n_bytes
+
+    def skip(self, n: int) -> None:
+        """Count bytes that were carried past this, at most `n_whole`."""
+        self._n_bytes += n
+
     def carry(self, data: bytes, tick: int, report: Callable[[Injection], None]) -> bytes:
         """Return what comes over of some bytes; whatever befell them is reported."""
         start, end = self._n_bytes, self._n_bytes + len(data)

@@ -9,6 +9,7 @@ the way to it and back, and to it (`faults.py`).
 
 import contextlib
 import json
+import math
 import os
 import select
 import subprocess
@@ -38,8 +39,8 @@ from neuromod.adapters.fpga.faults import (
 )
 from neuromod.engine.errors import AdapterError, AdapterTimeoutError, ConfigError
 
+TICKS = 1 << 32
 MAX_UNDER_WAY = 512  # bytes, as the FIFO of the board
-SPIN_NS = 100_000  # after an answer the next tick may be about to come: waking up would cost 30 us
 MAX_INJECTIONS = 100_000  # that are told one by one; all are counted
 START_S, STOP_S = 180.0, 10.0  # the first start compiles the board: 30 s of one core
 
@@ -157,23 +158,40 @@ class BoardServer:
         wake : int
             File descriptor, of a pipe for instance.
         """
-        master, spin_until_ns = self._master, 0
         while True:
-            now_ns = time.monotonic_ns()
-            if now_ns < spin_until_ns:
-                timeout_s: float | None = 0.0
-            elif (due_ns := self._next_due_ns()) is not None:
-                timeout_s = max(0.0, (due_ns - now_ns) / 1e9)
-            else:
-                timeout_s = None
-            # the slave's end is held open here, so the master can be read whether or not a host is there
-            readable, _, _ = select.select((master, wake), (), (), timeout_s)
-            if wake in readable:
+            # bytes that nothing is to befall never come here: the board takes and answers them by itself
+            alone = self._alone()
+            served = self._board.serve(self._master, wake, self._wait_ns(), **alone)
+            self._to_board.skip(served.n_in)
+            self._to_host.skip(served.n_out)
+            self._counts["bytes_in"] += served.n_in
+            self._counts["bytes_out"] += served.n_sent
+            self._counts["answers"] += served.n_answers
+            if served.is_woken:
                 return
-            if readable:
-                self._take(os.read(master, 1 << 16))
-            if self._send():
-                spin_until_ns = time.monotonic_ns() + SPIN_NS
+            if served.data:
+                self._next_tick = self._board.peek(TICK_ADDRESS)
+                self._take(served.data)
+            self._send()
+
+    def _alone(self) -> dict[str, Any]:
+        """How far the board may be served with nothing of what stands here."""
+        if self._answers or self._swapped is not None or self._is_stopped():
+            return {"bytes_in": 0}
+        limits: dict[str, Any] = {"bytes_in": self._to_board.n_whole, "bytes_out": self._to_host.n_whole}
+        if self._at_ticks or self._delays or self._swaps:
+            first = self._board.peek(TICK_ADDRESS)
+            limits["ticks"] = first, self._quiet_ticks(first)
+        return limits
+
+    def _quiet_ticks(self, first: int) -> int:
+        """How many ticks from one on are run and answered just so."""
+        due = [*self._swaps, *(fault.tick for fault in self._at_ticks)]
+        for fault in self._delays:
+            due += fault.ticks
+            if fault.every:
+                due += [first + -first % fault.every, 0]  # their numbers begin anew where ticks do
+        return min(((tick - first) % TICKS for tick in due), default=TICKS)
 
     def _take(self, data: bytes) -> None:
         """Carry bytes to the board, and its answers to where they wait to be sent."""
@@ -231,15 +249,16 @@ class BoardServer:
         else:
             self._answers.append((due_ns, answer))
 
-    def _next_due_ns(self) -> int | None:
-        due = [self._answers[0][0]] if self._answers else []
-        return min([*due, self._swapped[0]] if self._swapped else due, default=None)
+    def _wait_ns(self) -> float:
+        """How long until an answer may go."""
+        due_ns = [self._answers[0][0]] if self._answers else []
+        if self._swapped is not None:
+            due_ns.append(self._swapped[0])
+        return max(0, min(due_ns) - time.monotonic_ns()) if due_ns else math.inf
 
-    def _send(self) -> bool:
-        """Send what may go; return whether anything went."""
-        if not self._answers and self._swapped is None:
-            return False
-        now_ns, sent = time.monotonic_ns(), False
+    def _send(self) -> None:
+        """Send what may go."""
+        now_ns = time.monotonic_ns()
         if self._swapped is not None and self._swapped[0] <= now_ns:
             self._answers.append((now_ns, self._swapped[1]))
             self._swapped = None
@@ -249,8 +268,6 @@ class BoardServer:
             with contextlib.suppress(BlockingIOError):
                 self._counts["bytes_out"] += os.write(self._master, data)
             self._counts["answers"] += 1
-            sent = True
-        return sent
 
     def _report(self, injection: Injection) -> None:
         self._counts[injection.kind] += 1

@@ -7,7 +7,7 @@
 // fired before it, and 559 where all did; without learning 93 (up to two) to 303.
 //
 // What is computed from what has not been: coincidence, drive and what traces give come before the membranes, since
-// they do not depend on this tick's spikes; traces jump while the first row of synapses goes by.
+// they do not depend on this tick's spikes; traces jump while the first two rows of synapses go by.
 //
 // Registers are read and written by address while no tick runs (ready = 1); a read answers two clocks later, and an
 // address may come every clock. Stimuli may be written as soon as 16 clocks of a tick are over.
@@ -33,17 +33,17 @@ module neuromod_core (
 );
 
     // ---- numbers of the network; fixed_registers.py says where each lies
-    reg [23:0] input_gain, recurrent_gain, threshold_gain, inhibition;
+    reg [23:0] inhibition;
     reg signed [31:0] learning_factor;
     reg [15:0] inhibition_ticks, window_ticks, coincidence_refractory;
     reg [3:0]  min_channels;
-    reg [23:0] fall_plus, fall_minus, fall_eligibility, a_plus, a_minus;
     reg signed [15:0] w_min, w_max;
     reg [1:0]  rule;
     reg [31:0] tick;
     reg [15:0] inhibition_left, coincidence_left;
 
     // each memory has one port to write, and one to read, but `v` two, so that it fits the LUT memories of an FPGA
+    reg [23:0] factor [0:15];             // by address: gains, falls and amplitudes, a single one an operation
     reg [23:0] rise [0:15];
     reg signed [15:0] gain [0:15];
     reg signed [15:0] bias [0:15];
@@ -112,10 +112,9 @@ module neuromod_core (
         if (rst) trail <= 56'd0;
         else if (!idle) trail <= {trail[47:0], op1, beat[3:0]};
     wire [3:0] op2 = trail[7:4], op5 = trail[31:28], op7 = trail[47:44], op8 = trail[55:52];
-    // while no tick runs, all memories are addressed from outside
+    // while no tick runs, memories that a tick changes are addressed from outside
     wire [3:0] n = address[3:0];
-    wire [3:0] c1 = idle ? n : beat[3:0], c5 = idle ? n : trail[27:24], c7 = idle ? n : trail[43:40],
-               c8 = idle ? n : trail[51:48];
+    wire [3:0] c1 = idle ? n : beat[3:0], c5 = trail[27:24], c7 = trail[43:40], c8 = idle ? n : trail[51:48];
     wire [5:0] bank = address[9:4];
     wire writes = we && idle;
 
@@ -211,22 +210,30 @@ module neuromod_core (
     wire signed [23:0] v1 = v[c1], drive1 = drive[c1];
     wire [23:0] pre1 = pre_trace[c1], post1 = post_trace[c1], rise1 = rise[c1];
     wire signed [15:0] stimulus1 = stimulus[c1], gain1 = gain[c1], threshold1 = threshold[c1];
-    always @(posedge clk) case (phase)
-        SCALE:      begin a2 <= {{16{stimulus1[15]}}, stimulus1}; b2 <= {1'b0, input_gain}; end
-        DRIVE:      begin a2 <= {{8{drive1[23]}}, drive1}; b2 <= {{9{gain1[15]}}, gain1}; end
-        LIMIT:      begin a2 <= {{16{threshold1[15]}}, threshold1}; b2 <= {1'b0, threshold_gain}; end
-        KICK:       begin
-            a2 <= spikes == 16'd0 ? 32'sd0 : {{12{charge_there[19]}}, charge_there};
-            b2 <= {1'b0, recurrent_gain};
-        end
-        MEMBRANE:   begin a2 <= {{8{drive1[23]}}, drive1} - {{8{v1[23]}}, v1}; b2 <= {1'b0, rise1}; end
-        FALL_PRE:   begin a2 <= {8'd0, pre1}; b2 <= {1'b0, fall_plus}; end
-        FALL_POST:  begin a2 <= {8'd0, post1}; b2 <= {1'b0, fall_minus}; end
-        POTENTIATE: begin a2 <= {8'd0, pre1}; b2 <= {1'b0, a_plus}; end
-        DEPRESS:    begin a2 <= {8'd0, post1}; b2 <= {1'b0, a_minus}; end
-        LEARN:      b2 <= {1'b0, fall_eligibility};
-        default: ;
+    reg [3:0] factor_of;
+    always @* case (phase)
+        SCALE:      factor_of = 4'h0;   // input_gain
+        KICK:       factor_of = 4'h1;   // recurrent_gain
+        LIMIT:      factor_of = 4'h2;   // threshold_gain
+        FALL_PRE:   factor_of = 4'h9;   // fall_plus
+        FALL_POST:  factor_of = 4'hA;   // fall_minus
+        LEARN:      factor_of = 4'hB;   // fall_eligibility
+        POTENTIATE: factor_of = 4'hC;   // a_plus
+        default:    factor_of = 4'hD;   // a_minus
     endcase
+    wire [23:0] factor1 = factor[factor_of];
+    always @(posedge clk) begin
+        b2 <= phase == DRIVE ? {{9{gain1[15]}}, gain1} : {1'b0, phase == MEMBRANE ? rise1 : factor1};
+        case (phase)
+            SCALE:                 a2 <= {{16{stimulus1[15]}}, stimulus1};
+            DRIVE:                 a2 <= {{8{drive1[23]}}, drive1};
+            LIMIT:                 a2 <= {{16{threshold1[15]}}, threshold1};
+            KICK:                  a2 <= spikes == 16'd0 ? 32'sd0 : {{12{charge_there[19]}}, charge_there};
+            MEMBRANE:              a2 <= {{8{drive1[23]}}, drive1} - {{8{v1[23]}}, v1};
+            FALL_PRE, POTENTIATE:  a2 <= {8'd0, pre1};
+            default:               a2 <= {8'd0, post1};
+        endcase
+    end
 
     // 3 to 5: the multiplier of 32 x 25 bits, in two halves that each fit a DSP48
     reg signed [31:0] a3, a4, a5, a6;
@@ -310,21 +317,20 @@ module neuromod_core (
 
     // traces fall, and jump once they have been read
     wire [15:0] pre_fired = {fired[15], coincidence, fired[13:0]};
-    wire jumps = phase == LEARN && beat[7:4] == 4'd0;
-    function [23:0] jumped(input [23:0] x);           // by 1, or to 1
-        jumped = rule[1] ? 24'd65536 : x[23:16] == 8'hFF ? 24'hFFFFFF : {x[23:16] + 8'd1, x[15:0]};
-    endfunction
+    wire pre_jumps = phase == LEARN && beat[7:4] == 4'd0 && pre_fired[c1];
+    wire post_jumps = phase == LEARN && beat[7:4] == 4'd1 && fired[c1];
+    wire [23:0] jumps = beat[4] ? post1 : pre1;       // by 1, or to 1
+    wire [23:0] jumped = rule[1] ? 24'd65536 : jumps[23:16] == 8'hFF ? 24'hFFFFFF : {jumps[23:16] + 8'd1, jumps[15:0]};
     wire pre_falls = op7 == FALL_PRE, post_falls = op7 == FALL_POST;
     wire [3:0] pre_at = pre_falls ? c7 : c1, post_at = post_falls ? c7 : c1;
+    wire [23:0] trace_next = idle ? wdata[23:0] : phase == LEARN ? jumped : left7[23:0];
     always @(posedge clk) begin
-        if (pre_falls || jumps && pre_fired[c1] || writes && bank == 6'h0C)
-            pre_trace[pre_at] <= pre_falls ? left7[23:0] : idle ? wdata[23:0] : jumped(pre1);
-        if (post_falls || jumps && fired[c1] || writes && bank == 6'h0D)
-            post_trace[post_at] <= post_falls ? left7[23:0] : idle ? wdata[23:0] : jumped(post1);
+        if (pre_falls || pre_jumps || writes && bank == 6'h0C) pre_trace[pre_at] <= trace_next;
+        if (post_falls || post_jumps || writes && bank == 6'h0D) post_trace[post_at] <= trace_next;
     end
 
     // ---- 6 to 8 of the synapses: the pairs of this tick, and what becomes of the eligibility
-    wire [15:0] plastic6 = plastic[idle ? n : s6[7:4]];
+    wire [15:0] plastic6 = plastic[s6[7:4]];
     wire [30:0] plus6 = potentiation[s6[7:4]], minus6 = depression[s6[3:0]];
     wire pairs6 = plastic6[s6[3:0]];
     reg signed [32:0] change7;
@@ -387,17 +393,16 @@ module neuromod_core (
         end
         if (stimulus_we) stimulus[stimulus_index] <= stimulus_word;
         if (writes) case (bank)
-            6'h00: case (n)
-                4'h0: input_gain <= wdata[23:0];        4'h1: recurrent_gain <= wdata[23:0];
-                4'h2: threshold_gain <= wdata[23:0];    4'h3: inhibition <= wdata[23:0];
-                4'h4: learning_factor <= wdata;         4'h5: inhibition_ticks <= wdata[15:0];
-                4'h6: window_ticks <= wdata[15:0];      4'h7: min_channels <= wdata[3:0];
-                4'h8: coincidence_refractory <= wdata[15:0];
-                4'h9: fall_plus <= wdata[23:0];         4'hA: fall_minus <= wdata[23:0];
-                4'hB: fall_eligibility <= wdata[23:0];  4'hC: a_plus <= wdata[23:0];
-                4'hD: a_minus <= wdata[23:0];           4'hE: w_min <= wdata[15:0];
-                4'hF: w_max <= wdata[15:0];
-            endcase
+            6'h00: begin
+                factor[n] <= wdata[23:0];
+                case (n)
+                    4'h3: inhibition <= wdata[23:0];        4'h4: learning_factor <= wdata;
+                    4'h5: inhibition_ticks <= wdata[15:0];  4'h6: window_ticks <= wdata[15:0];
+                    4'h7: min_channels <= wdata[3:0];       4'h8: coincidence_refractory <= wdata[15:0];
+                    4'hE: w_min <= wdata[15:0];             4'hF: w_max <= wdata[15:0];
+                    default: ;
+                endcase
+            end
             6'h01: rise[n] <= wdata[23:0];              6'h02: gain[n] <= wdata[15:0];
             6'h03: bias[n] <= wdata[15:0];              6'h04: threshold[n] <= wdata[15:0];
             6'h05: v_reset[n] <= wdata[15:0];           6'h06: v_min[n] <= wdata[15:0];
@@ -413,28 +418,28 @@ module neuromod_core (
         endcase
     end
 
-    // ---- reads
+    // ---- reads: what a tick changes, from where it is; what only writes change, from a copy of what was written, since
+    // the copy is a memory with one output, where the numbers themselves are needed side by side
+    reg [31:0] copy [0:255];
+    reg [31:0] copied;
+    wire is_single = bank == 6'h00;
+    wire is_signed = bank >= 6'h02 && bank <= 6'h06 || is_single && n >= 4'hE;
+    wire has_24 = bank == 6'h01 || is_single && (n <= 4'h4 || n >= 4'h9 && n <= 4'hD);
+    wire has_32 = is_single && n == 4'h4, has_4 = is_single && n == 4'h7;
+    always @(posedge clk) begin
+        copied <= copy[address[7:0]];
+        if (writes && bank[5:4] == 2'd0) copy[address[7:0]] <= {
+            is_signed ? {8{wdata[15]}} : has_32 ? wdata[31:24] : 8'd0,
+            is_signed ? {8{wdata[15]}} : has_24 ? wdata[23:16] : 8'd0,
+            has_4 ? 12'd0 : wdata[15:4], wdata[3:0]
+        };
+    end
     reg [31:0] word;
     reg [1:0]  word_of;
     always @(posedge clk) if (idle) begin
-        word_of <= address[9:8];
+        word_of <= address[9:8] == 2'd0 && (!bank[3] || bank[3:0] == 4'hE) ? 2'd3
+                 : address[9:8] == 2'd3 ? 2'd0 : address[9:8];
         case (bank)
-            6'h00: case (n)
-                4'h0: word <= {8'd0, input_gain};       4'h1: word <= {8'd0, recurrent_gain};
-                4'h2: word <= {8'd0, threshold_gain};   4'h3: word <= {8'd0, inhibition};
-                4'h4: word <= learning_factor;          4'h5: word <= {16'd0, inhibition_ticks};
-                4'h6: word <= {16'd0, window_ticks};    4'h7: word <= {28'd0, min_channels};
-                4'h8: word <= {16'd0, coincidence_refractory};
-                4'h9: word <= {8'd0, fall_plus};        4'hA: word <= {8'd0, fall_minus};
-                4'hB: word <= {8'd0, fall_eligibility}; 4'hC: word <= {8'd0, a_plus};
-                4'hD: word <= {8'd0, a_minus};          4'hE: word <= {{16{w_min[15]}}, w_min};
-                4'hF: word <= {{16{w_max[15]}}, w_max};
-            endcase
-            6'h01: word <= {8'd0, rise1};               6'h02: word <= {{16{gain1[15]}}, gain1};
-            6'h03: word <= {{16{bias5[15]}}, bias5};    6'h04: word <= {{16{threshold1[15]}}, threshold1};
-            6'h05: word <= {{16{v_reset8[15]}}, v_reset8};
-            6'h06: word <= {{16{v_min7[15]}}, v_min7};
-            6'h07: word <= {16'd0, refractory8};
             6'h08: case (n)
                 4'h0: word <= {30'd0, rule};            4'h1: word <= tick;
                 4'h2: word <= {16'd0, spikes};          4'h3: word <= {16'd0, inhibition_left};
@@ -443,10 +448,10 @@ module neuromod_core (
             endcase
             6'h09: word <= {{8{v1[23]}}, v1};           6'h0A: word <= {16'd0, left8};
             6'h0B: word <= {16'd0, since8};             6'h0C: word <= {8'd0, pre1};
-            6'h0D: word <= {8'd0, post1};               6'h0E: word <= {16'd0, plastic6};
+            6'h0D: word <= {8'd0, post1};
             default: word <= 32'd0;
         endcase
-        rdata <= word_of == 2'd1 ? w2 : word_of == 2'd2 ? e2 : word;
+        rdata <= word_of == 2'd1 ? w2 : word_of == 2'd2 ? e2 : word_of == 2'd3 ? copied : word;
     end
 endmodule
 

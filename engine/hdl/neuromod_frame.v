@@ -1,8 +1,9 @@
 // A board's side of the protocol in adapters/fpga/PROTOCOL.md: frames in, ticks and registers done, answers out.
 //
 // One memory holds a frame, then the answer to it. Frames are taken out of their COBS code byte by byte as they come,
-// and nothing of one reaches the core before its CRC was checked. Answers are put in COBS code as they are written:
-// where a zero belongs, nothing is written but the place of the zero before it, which is when its distance is known.
+// and nothing of one reaches the core before its CRC was checked, but for stimuli: they mean nothing without a tick, and
+// every tick brings all of them. Answers are put in COBS code as they are written: where a zero belongs, nothing is
+// written but the place of the zero before it, which is when its distance is known; what lies before it may be sent.
 
 `default_nettype none
 
@@ -36,7 +37,7 @@ module neuromod_frame #(
     localparam [7:0] VERSION = 8'd1, TICK = 8'h02, WRITE = 8'h03, READ = 8'h04, REFUSED = 8'hFF, ANSWERS = 8'h80;
     localparam [7:0] DAMAGED = 8'd1, KIND = 8'd2, PAST = 8'd3, FUTURE = 8'd4, ADDRESS = 8'd5;
     localparam [7:0] MAX_FRAME = 8'd253, OVERHEAD = 8'd8;
-    localparam [7:0] AT_STIMULI = 8'd9, AT_WORDS = 8'd7;      // in a frame
+    localparam [7:0] AT_STIMULI = 8'd9, AT_MODULATION = 8'd41, AT_WORDS = 8'd7;   // in a frame
     localparam [9:0] TICK_REGISTER = 10'h081, V_REGISTERS = 10'h090;
     localparam [31:0] CRC_OF_ALL = 32'hDEBB20E3;              // left of a frame that ends with its own CRC
 
@@ -49,8 +50,8 @@ module neuromod_frame #(
         end
     endfunction
 
-    localparam [3:0] RECEIVE = 0, CHECK = 1, DECIDE = 2, STIMULI = 3, WORDS = 4, START = 5, RUN = 6, HEAD = 7, BODY = 8,
-                     DRAIN = 9, CRC = 10, CLOSE = 11, SEND = 12;
+    localparam [3:0] RECEIVE = 0, CHECK = 1, DECIDE = 2, WORDS = 3, START = 4, RUN = 5, HEAD = 6, BODY = 7, DRAIN = 8,
+                     CRC = 9, CLOSE = 10, SEND = 11;
     reg [3:0] state;
     assign receiving = state == RECEIVE;
     assign rx_ready = receiving;
@@ -82,6 +83,7 @@ module neuromod_frame #(
     wire [7:0]  n = header[55:48];
     wire unused = &{1'b0, header[71:65]};    // flags that mean nothing yet
 
+    integer k;
     always @(posedge clk) if (rst || takes) begin
         if (rst || ends) begin
             begun <= 1'b0;
@@ -100,7 +102,8 @@ module neuromod_frame #(
             if (keeps) length <= length + 8'd1;
             if ((decodes && !keeps) || (ends && block_left != 8'd0)) is_wrong <= 1'b1;
         end
-        if (keeps && length < 8'd9) header[{length[3:0], 3'd0} +: 8] <= decoded;
+        for (k = 0; k < 9; k = k + 1)
+            if (keeps && length == k[7:0]) header[8*k +: 8] <= decoded;
     end
 
     // ---- what is to be done with it
@@ -151,23 +154,24 @@ module neuromod_frame #(
         end
     end
 
-    // ---- stimuli and words out of the memory, byte by byte, lowest first
+    // ---- stimuli as they come, and words out of the memory, byte by byte, lowest first
     reg [31:0] gathered;
     reg [1:0]  n_gathered;
     reg [5:0]  words_left;
     reg        word_is_whole, stimulus_is_whole;
-    wire loads = state == STIMULI || state == WORDS;
+    wire loads = state == WORDS;
+    wire is_stimulus = keeps && length >= AT_STIMULI && length < AT_MODULATION;
     assign stimulus_we = stimulus_is_whole;
     assign stimulus_word = gathered[31:16];
     assign we = word_is_whole;
     assign wdata = gathered;
-    assign start = state == START && !stimulus_is_whole && !word_is_whole;  // the last of them is written first
+    assign start = state == START && !word_is_whole;     // the last of them is written first
     always @(posedge clk) begin
         n_gathered <= loads ? n_gathered + 2'd1 : 2'd0;
-        if (loads) gathered <= {stored, gathered[31:8]};
-        stimulus_is_whole <= state == STIMULI && n_gathered[0];
+        if (loads || is_stimulus) gathered <= {loads ? stored : decoded, gathered[31:8]};
+        stimulus_is_whole <= is_stimulus && !length[0];
         word_is_whole <= state == WORDS && n_gathered == 2'd3;
-        if (state == DECIDE) stimulus_index <= 4'd0;
+        if (!begun) stimulus_index <= 4'd0;
         else if (stimulus_we) stimulus_index <= stimulus_index + 4'd1;
     end
 
@@ -177,12 +181,36 @@ module neuromod_frame #(
     always @(posedge clk) begin
         if (rst) {before_1, before_2, before_3} <= 48'd0;
         else if (start) {before_1, before_2, before_3} <= {spikes, before_1, before_2};
-        clocks <= state != RUN ? 16'd1 : clocks == 16'hFFFF ? clocks : clocks + 16'd1;
+        if (start) clocks <= 16'd1;
+        else if (state == RUN && !done && clocks != 16'hFFFF) clocks <= clocks + 16'd1;
     end
 
     // ---- the answer: a head of up to 18 bytes, then words of 3 or 4 bytes from `address` on, then its CRC
-    reg [143:0] head;
-    reg [4:0]   head_left;
+    // all that a head tells stands still until the answer is written
+    reg [4:0]   head_at;
+    reg         refused;
+    reg [7:0]   head;
+    wire head_ends = head_at == (refused ? 5'd8 : kind == TICK ? 5'd17 : 5'd6);
+    always @* case (head_at)
+        5'd0:  head = VERSION;
+        5'd1:  head = refused ? REFUSED : kind | ANSWERS;
+        5'd2:  head = frame_number[7:0];
+        5'd3:  head = frame_number[15:8];
+        5'd4:  head = refused ? reason : number[7:0];           // or `first`, and `n`
+        5'd5:  head = refused ? rdata[7:0] : number[15:8];      // the tick's register
+        5'd6:  head = refused ? rdata[15:8] : number[23:16];
+        5'd7:  head = refused ? rdata[23:16] : number[31:24];
+        5'd8:  head = refused ? rdata[31:24] : clocks[7:0];
+        5'd9:  head = clocks[15:8];
+        5'd10: head = spikes[7:0];
+        5'd11: head = spikes[15:8];
+        5'd12: head = before_1[7:0];
+        5'd13: head = before_1[15:8];
+        5'd14: head = before_2[7:0];
+        5'd15: head = before_2[15:8];
+        5'd16: head = before_3[7:0];
+        default: head = before_3[15:8];
+    endcase
     reg [1:0]   byte_of_word;
     reg [23:0]  rest_of_word;
     wire [1:0]  last_byte = kind == TICK ? 2'd2 : 2'd3;
@@ -195,7 +223,7 @@ module neuromod_frame #(
     always @(posedge clk) begin
         emits <= state == HEAD || state == BODY || state == CRC;
         case (state)
-            HEAD: emitted <= head[7:0];
+            HEAD: emitted <= head;
             BODY: emitted <= byte_of_word == 2'd0 ? value[7:0] : rest_of_word[7:0];
             default: case (byte_of_crc)
                 2'd0: emitted <= ~crc[7:0];
@@ -219,8 +247,7 @@ module neuromod_frame #(
     wire sums = emits && state != CRC && state != CLOSE;
     always @(posedge clk) begin
         if ((takes && !begun) || state == DECIDE) crc <= 32'hFFFFFFFF;
-        else if (keeps) crc <= crc_after(crc, decoded);
-        else if (sums) crc <= crc_after(crc, emitted);
+        else if (keeps || sums) crc <= crc_after(crc, keeps ? decoded : emitted);
     end
 
     // one port writes the memory: frame, answer, or the code before the answer's last block
@@ -231,7 +258,8 @@ module neuromod_frame #(
     wire [7:0] what = keeps ? decoded : closes || is_zero ? place - zero_place : emitted;
     always @(posedge clk) if (writes) memory[where] <= what;
 
-    assign tx_valid = state == SEND;
+    wire answers = state >= HEAD;
+    assign tx_valid = state == SEND || (answers && at != zero_place);
     assign tx_data = at == place ? 8'd0 : stored;
 
     // ---- the order of all this
@@ -246,47 +274,41 @@ module neuromod_frame #(
             end
             CHECK: state <= DECIDE;
             DECIDE: begin
-                words_left <= n[5:0];
-                head[31:0] <= {frame_number, kind | ANSWERS, VERSION};
-                head[55:32] <= {n, first};
-                head_left <= 5'd7;
-                at <= kind == TICK ? AT_STIMULI : AT_WORDS;
+                words_left <= kind == TICK ? 6'd5 : n[5:0];
+                head_at <= 5'd0;
+                refused <= refuses;
+                at <= kind == TICK ? AT_MODULATION : kind == WRITE ? AT_WORDS : 8'd0;
                 // the first word moves it on by one
                 address <= kind == TICK ? 10'h3FF : kind == WRITE ? first[9:0] - 10'd1 : first[9:0];
-                state <= kind == TICK ? STIMULI : kind == WRITE ? WORDS : HEAD;
+                state <= kind == TICK && !with_modulation ? START : kind == READ ? HEAD : WORDS;
                 if (refuses) begin
-                    head[71:32] <= {rdata, reason};
-                    head[15:8] <= REFUSED;
-                    head_left <= 5'd9;
+                    address <= TICK_REGISTER;
                     words_left <= 6'd0;
+                    at <= 8'd0;
                     state <= HEAD;
                 end
-            end
-            STIMULI: begin
-                at <= at + 8'd1;
-                words_left <= 6'd5;
-                if (at == AT_STIMULI + 8'd31) state <= with_modulation ? WORDS : START;
             end
             WORDS: begin
                 at <= at + 8'd1;
                 if (n_gathered == 2'd3) begin
                     address <= address + 10'd1;
                     words_left <= words_left - 6'd1;
-                    if (words_left == 6'd1) state <= kind == TICK ? START : HEAD;
+                    if (words_left == 6'd1) begin
+                        at <= 8'd0;
+                        state <= kind == TICK ? START : HEAD;
+                    end
                 end
             end
             START: if (start) state <= RUN;
             RUN: if (done) begin
-                head[143:32] <= {before_3, before_2, before_1, spikes, clocks, number};
-                head_left <= 5'd18;
                 address <= V_REGISTERS;
+                at <= 8'd0;
                 words_left <= 6'd16;
                 state <= HEAD;
             end
             HEAD: begin
-                head <= {8'd0, head[143:8]};
-                head_left <= head_left - 5'd1;
-                if (head_left == 5'd1) state <= words_left != 6'd0 ? BODY : DRAIN;
+                head_at <= head_at + 5'd1;
+                if (head_ends) state <= words_left != 6'd0 ? BODY : DRAIN;
             end
             BODY: begin
                 // the next word is there two clocks after its address, in time for its first byte
@@ -298,16 +320,11 @@ module neuromod_frame #(
             end
             DRAIN: if (!emits) state <= CRC;
             CRC: if (byte_of_crc == 2'd3) state <= CLOSE;
-            CLOSE: begin
-                at <= 8'd0;
-                if (!emits) state <= SEND;
-            end
-            SEND: if (tx_ready) begin
-                at <= at + 8'd1;
-                if (at == place) state <= RECEIVE;
-            end
+            CLOSE: if (!emits) state <= SEND;
+            SEND: if (tx_ready && at == place) state <= RECEIVE;
             default: state <= RECEIVE;
         endcase
+        if (answers && tx_valid && tx_ready) at <= at + 8'd1;
     end
 endmodule
 

@@ -25,9 +25,23 @@ module neuromod_uart #(
     output wire       tx_ready
 );
 
-    // Remainders run from -CLOCK_HZ up by BAUD a clock; where one passes 0, a bit is over.
-    localparam integer WIDTH = 32;
-    localparam signed [WIDTH-1:0] PER_CLOCK = BAUD, PER_BIT = CLOCK_HZ, HALF = CLOCK_HZ / 2;
+    // Remainders run from -CLOCK_HZ up by BAUD a clock, both over what divides them; where one passes 0, a bit is over.
+    function integer divisor(input integer a, input integer b);
+        integer rest, left;
+        begin
+            divisor = a;
+            left = b;
+            while (left != 0) begin
+                rest = divisor % left;
+                divisor = left;
+                left = rest;
+            end
+        end
+    endfunction
+    localparam integer COMMON = divisor(CLOCK_HZ, BAUD);
+    localparam integer WIDTH = $clog2(CLOCK_HZ / COMMON) + 2;
+    localparam integer CLOCKS = CLOCK_HZ / COMMON, BITS = BAUD / COMMON, HALVES = (CLOCKS + 1) / 2;
+    localparam signed [WIDTH-1:0] PER_CLOCK = BITS[WIDTH-1:0], PER_BIT = CLOCKS[WIDTH-1:0], HALF = HALVES[WIDTH-1:0];
 
     // ---- receiver
     reg [4:0] line;                     // two clocks to settle, and the last three samples

@@ -19,6 +19,7 @@ from neuromod.adapters.fpga.verilated import find_compiler, find_verilator
 from neuromod.bridge.config import for_recording
 from neuromod.engine.errors import AdapterError
 from neuromod.engine.fixed_network import FixedNetwork
+from neuromod.engine.fixed_registers import REGISTERS
 
 JANGO = "m1-utah-wristflexion-jango/Jango_20141203_default_offline_data.mat"
 EPISODE = 100
@@ -121,11 +122,19 @@ def test_registers_are_read_as_they_were_written_whatever_they_powered_up_as(see
         assert (core.read([0x085, 0x08F, 0x0F0, 0x0FF, 0x300, 0x3FF]) == 0).all()  # nothing lies there
 
 
-def test_bits_beyond_a_register_are_ignored() -> None:
+@pytest.mark.parametrize("seed", range(2))
+def test_bits_beyond_a_register_are_ignored(seed: int) -> None:
+    """Any word may be written anywhere; what is read is as wide as the register, with its sign."""
+    written = np.random.default_rng(seed).integers(0, 2**32, len(ADDRESSES)).astype(np.uint32)
+    beyond = np.concatenate([np.full(each.size, 32 - each.bits) for each in REGISTERS]).astype(np.uint32)
+    signed = np.concatenate([np.full(each.size, each.signed) for each in REGISTERS])
+    on_top = written << beyond
+    expected = np.where(signed, (on_top.view(np.int32) >> beyond.view(np.int32)).view(np.uint32), on_top >> beyond)
+    nowhere = [0x085, 0x0F0, 0x300]
     with CoreModel(seed=1) as core:
-        core.write([0x000, 0x005, 0x007, 0x00E, 0x080, 0x090, 0x0F0, 0x300], [0xFFFFFFFF] * 8)
-        words = core.read([0x000, 0x005, 0x007, 0x00E, 0x080, 0x090, 0x0F0, 0x300])
-    assert words.tolist() == [0xFFFFFF, 0xFFFF, 0xF, 0xFFFFFFFF, 3, 0xFFFFFFFF, 0, 0]
+        core.write([*ADDRESSES, *nowhere], [*written, 1, 1, 1])
+        assert (core.read(ADDRESSES) == expected).all()
+        assert (core.read(nowhere) == 0).all()
 
 
 @pytest.mark.parametrize("seed", range(1, 4))

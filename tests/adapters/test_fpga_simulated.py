@@ -1,5 +1,7 @@
 """The simulated board behind its pseudo-terminal, opened as a serial port is, and every fault that it can be given."""
 
+import contextlib
+import errno
 import importlib
 import json
 import os
@@ -8,7 +10,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+import tty
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ import pytest
 from numpy.typing import NDArray
 
 from neuromod.adapters.fpga import wire
+from neuromod.adapters.fpga.board_model import BoardModel
 from neuromod.adapters.fpga.faults import Fault, Injection, LineFaults, parse_fault
 from neuromod.adapters.fpga.simulated import BoardServer, SimulatedBoard
 from neuromod.adapters.fpga.wire import Frame, Kind, Refusal
@@ -402,5 +406,55 @@ def test_a_server_in_this_process_stops_when_it_is_woken() -> None:
         server.serve(wake)
         assert server.counts["ticks"] == 0
     server.close()
+    os.close(wake)
+    os.close(stop)
+
+
+# -- what is served without the interpreter
+
+
+@pytest.fixture
+def terminal() -> Iterator[tuple[int, int]]:
+    """A pseudo-terminal's master, and its slave."""
+    master, slave = os.openpty()
+    tty.setraw(slave)
+    os.set_blocking(master, False)
+    yield master, slave
+    os.close(master)
+    with contextlib.suppress(OSError):  # a test may have closed it
+        os.close(slave)
+
+
+def test_what_no_fault_is_for_is_answered_at_once_and_the_rest_handed_back(terminal: tuple[int, int]) -> None:
+    (master, slave), (wake, stop) = terminal, os.pipe()
+    model, rows = BoardModel(words=_image()), _stimuli()
+    frames = [wire.pack_tick(tick, tick, rows[tick]) for tick in range(5)]
+    os.write(slave, b"".join(frames[:3]))
+    served = model.serve(master, wake, ticks=(0, 2))
+    # the board has taken in a byte or two of the third by then
+    assert frames[2].endswith(served.data)
+    assert (served.n_in, len(served.data) > 40) == (len(b"".join(frames[:3])) - len(served.data), True)
+    assert (served.n_answers, served.n_out, served.n_sent, model.ticks) == (2, 144, 144, 2)
+    assert model.run(served.data)[1] != b""
+    # a byte among those that come, or one of an answer, is to be hit
+    for bytes_in, bytes_out in ((len(frames[3]) - 1, 1 << 20), (1 << 20, 71)):
+        os.write(slave, frames[3])
+        served = model.serve(master, wake, bytes_in=bytes_in, bytes_out=bytes_out)
+        assert (served.n_in, served.n_answers, served.data, model.ticks) == (0, 0, frames[3], 3)
+    # it comes back though nothing happens, and when it is woken
+    os.write(slave, frames[3] + frames[4][:20])
+    served = model.serve(master, wake)
+    assert (served.is_woken, served.n_answers, served.n_in, served.data) == (False, 1, len(frames[3]) + 20, b"")
+    os.write(stop, b"\0")
+    assert model.serve(master, wake).is_woken
+    os.close(wake)
+    os.close(stop)
+
+
+def test_a_line_that_hung_up_is_told_and_not_read_for_ever(terminal: tuple[int, int]) -> None:
+    (master, slave), (wake, stop) = terminal, os.pipe()
+    os.close(slave)
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+        BoardModel(words=_image()).serve(master, wake)
     os.close(wake)
     os.close(stop)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from bench.synthesis import cell_models, find_yosys, run_yosys, script_of
+from bench.synthesis import cell_models, find_yosys, prepare, run_yosys
 from core_comparison import (
     compare,
     random_modulation,
@@ -96,7 +96,7 @@ def test_the_netlist_equals_the_twin_over_1000_ticks(tmp_path: Path) -> None:
     if find_yosys() is None:
         pytest.skip("needs Yosys: pip install 'neuromod-bridge[synthesis]'")
     netlist, quiet = tmp_path / "netlist.v", tmp_path / "quiet.vlt"
-    run_yosys(f"{script_of('neuromod_core')} -nobram; write_verilog -noattr {netlist}")
+    run_yosys(f"{prepare('neuromod_core', tmp_path)} -nobram; write_verilog -noattr {netlist.name}", tmp_path)
     quiet.write_text(QUIET)
     with CoreModel(seed=1, sources=[quiet, netlist, cell_models()]) as core:
         network, rng = FixedNetwork(), np.random.default_rng(4)

@@ -34,8 +34,8 @@ _HEADER = """\
 `define NEUROMOD_BAUD 3000000
 `define NEUROMOD_PROTOCOL 0
 """
-# what comes with the LUTs, and with the pins
-_FREE = "CARRY4|MUXF[78]|[IO]BUF|BUFG"
+# what comes with the LUTs, with the pins, and with flattening
+_FREE = r"CARRY4|MUXF[78]|[IO]BUF|BUFG|\$scopeinfo"
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +86,8 @@ def cell_models() -> Path:
     return Path(shutil.which("yosys") or "yosys").resolve().parents[1] / "share" / "yosys" / "xilinx" / "cells_sim.v"
 
 
-def run_yosys(script: str, folder: Path | None = None) -> str:
-    """Run a script of Yosys commands, in a folder, and return what was said.
+def run_yosys(script: str, folder: Path) -> None:
+    """Run a script of Yosys commands in a folder, where everything that it names has to lie.
 
     Raises
     ------
@@ -97,50 +97,58 @@ def run_yosys(script: str, folder: Path | None = None) -> str:
     command = find_yosys()
     if command is None:
         raise RuntimeError("Yosys is not installed: pip install 'neuromod-bridge[synthesis]'")
-    result = subprocess.run([*command, "-q", "-p", script], cwd=folder, capture_output=True, text=True, check=False)
+    # Into files: as WebAssembly, it dies without a word where ABC's output meets a pipe. Names relative to the folder,
+    # since it has a /tmp of its own.
+    with (folder / "said").open("w+") as said:
+        result = subprocess.run(
+            [*command, "-q", "-p", script],
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            stdout=said,
+            stderr=subprocess.STDOUT,
+            check=False,
+        )
     if result.returncode != 0:
-        raise RuntimeError(f"Yosys failed ({result.returncode}):\n" + (result.stderr or result.stdout).strip()[-2000:])
-    return result.stdout
+        last = (folder / "said").read_text(errors="replace").strip()[-2000:]
+        raise RuntimeError(f"Yosys failed ({result.returncode}):\n{last or 'it said nothing'}")
 
 
-def sources_of(top: str) -> list[Path]:
-    """Our Verilog, if `top` is among it; the core stands alone."""
-    if not (HDL / f"{top}.v").exists():
-        return []
-    return [HDL / f"{top}.v"] if top == "neuromod_core" else sorted(HDL.glob("*.v"))
+def prepare(top: str, folder: Path) -> str:
+    """Put what a top is made of into a folder.
 
-
-def script_of(top: str) -> str:
-    """The commands that synthesise a top. Pads and clock buffers are left to the top that has pins."""
+    Returns
+    -------
+    str
+        The Yosys commands that synthesise it there. Pads and clock buffers are left to the top that has pins; the core
+        stands alone.
+    """
+    sources = [HDL / f"{top}.v"] if top == "neuromod_core" else sorted(HDL.glob("*.v"))
+    for source in sources:
+        shutil.copy(source, folder)
+    (folder / "registers.mem").write_text(write_registers(FixedNetwork().state))
+    (folder / "neuromod_config.vh").write_text(_HEADER)
     inner = "" if top == "nexys_a7_top" else " -noiopad -noclkbuf"
-    return (
-        f"read_verilog -I. {' '.join(map(str, sources_of(top)))}; synth_xilinx -family xc7 -flatten -top {top}{inner}"
-    )
+    names = " ".join(source.name for source in sources)
+    return f"read_verilog -I. {names}; synth_xilinx -family xc7 -flatten -top {top}{inner}"
 
 
 def synthesise(top: str) -> Usage:
     """Synthesise a top and count."""
-    with tempfile.TemporaryDirectory() as folder:
-        stat, path, netlist = (Path(folder) / name for name in ("stat", "sta", "netlist.v"))
-        (Path(folder) / "registers.mem").write_text(write_registers(FixedNetwork().state))
-        (Path(folder) / "neuromod_config.vh").write_text(_HEADER)
-        run_yosys(
-            f"{script_of(top)}; tee -q -o {stat} stat -json; write_verilog -noattr {netlist}",
-            Path(folder),
-        )
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        commands = prepare(top, folder)
+        run_yosys(f"{commands}; tee -q -o stat stat -json; write_verilog -noattr netlist.v", folder)
         # synthesis leaves its models of the cells without their delays: read anew
         run_yosys(
-            f"read_verilog -lib -specify +/xilinx/cells_sim.v; read_verilog {netlist}; hierarchy -top {top}; "
-            f"tee -q -o {path} sta",
-            Path(folder),
+            "read_verilog -lib -specify +/xilinx/cells_sim.v; read_verilog netlist.v; "
+            f"hierarchy -top {top}; tee -q -o path sta",
+            folder,
         )
-        text = stat.read_text()
-        cells = json.loads(text[text.index("{") :])["design"]["num_cells_by_type"]
-        delay = re.search(r"Latest arrival time in '[^']*' is (\d+)", path.read_text())
-        # from its end back to the clock, a line for each cell
-        cells_on_path = re.findall(
-            r"^ +\d+ .*\((?!<)(\w+)\.", path.read_text().split("Arrival histogram")[0], re.MULTILINE
-        )
+        stat, path = (folder / "stat").read_text(), (folder / "path").read_text()
+    cells = json.loads(stat[stat.index("{") :])["design"]["num_cells_by_type"]
+    delay = re.search(r"Latest arrival time in '[^']*' is (\d+)", path)
+    # from its end back to the clock, a line for each cell
+    cells_on_path = re.findall(r"^ +\d+ .*\((?!<)(\w+)\.", path.split("Arrival histogram")[0], re.MULTILINE)
     assert delay is not None
 
     def count(pattern: str) -> int:
@@ -193,7 +201,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the figures here too")
     parser.add_argument("--write", action="store_true", help="put the table into engine/hdl/SYNTHESIS.md")
     options = parser.parse_args()
-    usages = [synthesise(top) for top in options.top or TOPS if sources_of(top)]
+    usages = [synthesise(top) for top in options.top or TOPS]
     print(version())
     print(text := table(usages))
     if options.json:
