@@ -18,7 +18,7 @@ test-offline: .venv/ready-dev
 test-live: .venv/ready-dev
 	$(BIN)/pytest -m "not long" $(OFFLINE:%=--ignore=%)
 
-# an hour or so: millions of ticks, and the netlist that synthesis makes of the Verilog
+# a quarter of an hour on two idle cores: millions of ticks, and the netlist that synthesis makes of the Verilog
 test-long: .venv/ready-dev
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,synthesis]'
 	$(BIN)/pytest -m long
