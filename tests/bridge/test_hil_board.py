@@ -107,4 +107,5 @@ def test_a_clean_board_raises_no_alarm_for_long(tmp_path: Path, protocol: str) -
     config = faults.session(tmp_path, 200_000)
     outcome = faults.try_clean(protocol, config)
     assert outcome.trace.n_ticks == 200_000
+    assert [each for each in outcome.judgements if each.status == "failed"] == []
     assert outcome.is_passed
