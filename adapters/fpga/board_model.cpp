@@ -75,9 +75,13 @@ uint64_t board_clocks(const Board* board) { return board->clocks; }
 uint64_t board_ticks(const Board* board) { return board->ticks; }
 void board_switches(Board* board, uint16_t switches) { board->model.switches = switches; }
 
-// Hands over bytes, one a clock, until one of them has something answered or done, and runs to its end; the bytes after
-// it are left. Returns how many bytes came out (at most `room`); `n_taken` says how many went in.
-int board_run(Board* board, const uint8_t* in, int n, int* n_taken, uint8_t* out, int room) {
+}  // extern "C"
+
+namespace {
+
+// Hands over bytes, one a clock, until one of them has something answered or done, and runs to the end of the answer; the
+// bytes after it are left. Returns how many bytes came out (at most `room`); `n_taken` says how many went in.
+int run_to_answer(Board* board, const uint8_t* in, int n, int* n_taken, uint8_t* out, int room) {
     Vmodel& m = board->model;
     int taken = 0, given = 0;
     bool worked = false;
@@ -95,6 +99,25 @@ int board_run(Board* board, const uint8_t* in, int n, int* n_taken, uint8_t* out
         board->clock(had_byte || m.rx_valid);
     }
     *n_taken = taken;
+    return given;
+}
+
+// Runs until synapses have learnt, which an answer does not wait for.
+void settle(Board* board) {
+    for (bool first = true; !board->model.rootp->neuromod_board__DOT__core_ready; first = false) {
+        board->model.rx_valid = 0;
+        board->clock(first);
+    }
+}
+
+}  // namespace
+
+extern "C" {
+
+// As `run_to_answer`, and then to the end of the tick.
+int board_run(Board* board, const uint8_t* in, int n, int* n_taken, uint8_t* out, int room) {
+    const int given = run_to_answer(board, in, n, n_taken, out, room);
+    settle(board);
     return given;
 }
 
@@ -193,13 +216,14 @@ int board_serve(Board* board, int line, int wake, int64_t wait_ns, Serving* serv
             }
             uint8_t out[kRoom];
             int n_taken = 0;
-            const int n_out = board_run(board, s.data + at, n - at, &n_taken, out, kRoom);
+            const int n_out = run_to_answer(board, s.data + at, n - at, &n_taken, out, kRoom);
             at += n_taken;
             s.n_in += n_taken;
             s.bytes_in -= n_taken;
-            if (n_out == 0) continue;
             // nobody may be reading: what the terminal does not take is lost, as on a line
-            const ssize_t n_written = write(line, out, n_out);
+            const ssize_t n_written = n_out == 0 ? 0 : write(line, out, n_out);
+            settle(board);
+            if (n_out == 0) continue;
             if (n_written < 0 && errno != EAGAIN) return -errno;
             if (n_written > 0) s.n_sent += n_written;
             s.n_out += n_out;

@@ -28,7 +28,7 @@ class Answer:
     round_trip_ns : int
         From the first byte written to the last byte of the answer read; 0 where the answer was lost.
     clocks : int
-        Clock cycles that the tick took on the device; 0 where it does not tell.
+        Clock cycles of the device until the tick's spikes were known; 0 where it does not tell.
     is_lost : bool
         The tick was run, or has to be taken as run, and what it gave is not known.
     is_repaired : bool

@@ -20,8 +20,8 @@ module neuromod_board #(
     input  wire        tx_ready,
     input  wire [15:0] switches,
     output wire [15:0] spikes,
-    output wire        done,            // one clock, with new spikes
-    output wire        receiving,       // no tick is being run, and nothing answered
+    output wire        done,            // one clock, after a tick
+    output wire        receiving,       // no frame is being worked on, and nothing answered
     output wire        idle,            // nor is there a byte that could change this
     // a second way to the registers, for whoever looks into a board that is idle; tied to 0 where nobody does
     input  wire        side,
@@ -60,7 +60,8 @@ module neuromod_board #(
         .put(rx_valid), .put_data(rx_data), .full(fifo_full), .empty(fifo_empty),
         .has(fifo_has), .take_data(fifo_data), .take(front_ready && !holds)
     );
-    assign idle = receiving && fifo_empty && !boots;
+    wire core_ready /* verilator public_flat_rd */;
+    assign idle = receiving && fifo_empty && !boots && core_ready;
 
     // ---- the protocol
     wire front_stimulus_we, front_start, front_we;
@@ -68,6 +69,7 @@ module neuromod_board #(
     wire [15:0] front_stimulus_word;
     wire [9:0] front_address;
     wire [31:0] front_wdata, rdata;
+    wire known;
     generate if (PROTOCOL == 0) begin : ours
         neuromod_frame #(.CLOCK_HZ(CLOCK_HZ)) front (
             .clk(clk), .rst(rst),
@@ -75,7 +77,7 @@ module neuromod_board #(
             .tx_valid(tx_valid), .tx_data(tx_data), .tx_ready(tx_ready),
             .lost(rx_error || (rx_valid && fifo_full)), .receiving(receiving),
             .stimulus_we(front_stimulus_we), .stimulus_index(front_stimulus_index),
-            .stimulus_word(front_stimulus_word), .start(front_start), .done(done), .spikes(spikes),
+            .stimulus_word(front_stimulus_word), .start(front_start), .known(known), .ready(core_ready), .spikes(spikes),
             .address(front_address), .we(front_we), .wdata(front_wdata), .rdata(rdata)
         );
         wire unused = &{1'b0, switches};
@@ -89,22 +91,20 @@ module neuromod_board #(
             .stimulus_word(front_stimulus_word), .start(front_start), .done(done), .spikes(spikes),
             .address(front_address), .we(front_we), .wdata(front_wdata), .rdata(rdata)
         );
-        wire unused = &{1'b0, rx_error, fifo_full};  // it has no way to tell
+        wire unused = &{1'b0, rx_error, fifo_full, known};  // it has no way to tell, and waits for `done`
     end endgenerate
 
     // ---- the core
-    wire core_ready;
     neuromod_core core (
         .clk(clk), .rst(rst),
         .stimulus_we(front_stimulus_we), .stimulus_index(front_stimulus_index), .stimulus_word(front_stimulus_word),
-        .start(front_start), .ready(core_ready), .done(done), .spikes(spikes),
+        .start(front_start), .ready(core_ready), .known(known), .done(done), .spikes(spikes),
         .address(boots ? image_address : side ? side_address : front_address),
         .we(boots ? image_we : side ? side_we : front_we),
         .wdata(boots ? image_word : side ? side_wdata : front_wdata),
         .rdata(rdata)
     );
     assign side_rdata = rdata;
-    wire unused = &{1'b0, core_ready};   // who starts a tick waits for `done`
 endmodule
 
 `default_nettype wire

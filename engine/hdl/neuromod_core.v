@@ -9,8 +9,11 @@
 // What is computed from what has not been: coincidence, drive and what traces give come before the membranes, since
 // they do not depend on this tick's spikes; traces jump while the first two rows of synapses go by.
 //
-// Registers are read and written by address while no tick runs (ready = 1); a read answers two clocks later, and an
-// address may come every clock. Stimuli may be written as soon as 16 clocks of a tick are over.
+// What a tick gives is known before synapses have learnt from it: `known` says so, and from then on `spikes`, membranes and
+// the tick's number may be read, for an answer that need not wait.
+//
+// All other registers are read, and all are written, by address while no tick runs (ready = 1); a read answers two clocks
+// later, and an address may come every clock. Stimuli may be written as soon as 16 clocks of a tick are over.
 
 `default_nettype none
 
@@ -23,7 +26,8 @@ module neuromod_core (
     input  wire [15:0] stimulus_word,
     input  wire        start,
     output wire        ready,
-    output reg         done,            // one clock, with `spikes` new
+    output reg         known,           // one clock, with `spikes` new
+    output reg         done,            // one clock, with all of the tick done
     output reg  [15:0] spikes,
     // registers
     input  wire [9:0]  address,
@@ -85,9 +89,15 @@ module neuromod_core (
     wire learning = phase == LEARN || phase == DRAIN;
     wire begins = idle && start && !rst;
     assign ready = idle && !start;
+    // the last membrane was written when the first synapses had gone by
+    wire settles = rule[0] ? phase == LEARN && beat == 8'd15 : phase == FINISH;
+    reg  settled;
+    wire reads = idle || settled;
 
     always @(posedge clk) begin
         done <= phase == FINISH && !rst;
+        known <= settles && !rst;
+        settled <= (settles || settled) && !idle && !rst;
         if (rst) phase <= IDLE;
         else if (idle) begin
             beat <= 8'd0;
@@ -114,7 +124,7 @@ module neuromod_core (
     wire [3:0] op2 = trail[7:4], op5 = trail[31:28], op7 = trail[47:44], op8 = trail[55:52];
     // while no tick runs, memories that a tick changes are addressed from outside
     wire [3:0] n = address[3:0];
-    wire [3:0] c1 = idle ? n : beat[3:0], c5 = trail[27:24], c7 = trail[43:40], c8 = idle ? n : trail[51:48];
+    wire [3:0] c1 = idle ? n : beat[3:0], c5 = reads ? n : trail[27:24], c7 = trail[43:40], c8 = idle ? n : trail[51:48];
     wire [5:0] bank = address[9:4];
     wire writes = we && idle;
 
@@ -387,7 +397,7 @@ module neuromod_core (
                               : coincidence_left == 16'd0 ? 16'd0 : coincidence_left - 16'd1;
         end
         if (neuron8) fired[c8] <= fires8;
-        if (phase == FINISH) begin
+        if (settles) begin
             spikes <= pre_fired;
             tick <= tick + 32'd1;
         end
@@ -436,7 +446,7 @@ module neuromod_core (
     end
     reg [31:0] word;
     reg [1:0]  word_of;
-    always @(posedge clk) if (idle) begin
+    always @(posedge clk) if (reads) begin
         word_of <= address[9:8] == 2'd0 && (!bank[3] || bank[3:0] == 4'hE) ? 2'd3
                  : address[9:8] == 2'd3 ? 2'd0 : address[9:8];
         case (bank)
@@ -446,7 +456,7 @@ module neuromod_core (
                 4'h4: word <= {16'd0, coincidence_left};
                 default: word <= 32'd0;
             endcase
-            6'h09: word <= {{8{v1[23]}}, v1};           6'h0A: word <= {16'd0, left8};
+            6'h09: word <= {{8{v5[23]}}, v5};           6'h0A: word <= {16'd0, left8};
             6'h0B: word <= {16'd0, since8};             6'h0C: word <= {8'd0, pre1};
             6'h0D: word <= {8'd0, post1};
             default: word <= 32'd0;

@@ -26,7 +26,8 @@ module neuromod_frame #(
     output reg  [3:0]  stimulus_index,
     output wire [15:0] stimulus_word,
     output wire        start,
-    input  wire        done,
+    input  wire        known,           // the tick's spikes and membranes; its synapses may still learn
+    input  wire        ready,           // for registers and the next tick
     input  wire [15:0] spikes,
     output reg  [9:0]  address,
     output wire        we,
@@ -182,7 +183,7 @@ module neuromod_frame #(
         if (rst) {before_1, before_2, before_3} <= 48'd0;
         else if (start) {before_1, before_2, before_3} <= {spikes, before_1, before_2};
         if (start) clocks <= 16'd1;
-        else if (state == RUN && !done && clocks != 16'hFFFF) clocks <= clocks + 16'd1;
+        else if (state == RUN && !known && clocks != 16'hFFFF) clocks <= clocks + 16'd1;
     end
 
     // ---- the answer: a head of up to 18 bytes, then words of 3 or 4 bytes from `address` on, then its CRC
@@ -272,7 +273,7 @@ module neuromod_frame #(
                 address <= TICK_REGISTER;
                 if (ends && begun && length >= OVERHEAD) state <= CHECK;
             end
-            CHECK: state <= DECIDE;
+            CHECK: if (ready) state <= DECIDE;
             DECIDE: begin
                 words_left <= kind == TICK ? 6'd5 : n[5:0];
                 head_at <= 5'd0;
@@ -300,7 +301,7 @@ module neuromod_frame #(
                 end
             end
             START: if (start) state <= RUN;
-            RUN: if (done) begin
+            RUN: if (known) begin
                 address <= V_REGISTERS;
                 at <= 8'd0;
                 words_left <= 6'd16;
