@@ -238,7 +238,7 @@ def _read_answer(loop: Loop, pipeline: Pipeline, n_topic: int, n_payload: int) -
     if not read_answer(state["payload"], n_payload, state["answer_keys"], answer):
         return False
     set_echo(loop, BOARD, answer[0])
-    loop.echo[0]["values"][0] = answer[1]
+    loop.echo[0]["values"][0], loop.echo[0]["values"][1] = answer[1], answer[2]
     return True
 
 
@@ -381,7 +381,7 @@ def apply_input(
     elif kind == GRANT:
         grant(gate, word, values[0])
     elif kind == BOARD:
-        take_answer(pipeline, word, int(values[0]))
+        take_answer(pipeline, word, int(values[0]), values[1] != 0.0)
     elif kind == DECODER_SWAP:
         install(decoder[0], next_decoder[0])
     if kind in (LEVELS, REWARD, STRESS):

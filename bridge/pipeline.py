@@ -111,7 +111,8 @@ _SLOT, _PERIOD, _FOLLOW, _TOLERANCE, _LONGEST_FILL, _BLOCK_SAMPLES, _LAST_STAMP 
     N_DECISIONS,  # rows of `decisions` in use; the caller sets it to 0 once it has read them
     N_UNITS,  # rows of `units` in use; likewise
     DELAY,  # ticks from one to its answer, where a board is the network; 0 where none is
-) = range(21)
+    _CHECKED_ONLY,  # whether an answer counts only where it came over a link with a checksum
+) = range(22)
 
 COUNTERS = (
     "samples",
@@ -130,6 +131,7 @@ COUNTERS = (
     "board_answered",
     "board_missing",
     "board_late",
+    "board_unchecked",
 )
 """Names of `Pipeline.counters`, in order."""
 (
@@ -149,6 +151,7 @@ COUNTERS = (
     _BOARD_ANSWERED,
     _BOARD_MISSING,
     _BOARD_LATE,
+    _BOARD_UNCHECKED,
 ) = range(len(COUNTERS))
 
 _QUEUE_LENGTH = 1024
@@ -191,6 +194,7 @@ def make_pipeline(
     max_fill_ms: float,
     scale: NDArray[np.float32] | None = None,
     delay_ticks: int = 0,
+    checked_only: bool = False,
 ) -> Pipeline:
     """Allocate the state of `consume` for one stream.
 
@@ -217,6 +221,8 @@ def make_pipeline(
         Factor of each channel to microvolts; 1 by default.
     delay_ticks : int
         Where a board is the network, ticks from one to the answer that is published for it; 0 where none is.
+    checked_only : bool
+        Drop answers that no checksum guards; for sessions whose pulses leave for a body.
     """
     period = 1.0 / sampling_frequency
     numbers = np.zeros(8, np.float64)
@@ -232,6 +238,7 @@ def make_pipeline(
     words[_TICKS_PER_BLOCK] = ticks_per_block
     words[_FILL_ZERO] = fill == "zero"
     words[DELAY] = delay_ticks
+    words[_CHECKED_ONLY] = checked_only
     return Pipeline(
         numbers=numbers,
         words=words,
@@ -296,9 +303,16 @@ def dequeue_stimuli(pipeline: Pipeline, values: NDArray[np.float32], sent: NDArr
 
 
 @jit
-def take_answer(pipeline: Pipeline, tick: int, spikes: int) -> None:
-    """Keep a board's answer to a tick; dropped, and counted, where that is past, has been answered, or is to come."""
+def take_answer(pipeline: Pipeline, tick: int, spikes: int, is_checked: bool) -> None:
+    """Keep a board's answer to a tick.
+
+    Dropped, and counted, where that is past, has been answered, or is to come, and where a checksum is demanded that
+    its link has not: its spikes might be others than the board's, and pulses would follow.
+    """
     words, row = pipeline.words, pipeline.answers[tick % MAX_DELAY_TICKS]
+    if words[_CHECKED_ONLY] and not is_checked:
+        pipeline.counters[_BOARD_UNCHECKED] += 1
+        return
     if tick >= words[TICK_NEXT] or tick < words[TICK_NEXT] - words[DELAY] or row[_OF_TICK] == tick:
         pipeline.counters[_BOARD_LATE] += 1
         return

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import msgpack
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 from neuromod.adapters.actuators.base import Command
 from neuromod.bridge import wire
+from neuromod.bridge.arming import write_key
 from neuromod.bridge.assembly import assemble, stimuli_stream
 from neuromod.bridge.config import SessionConfig, parse
 from neuromod.bridge.gate import REASONS
@@ -125,7 +127,7 @@ def test_the_spikes_of_the_board_are_published_so_many_ticks_later(delay_ticks: 
     assert any(board.answers.values())
     assert [bool(m.flags & Flag.BOARD) for m in messages] == [True] * delay_ticks + [False] * (n - delay_ticks)
     assert not any(m.spikes.any() for m in messages[:delay_ticks])
-    assert health["board"] == {"answered": n - delay_ticks, "missing": delay_ticks, "late": 0}
+    assert health["board"] == {"answered": n - delay_ticks, "missing": delay_ticks, "late": 0, "unchecked": 0}
     assert (board.network.weights != FixedNetwork().weights).any()  # it learned, by what it heard
     # a host that keeps a twin of its own has the same
     again = FixedNetwork().run(
@@ -187,7 +189,7 @@ def test_a_board_that_dies_is_flagged_inhibits_commands_and_disarms() -> None:
     assert [bool(c.flags & Flag.INHIBITED) for c in commands] == missing
     assert all(not c.values.any() and not c.events for c, gone in zip(commands, missing, strict=True) if gone)
     assert health["stimulation"]["disarmed_by"] == "board"
-    assert health["board"] == {"answered": 2 * n, "missing": 2 + extra - 2, "late": 0}
+    assert health["board"] == {"answered": 2 * n, "missing": 2 + extra - 2, "late": 0, "unchecked": 0}
     assert len(board.answers) == 2 * n
     assert records["events"].any()  # of the board's spikes
 
@@ -230,7 +232,7 @@ def test_answers_in_every_form_count_once_and_what_is_none_is_refused(loop: str)
             client.send_stimuli(row)
         messages = listener.spikes(4)
         push({"tick": 1, "spikes": 9})  # past
-        assert running.health["board"] == {"answered": 2, "missing": 2, "late": 3}
+        assert running.health["board"] == {"answered": 2, "missing": 2, "late": 3, "unchecked": 0}
         for bad in (
             {"tick": 2, "spikes": 65536},
             {"tick": -1, "spikes": 1},
@@ -251,10 +253,41 @@ def test_answers_in_every_form_count_once_and_what_is_none_is_refused(loop: str)
             "msgpack": 1,
             "oversized": 1,
         }
-        assert running.health["board"] == {"answered": 2, "missing": 2, "late": 3}
+        assert running.health["board"] == {"answered": 2, "missing": 2, "late": 3, "unchecked": 0}
 
     assert [mask_of(m.spikes) for m in messages] == [0, 0, 5, 3]
     assert [bool(m.flags & Flag.BOARD) for m in messages] == [True, True, False, False]
+
+
+@pytest.mark.parametrize("loop", ["compiled", "python"])
+def test_where_stimulation_is_sent_only_answers_over_a_link_with_a_checksum_count(loop: str, tmp_path: Path) -> None:
+    key = tmp_path / "key"
+    write_key(key)
+    live = f'mode = "live"\nkey_file = "{key}"\nledger = "{tmp_path / "dose.json"}"\nheartbeat_ms = 20000.0\n'
+    text = f'[runtime]\nloop = "{loop}"\n[timing]\nlate_ms = 10000.0\n[stimulation]\n' + live + ONE_PROGRAM
+    rows = stimuli(6)
+    with Running(parse(STIMULATES + text + OFFLOAD.format(1) + FREE_PORTS)) as running:
+        client, listener = running.client, running.listen("spikes")
+        for k, checked in enumerate([True, True, False, True, None]):
+            client.send_stimuli(rows[k])
+            listener.spikes(k + 1)
+            if k == 2:
+                client.arm(60.0, key.read_bytes().strip())
+            counted = running.health["counters"]["inputs"]
+            if checked is not None:
+                client.send_board(k, 1 << k, checked)
+            else:  # signed: read by Python
+                assert client._push is not None
+                client._push.send_multipart([b"board", bytes([0x82, 0xA4, *b"tick", 0xD0, k, 0xA6, *b"spikes", 1])])
+            wait_until(lambda n=counted: running.health["counters"]["inputs"] > n, "the answer")  # type: ignore[misc]
+        client.send_stimuli(rows[5])
+        messages = listener.spikes(6)
+        health = running.health
+
+    assert [mask_of(m.spikes) for m in messages] == [0, 1, 2, 0, 8, 0]
+    assert [bool(m.flags & Flag.BOARD) for m in messages] == [True, False, False, True, False, True]
+    assert health["board"] == {"answered": 3, "missing": 3, "late": 0, "unchecked": 2}
+    assert health["stimulation"]["disarmed_by"] == "board"
 
 
 def test_a_session_whose_network_is_its_own_refuses_answers() -> None:

@@ -67,6 +67,7 @@ class Setup:
     max_fill_ms: float = 20.0
     scale: tuple[float, ...] = (1.0, 1.0)
     delay_ticks: int = 0
+    checked_only: bool = False
 
     @property
     def period(self) -> float:
@@ -256,8 +257,9 @@ def test_consume_equals_its_naive_twin(data: st.DataObject, setup: Setup) -> Non
             ticks = st.integers(max(0, twin.n_ticks - setup.delay_ticks - 2), twin.n_ticks + 1)
             for tick in data.draw(st.lists(ticks, max_size=6)):
                 spikes = data.draw(st.integers(0, 0xFFFF))
-                take_answer(chain.pipeline, tick, spikes)
-                twin.answer(tick, spikes)
+                is_checked = data.draw(st.sampled_from([True, True, True, False]))
+                take_answer(chain.pipeline, tick, spikes, is_checked)
+                twin.answer(tick, spikes, is_checked)
         if data.draw(st.booleans()):
             level = data.draw(st.sampled_from([0.25, 1.0]))
             chain.modulate(2, level)
@@ -806,7 +808,7 @@ def test_answers_are_published_so_many_ticks_later_beside_a_network_that_goes_on
     rows = []
     for k in range(n):
         rows.append(chain.consume(samples[k : k + 1], stamps[k : k + 1]))
-        take_answer(chain.pipeline, k, int(board[k]))
+        take_answer(chain.pipeline, k, int(board[k]), k % 2 == 0)
     records = np.concatenate(rows)
 
     assert records["spikes"].tolist() == [0] * delay_ticks + board[:-delay_ticks].tolist()
@@ -823,15 +825,30 @@ def test_an_answer_that_is_past_or_came_before_or_is_to_come_is_counted_and_chan
     chain.consume(samples[:10], stamps[:10])
 
     for tick in (10, 11, 2**63 - 1, 7, 0):  # the first three are to come, of the others ticks 9 and 2 would have told
-        take_answer(chain.pipeline, tick, 0xFFFF)
+        take_answer(chain.pipeline, tick, 0xFFFF, True)
     assert chain.counters()["board_late"] == 5
-    take_answer(chain.pipeline, 8, 0b101)
-    take_answer(chain.pipeline, 8, 0xFFFF)
+    take_answer(chain.pipeline, 8, 0b101, True)
+    take_answer(chain.pipeline, 8, 0xFFFF, True)
     assert chain.counters()["board_late"] == 6
     records = chain.consume(samples[10:], stamps[10:])
 
     assert records["spikes"].tolist() == [0b101, 0]
     assert flags_of(records, Flag.BOARD) == [1]
+
+
+def test_where_a_checksum_is_demanded_an_answer_without_is_as_good_as_none() -> None:
+    chain = Chain(Setup(delay_ticks=2, checked_only=True))
+    samples, stamps = noise(Setup(), 12), steady(Setup(), 12)
+    chain.consume(samples[:10], stamps[:10])
+
+    take_answer(chain.pipeline, 8, 0xFFFF, False)
+    take_answer(chain.pipeline, 9, 0xFFFF, False)
+    take_answer(chain.pipeline, 9, 0b101, True)  # not taken for a second one
+    records = chain.consume(samples[10:], stamps[10:])
+
+    assert records["spikes"].tolist() == [0, 0b101]
+    assert flags_of(records, Flag.BOARD) == [0]
+    assert chain.counters()["board_unchecked"] == 2
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -211,7 +211,9 @@ def by_a_board(folder: Path, *, raw: bool) -> SessionConfig:
     return loop_of(folder, '{kind = "zmq", block_ms = 1.0}', raw=raw, more=more)
 
 
-def play_a_board(running: Running, n: int, *, seed: int, silent: range = range(0)) -> None:
+def play_a_board(
+    running: Running, n: int, *, seed: int, silent: range = range(0), unchecked: int | None = None
+) -> None:
     """Send stimuli and, as a board would, the answer to each between it and the next one; none for some."""
     counters = running.health["counters"]
     rng = np.random.default_rng(seed)
@@ -219,7 +221,7 @@ def play_a_board(running: Running, n: int, *, seed: int, silent: range = range(0
     for k, row in enumerate(rng.uniform(0.0, 5.0, (n, 16))):
         running.client.send_stimuli(row)
         if k not in silent:
-            running.client.send_board(first + k, int(rng.integers(2**16)))
+            running.client.send_board(first + k, int(rng.integers(2**16)), k != unchecked)
     running.wait_for_health(lambda h: h["counters"]["samples"] == samples + n, f"{n} more")
 
 
@@ -233,19 +235,20 @@ def of_a_board(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
         client.arm(60.0, key_of(folder))
         client.send_reward(0.5)
         play_a_board(running, 50, seed=2, silent=range(20, 30))
-        client.send_board(3, 1)  # long past
+        client.send_board(3, 1, True)  # long past
         client.arm(60.0, key_of(folder))
         client.request("pause")
         send(running, 10, 3)
         client.request("resume")
         saved = client.request("checkpoint", path=str(folder / "there.checkpoint"))["path"]
-        play_a_board(running, 50, seed=4)
+        play_a_board(running, 50, seed=4, unchecked=20)
         client.request("restore", path=saved)
         for row in np.random.default_rng(5).uniform(0.0, 5.0, (10, 16)):
             client.send_stimuli(row)
         wait_until(lambda: running.health["counters"]["samples"] == 170, "the last ticks")
         counted = running.health["board"]
     assert counted["late"] >= 1
+    assert counted["unchecked"] == 1
     assert counted["missing"] >= 12
     return recorded(folder)
 

@@ -78,6 +78,7 @@ class NaivePipeline:
         scale: Row | None = None,
         stimulate: Callable[[Sequence[Row]], Row] = mean_of,
         delay_ticks: int = 0,
+        checked_only: bool = False,
     ) -> None:
         self.network, self.stimulate, self.ticks_per_block = network, stimulate, ticks_per_block
         self.regular, self.fill = regular, fill
@@ -98,7 +99,7 @@ class NaivePipeline:
         self.n_laid = self.n_blocks = self.n_ticks = 0
         self.queue: deque[Row] = deque()
         self.is_paused = self.is_modulated = False
-        self.delay_ticks = delay_ticks
+        self.delay_ticks, self.checked_only = delay_ticks, checked_only
         self.answers: dict[int, int] = {}  # of a board, by tick
         self.counters: Counter[str] = Counter()
         self.ticks: list[NaiveTick] = []
@@ -112,9 +113,11 @@ class NaivePipeline:
         self.queue.append(values.copy())
         return True
 
-    def answer(self, tick: int, spikes: int) -> None:
+    def answer(self, tick: int, spikes: int, is_checked: bool) -> None:
         """Take what a board says of a tick."""
-        if tick in self.answers or not self.n_ticks - self.delay_ticks <= tick < self.n_ticks:
+        if self.checked_only and not is_checked:
+            self.counters["board_unchecked"] += 1
+        elif tick in self.answers or not self.n_ticks - self.delay_ticks <= tick < self.n_ticks:
             self.counters["board_late"] += 1
         else:
             self.answers[tick] = spikes
