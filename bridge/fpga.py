@@ -30,7 +30,7 @@ from neuromod.adapters.fpga.siliconbridge import SiliconBridge
 from neuromod.bridge import wire
 from neuromod.bridge.config import SessionConfig
 from neuromod.bridge.fpga_compare import Latencies, Mirror
-from neuromod.bridge.fpga_config import AdapterConfig, check_health, check_session
+from neuromod.bridge.fpga_config import AdapterConfig, check_session
 from neuromod.bridge.fpga_ticks import BoardTick, Ticks
 from neuromod.engine.config import NetworkConfig
 from neuromod.engine.errors import AdapterError, AdapterLostError, AdapterTimeoutError
@@ -77,8 +77,6 @@ class FpgaAdapter:
         self._config = config
         self._clock = clock
         self._device: Board | SiliconBridge = create_device(config.fpga)
-        # a network whose answers may be damaged unseen; the session file may not be the daemon's
-        self._is_unchecked = config.mode == "offload" and not self._device.has_checksum
         self._is_away = False
         self._look_at = math.inf
         offload = None if session is None else session.offload
@@ -117,8 +115,7 @@ class FpgaAdapter:
         AdapterError
             If the board cannot be opened, or was lost and is not to be looked for again.
         ConfigError, FixedPointError
-            If the link does not carry the session's ticks, or hardware not its numbers; or the link has no checksum,
-            and the daemon may stimulate.
+            If the link does not carry the session's ticks, or hardware not its numbers.
         MessageError
             If the daemon speaks another version of the protocol.
         """
@@ -193,7 +190,7 @@ class FpgaAdapter:
         self._sub.set_hwm(_BUFFER)
         self._sub.setsockopt(zmq.MAXMSGSIZE, wire.MAX_OUTBOUND_BYTES)
         self._sub.reconnect_ivl = 20
-        for topic in (wire.TOPIC_STIMULI, wire.TOPIC_SPIKES, *([wire.TOPIC_HEALTH] if self._is_unchecked else [])):
+        for topic in (wire.TOPIC_STIMULI, wire.TOPIC_SPIKES):
             self._sub.subscribe(topic)
         self._push = self._context.socket(zmq.PUSH)
         self._push.immediate = True  # an `alive` that waited for a daemon would be a lie
@@ -239,8 +236,6 @@ class FpgaAdapter:
             return
         if isinstance(message, wire.SpikesMessage):
             self._hear_spikes(message)
-        elif isinstance(message, wire.HealthMessage):
-            check_health(message)
         elif isinstance(message, wire.StimuliMessage):
             self._follow_sequence(message)
             if message.is_step:
@@ -325,7 +320,7 @@ class FpgaAdapter:
             pending = self._pending.popleft()
             self._follow(pending, answer)
             if self._config.mode == "offload" and not answer.is_lost and not self._is_wrong():
-                self._send(wire.BoardInput(pending.tick, answer.spikes))
+                self._send(wire.BoardInput(pending.tick, answer.spikes, checked=self._device.has_checksum))
             if answer.round_trip_ns:
                 self.latencies.add(answer.round_trip_ns)
 

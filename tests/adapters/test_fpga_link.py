@@ -70,10 +70,10 @@ def test_a_link_that_is_fast_enough_carries_every_tick() -> None:
         (Link(baud=115_200), 1.0, 1, "carries 160 ticks/s .* the session has 1000: set 921600 baud on both sides, or"),
         (Link("siliconbridge", 115_200, 2), 1.0, 1, "carries 320 ticks/s .33 bytes out and 36 back a tick, 6.00 ms"),
         (
-            Link("siliconbridge"),
+            Link("siliconbridge", 115_200, 1),
             1.0,
             1,
-            "set 115200 baud on both sides, or give --decimate auto to look on in steps of",
+            "set 921600 baud on both sides, or give --decimate auto to look on in steps of 6 ms$",
         ),
         (
             Link(baud=9600),

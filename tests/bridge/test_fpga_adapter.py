@@ -86,9 +86,6 @@ class Publisher:
     def raw(self, payload: bytes) -> None:
         self._out.send_multipart([wire.TOPIC_STIMULI, payload])
 
-    def health(self, body: dict[str, Any]) -> None:
-        self._out.send_multipart([wire.TOPIC_HEALTH, wire.pack_health(wire.HealthMessage(0.0, "streaming", body))])
-
     def of(self, kind: type[Any]) -> list[Any]:
         while self._in.poll(0):
             topic, payload = self._in.recv_multipart()
@@ -471,7 +468,7 @@ def test_as_the_network_the_board_gives_its_spikes_back_and_nothing_while_it_is_
         expected = masks(rows)
         assert any(expected)
         assert publisher.of(wire.BoardInput) == [
-            wire.BoardInput(k, expected[k]) for k in (*range(50), *range(100, 150))
+            wire.BoardInput(k, expected[k], checked=True) for k in (*range(50), *range(100, 150))
         ]
         assert adapter.summary["diverging"] == 0
 
@@ -538,22 +535,18 @@ def test_a_board_that_differs_from_the_twin_is_the_network_no_longer(
 # -- what is refused
 
 
-@pytest.mark.parametrize(("mode", "is_refused"), [("live", True), ("blinded", True), ("dry_run", False)])
-def test_a_daemon_that_may_stimulate_is_refused_on_a_link_without_a_checksum_whatever_the_file_said(
-    publisher: Publisher, running: Start, tmp_path: Path, mode: str, is_refused: bool
+@pytest.mark.parametrize("protocol", ["neuromod", "siliconbridge"])
+def test_answers_say_whether_their_link_has_a_checksum(
+    protocol: str, publisher: Publisher, running: Start, tmp_path: Path
 ) -> None:
-    with Peer(tmp_path, BridgeBoard(FixedNetwork().state)) as peer:
-        fpga = {"protocol": "siliconbridge", "baud": 3_000_000}
-        adapter = running(peer.path, mode="offload", session=parse(PUBLISHED + OFFLOAD), fpga=fpga)
-        publisher.wait_for_subscriptions(1)  # health, too
-        publisher.health({"stimulation": {"state": "disarmed", "mode": mode}})
-        if is_refused:
-            error = adapter.wait_for_end()
-            assert isinstance(error, ConfigError)
-            assert "no checksum" in str(error)
-        else:
-            publisher.say(stimuli(1)[0])
-            adapter.wait_for_ticks(1)
+    board = BridgeBoard(FixedNetwork().state) if protocol == "siliconbridge" else None
+    with Peer(tmp_path, board) as peer:
+        fpga = {"protocol": protocol, "baud": 3_000_000}
+        running(peer.path, mode="offload", session=parse(PUBLISHED + OFFLOAD), fpga=fpga)
+        for row in stimuli(5):
+            publisher.say(row)
+        wait_until(lambda: len(publisher.of(wire.BoardInput)) == 5, "answers")
+        assert {answer.checked for answer in publisher.of(wire.BoardInput)} == {protocol == "neuromod"}
 
 
 def test_a_link_that_is_too_slow_is_refused_when_the_daemon_says_how_fast_it_is(
