@@ -362,6 +362,17 @@ def test_a_line_that_damages_a_request_each_time_is_given_up_though_the_board_an
         assert "lower the baud rate" in str(errors[0])
 
 
+def test_a_line_that_damages_a_tick_each_time_is_given_up_though_the_board_answers(tmp_path: Path) -> None:
+    with board_and_peer(tmp_path) as (board, peer, _):
+        peer.incoming = lambda index, data: flipped(data) if len(data) > 40 else [data]
+        for k, tick in enumerate(ticks(4)):
+            board.submit(k, *tick)
+        with pytest.raises(
+            AdapterLostError, match="was given tick 0 31 times, and does not run it: the line is too bad"
+        ):
+            wait_until(lambda: board.poll(0.1), "the end")
+
+
 def test_a_board_that_falls_silent_while_nobody_asks_is_found_gone_too(tmp_path: Path) -> None:
     with board_and_peer(tmp_path, timeout_ms=50.0, lost_ms=500.0) as (board, peer, _):
         peer.is_silent = True
