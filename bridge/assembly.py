@@ -225,7 +225,9 @@ def assemble(
             max_fill_ms=timing.max_fill_ms,
             scale=scale,
             delay_ticks=config.offload.delay_ticks if config.offload is not None else 0,
-            checked_only=config.stimulation is not None and is_sent(config.stimulation.mode),
+            checked_only=config.stimulation is not None
+            # a sham of a blind pair that took others would tell itself by them
+            and (is_sent(config.stimulation.mode) or config.stimulation.blind),
         ),
         front_end=front_end,
         encoder=encoder,

@@ -112,7 +112,8 @@ _SLOT, _PERIOD, _FOLLOW, _TOLERANCE, _LONGEST_FILL, _BLOCK_SAMPLES, _LAST_STAMP 
     N_UNITS,  # rows of `units` in use; likewise
     DELAY,  # ticks from one to its answer, where a board is the network; 0 where none is
     _CHECKED_ONLY,  # whether an answer counts only where it came over a link with a checksum
-) = range(22)
+    _ANSWERS_FROM,  # the first tick whose answer may be used: none from before an interruption is
+) = range(23)
 
 COUNTERS = (
     "samples",
@@ -313,10 +314,36 @@ def take_answer(pipeline: Pipeline, tick: int, spikes: int, is_checked: bool) ->
     if words[_CHECKED_ONLY] and not is_checked:
         pipeline.counters[_BOARD_UNCHECKED] += 1
         return
-    if tick >= words[TICK_NEXT] or tick < words[TICK_NEXT] - words[DELAY] or row[_OF_TICK] == tick:
+    oldest = max(words[TICK_NEXT] - words[DELAY], words[_ANSWERS_FROM])
+    if tick >= words[TICK_NEXT] or tick < oldest or row[_OF_TICK] == tick:
         pipeline.counters[_BOARD_LATE] += 1
         return
     row[_OF_TICK], row[_ITS_SPIKES] = tick, spikes & _SPIKE_BITS
+
+
+@jit
+def forget_answers(pipeline: Pipeline) -> None:
+    """Never use an answer of before now: the signal that it was given to is not the one that goes on.
+
+    Called between two ticks, after a filler or a restored checkpoint. The next `DELAY` ticks have no answer then, also
+    where one comes late; their commands are inhibited.
+    """
+    pipeline.words[_ANSWERS_FROM] = pipeline.words[TICK_NEXT]
+
+
+@jit
+def resume(pipeline: Pipeline) -> None:
+    """Let the network step again, and by no answer of before the pause."""
+    if pipeline.words[PAUSED]:
+        forget_answers(pipeline)
+    pipeline.words[PAUSED] = 0
+
+
+@jit
+def stand_by(pipeline: Pipeline) -> None:
+    """Count a filler, for which there is no sample: live, and again in a replay, where its record tells of it."""
+    pipeline.words[RECORDS] += 1
+    forget_answers(pipeline)
 
 
 @jit
@@ -507,6 +534,8 @@ def advance(pipeline: Pipeline, network: Any, decoder: Any, stimulation: Any, re
     conditions = record["conditions"] & ~np.uint32(CONDITION_NONFINITE_STATE | CONDITION_BOARD)
     record["flags"] &= ~np.uint32(FLAG_BOARD)
     outputs = record["outputs"]
+    if record["flags"] & FLAG_DISCONTINUITY:
+        forget_answers(pipeline)
     if record["flags"] & FLAG_PAUSED:
         record["tick"] = max(0, words[TICK_NEXT] - 1)
         record["spikes"] = 0
@@ -556,7 +585,7 @@ def _is_answered(pipeline: Pipeline, record: Any) -> bool:
     """Put the spikes of the board in place of the network's own: those of `DELAY` ticks ago, none where missing."""
     tick = np.int64(record["tick"]) - pipeline.words[DELAY]
     row = pipeline.answers[tick % MAX_DELAY_TICKS]
-    is_there = tick >= 0 and row[_OF_TICK] == tick
+    is_there = tick >= pipeline.words[_ANSWERS_FROM] and row[_OF_TICK] == tick
     record["spikes"] = row[_ITS_SPIKES] & _SPIKE_BITS if is_there else 0
     pipeline.counters[_BOARD_ANSWERED if is_there else _BOARD_MISSING] += 1
     return is_there

@@ -515,7 +515,7 @@ def test_a_damaged_answer_is_left_or_is_one_that_msgpack_reads_too(at: int, byte
     read = answer_in(payload, guard)
 
     if read is not None:
-        assert wire.unpack_ingest(b"board", bytes(payload)) == wire.BoardInput(*read[:2], bool(read[2]))
+        assert wire.unpack_ingest(b"board", bytes(payload)) == wire.BoardInput(read[0], read[1], bool(read[2]))
 
 
 @pytest.mark.parametrize(
