@@ -17,7 +17,7 @@ from neuromod.adapters.decoder import make_decoder
 from neuromod.bridge.config import SessionConfig, complete
 from neuromod.bridge.offload import check_offload
 from neuromod.bridge.pipeline import N_DECISIONS, N_UNITS, TICK, TICK_NEXT, Pipeline, consume, make_pipeline, set_time
-from neuromod.bridge.safety_config import StimulationConfig
+from neuromod.bridge.safety_config import StimulationConfig, is_sent
 from neuromod.bridge.stimulation import StimulationState, make_stimulation
 from neuromod.engine.layout import N_CHANNELS
 from neuromod.engine.network import SpikingNetwork
@@ -225,6 +225,9 @@ def assemble(
             max_fill_ms=timing.max_fill_ms,
             scale=scale,
             delay_ticks=config.offload.delay_ticks if config.offload is not None else 0,
+            checked_only=config.stimulation is not None
+            # a sham of a blind pair that took others would tell itself by them
+            and (is_sent(config.stimulation.mode) or config.stimulation.blind),
         ),
         front_end=front_end,
         encoder=encoder,

@@ -30,7 +30,13 @@ _LARGEST = 1 << 30
 """Bytes of a checkpoint whose session is not known: front ends of thousands of channels take some MB."""
 
 # what is configuration, not state
-_PIPELINE_WORDS = [pipelines._REGULAR, pipelines._TICKS_PER_BLOCK, pipelines._FILL_ZERO, pipelines.DELAY]
+_PIPELINE_WORDS = [
+    pipelines._REGULAR,
+    pipelines._TICKS_PER_BLOCK,
+    pipelines._FILL_ZERO,
+    pipelines.DELAY,
+    pipelines._CHECKED_ONLY,
+]
 _PIPELINE_NUMBERS = [
     pipelines._PERIOD,
     pipelines._FOLLOW,

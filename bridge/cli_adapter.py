@@ -111,7 +111,12 @@ def _in_words(summary: dict[str, Any]) -> str:
     else:
         channels = ", ".join(map(str, first["channels"]))
         lines[0] += f": {summary['diverging']} differ, first tick {first['tick']} on channels {channels}"
-    agreement = summary.get("agreement_with_daemon", {})
+    if summary["decimation"] > 1:
+        lines.append(
+            f"{summary['decimation']} ticks of the session made one of the board's, of {summary['step_ms']:g} ms: a "
+            "network of longer steps, not compared with the daemon's spikes"
+        )
+    agreement = summary.get("agreement_with_daemon") or {}
     if agreement.get("agreement") is not None:
         lines.append(
             f"spikes agree with the daemon's to {100 * agreement['agreement']:.2f} % over {agreement['ticks']} ticks"

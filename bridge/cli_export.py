@@ -27,7 +27,7 @@ Checkpoint = Annotated[
 ]
 TickLength = Annotated[
     float | None,
-    typer.Option("--dt-ms", min=0.001, max=1.0, help="Length of a tick.", show_default="as the session's"),
+    typer.Option("--dt-ms", min=0.001, max=10.0, help="Length of a tick.", show_default="as the session's"),
 ]
 Clip = Annotated[bool, typer.Option("--clip", help="Clip numbers that do not fit, and name them, not refuse them.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace files that are there.")]
@@ -114,7 +114,7 @@ def read(
     spikes_out: Annotated[Path | None, typer.Option(metavar="FILE.npz", help="--run: keep the spikes.")] = None,
     dt_ms: Annotated[
         float | None,
-        typer.Option("--dt-ms", min=0.001, max=1.0, help="Length of a tick.", show_default="the manifest's, or 1"),
+        typer.Option("--dt-ms", min=0.001, max=10.0, help="Length of a tick.", show_default="the manifest's, or 1"),
     ] = None,
     json: Json = False,
 ) -> None:

@@ -276,9 +276,12 @@ class Client:
         """Ask the gate for a train of a program."""
         self.send(wire.StimulateInput(program))
 
-    def send_board(self, tick: int, spikes: int) -> None:
-        """Answer for a board that is the network (`[offload]`): the spikes of a tick, bit i = channel i."""
-        self.send(wire.BoardInput(tick, spikes))
+    def send_board(self, tick: int, spikes: int, checked: bool = False) -> None:
+        """Answer for a board that is the network (`[offload]`): the spikes of a tick, bit i = channel i.
+
+        `checked` says that they came over a link with a checksum; where stimulation is sent, no other answer counts.
+        """
+        self.send(wire.BoardInput(tick, spikes, checked))
 
     def send_stop(self) -> None:
         """Stop stimulation at once."""

@@ -301,7 +301,7 @@ class Collector:
                 self.refuse(wire.Reason.TOPIC, "no board is the network of this session: it has no [offload]")
                 taken = True  # it is counted already
             case wire.BoardInput():
-                taken = self.submit(rt.BOARD, word=message.tick, values=[message.spikes])
+                taken = self.submit(rt.BOARD, word=message.tick, values=[message.spikes, message.checked])
             case wire.StopInput():
                 self.halt()
                 taken = True
@@ -440,7 +440,7 @@ class Collector:
         if self.assembly.pipeline.words[DELAY] == 0:
             return {}
         counted = self.counters()
-        return {name: counted[f"board_{name}"] for name in ("answered", "missing", "late")}
+        return {name: counted[f"board_{name}"] for name in ("answered", "missing", "late", "unchecked")}
 
     def _describe_decoder(self) -> dict[str, Any]:
         decoder = self.assembly.decoder[0]

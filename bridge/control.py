@@ -30,6 +30,8 @@ from neuromod.bridge.commands import (
     parse_args,
 )
 from neuromod.bridge.config import PublishConfig
+from neuromod.bridge.offload import MODULATING
+from neuromod.bridge.pipeline import DELAY
 from neuromod.engine.config import check_live
 from neuromod.engine.errors import ConfigError
 from neuromod.engine.layout import LAYOUT_ID, LAYOUT_VERSION, LIVE
@@ -161,9 +163,16 @@ class Control:
     def _set(self, parameters: dict[str, Any]) -> dict[str, Any]:
         """Change all of the parameters, or none where one of them cannot be."""
         known = self._parameters()
+        has_board = self._collector.assembly.pipeline.words[DELAY] > 0
         for name, value in parameters.items():
             if name not in known:
                 raise CommandError("bad_args", f"set: {name!r} cannot be set; these can: {', '.join(known)}")
+            if has_board and name in NETWORK_PARAMETERS and NETWORK_PARAMETERS[name] not in MODULATING:
+                raise CommandError(
+                    "refused",
+                    f"set: a board is the network of this session, and {name} never reaches it: nothing that is "
+                    "published would change; set it in the session file, and start daemon and adapter anew",
+                )
             if isinstance(value, bool | str):
                 raise CommandError("bad_args", f"set: {name} must be a number, not {value!r}")
             try:

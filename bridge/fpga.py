@@ -30,7 +30,7 @@ from neuromod.adapters.fpga.siliconbridge import SiliconBridge
 from neuromod.bridge import wire
 from neuromod.bridge.config import SessionConfig
 from neuromod.bridge.fpga_compare import Latencies, Mirror
-from neuromod.bridge.fpga_config import AdapterConfig, check_health, check_session
+from neuromod.bridge.fpga_config import AdapterConfig, check_session
 from neuromod.bridge.fpga_ticks import BoardTick, Ticks
 from neuromod.engine.config import NetworkConfig
 from neuromod.engine.errors import AdapterError, AdapterLostError, AdapterTimeoutError
@@ -77,8 +77,6 @@ class FpgaAdapter:
         self._config = config
         self._clock = clock
         self._device: Board | SiliconBridge = create_device(config.fpga)
-        # a network whose answers may be damaged unseen; the session file may not be the daemon's
-        self._is_unchecked = config.mode == "offload" and not self._device.has_checksum
         self._is_away = False
         self._look_at = math.inf
         offload = None if session is None else session.offload
@@ -86,7 +84,7 @@ class FpgaAdapter:
         self._ticks = Ticks(NetworkConfig() if session is None else session.network, config.fpga)
         self._pending: deque[BoardTick] = deque()
         self._last_seq: int | None = None
-        self._last_tick: int | None = None
+        self._last_step: tuple[int, int] | None = None  # seq and tick of the last message of a step
         self._alive_at = self._told_at = -math.inf
         self._told: dict[str, int] = {}
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -117,8 +115,7 @@ class FpgaAdapter:
         AdapterError
             If the board cannot be opened, or was lost and is not to be looked for again.
         ConfigError, FixedPointError
-            If the link does not carry the session's ticks, or hardware not its numbers; or the link has no checksum,
-            and the daemon may stimulate.
+            If the link does not carry the session's ticks, or hardware not its numbers.
         MessageError
             If the daemon speaks another version of the protocol.
         """
@@ -183,6 +180,7 @@ class FpgaAdapter:
         if not self._device.has_checksum:
             assert self._ticks.image is not None
             self.mirror.restart(self._ticks.image)
+            self._ticks.repeat_modulation()
         self._device.load(self.mirror.state)
 
     # -- the daemon
@@ -192,7 +190,7 @@ class FpgaAdapter:
         self._sub.set_hwm(_BUFFER)
         self._sub.setsockopt(zmq.MAXMSGSIZE, wire.MAX_OUTBOUND_BYTES)
         self._sub.reconnect_ivl = 20
-        for topic in (wire.TOPIC_STIMULI, wire.TOPIC_SPIKES, *([wire.TOPIC_HEALTH] if self._is_unchecked else [])):
+        for topic in (wire.TOPIC_STIMULI, wire.TOPIC_SPIKES):
             self._sub.subscribe(topic)
         self._push = self._context.socket(zmq.PUSH)
         self._push.immediate = True  # an `alive` that waited for a daemon would be a lie
@@ -238,8 +236,6 @@ class FpgaAdapter:
             return
         if isinstance(message, wire.SpikesMessage):
             self._hear_spikes(message)
-        elif isinstance(message, wire.HealthMessage):
-            check_health(message)
         elif isinstance(message, wire.StimuliMessage):
             self._follow_sequence(message)
             if message.is_step:
@@ -253,17 +249,35 @@ class FpgaAdapter:
             return
         if message.seq <= last:
             self._count("daemon_restarts")
-            log.warning("seq went from %d to %d: another daemon; begun anew with its images", last, message.seq)
-            self._ticks.forget()
+            self._begin_anew(f"seq went from {last} to {message.seq}: another daemon")
         elif message.seq > last + 1:
             self._count("lost_messages", message.seq - last - 1)
 
+    def _follow_ticks(self, message: wire.StimuliMessage) -> None:
+        """Count ticks passed over; begin anew where messages that are lost do not account for the number of this."""
+        last, self._last_step = self._last_step, (message.seq, message.tick)
+        if last is None or self._ticks.image is None:
+            return
+        n_messages, n_ticks = message.seq - last[0], message.tick - last[1]
+        if 1 <= n_ticks <= n_messages:
+            self._count("ticks_passed_over", n_ticks - 1)
+            return
+        self._count("network_restores")
+        self._begin_anew(
+            f"tick went from {last[1]} to {message.tick} within {n_messages} messages: the daemon restored a "
+            "checkpoint, or is another"
+        )
+
+    def _begin_anew(self, why: str) -> None:
+        """Have the next tick begin with the images of the session, since the daemon's network is not what it was."""
+        by_hand = "" if self._device.has_checksum else "; reset the board too, which its protocol cannot"
+        log.warning("%s; begun anew with the images: what was learnt on the daemon is not in them%s", why, by_hand)
+        self._ticks.forget()
+
     def _step(self, message: wire.StimuliMessage) -> None:
+        self._follow_ticks(message)
         if self._ticks.image is None:
             self._begin(message)
-        if self._last_tick is not None and message.tick != self._last_tick + 1:
-            self._count("ticks_passed_over", max(0, message.tick - self._last_tick - 1))
-        self._last_tick = message.tick
         tick = self._ticks.take(message)
         if tick is None:
             return
@@ -278,7 +292,6 @@ class FpgaAdapter:
     def _begin(self, message: wire.StimuliMessage) -> None:
         """Build the network of this daemon, in the twin and on the board."""
         state = self._ticks.begin(message, self._device.latency_timer_ms)
-        self._last_tick = None
         for tick in self._pending:  # of another daemon
             self._follow(tick, None)
         self._pending.clear()
@@ -294,7 +307,7 @@ class FpgaAdapter:
         if self._ticks.n > 1:
             log.warning(
                 "%d ticks of the session make one of the board's, of %g ms, with the mean of their stimuli: it is a "
-                "network of its own, and not compared with the daemon's",
+                "network of its own, and not compared with the daemon's spikes",
                 *(self._ticks.n, self._ticks.step_ms),
             )
 
@@ -307,7 +320,7 @@ class FpgaAdapter:
             pending = self._pending.popleft()
             self._follow(pending, answer)
             if self._config.mode == "offload" and not answer.is_lost and not self._is_wrong():
-                self._send(wire.BoardInput(pending.tick, answer.spikes))
+                self._send(wire.BoardInput(pending.tick, answer.spikes, checked=self._device.has_checksum))
             if answer.round_trip_ns:
                 self.latencies.add(answer.round_trip_ns)
 
@@ -381,6 +394,8 @@ class FpgaAdapter:
             "decimation": self._ticks.n,
             "step_ms": self._ticks.step_ms,
             **(self.mirror.summary() if self.mirror is not None else {"compared": 0}),
+            # a network of longer steps is another, whose spikes say nothing of the daemon's
+            **({"agreement_with_daemon": None} if self._ticks.n > 1 else {}),
             "round_trip_us": self.latencies.summary(),
             "modelled_wire_us": {"out": 1e6 * link.out_s, "back": 1e6 * link.back_s},
             "counts": self.all_counts(),

@@ -86,25 +86,7 @@ def check_session(config: AdapterConfig, session: SessionConfig | None) -> None:
     if config.fpga.decimate != 1:
         raise ConfigError("a network of longer steps cannot be the session's: leave decimate to mode mirror")
     if config.fpga.protocol == "siliconbridge" and session.stimulation and is_sent(session.stimulation.mode):
-        raise _unchecked(session.stimulation.mode)
-
-
-def check_health(message: wire.HealthMessage) -> None:
-    """Refuse a daemon that may stimulate, whatever session file was given here, on a link without a checksum.
-
-    Raises
-    ------
-    ConfigError
-        If it may; a blind session, which does not tell, may.
-    """
-    stimulation = message.body.get("stimulation", {})
-    mode = str(stimulation.get("mode", ""))
-    if stimulation.get("state", "off") != "off" and (mode == "blinded" or is_sent(mode)):
-        raise _unchecked(mode)
-
-
-def _unchecked(mode: str) -> ConfigError:
-    return ConfigError(
-        f"stimulation.mode is {mode}, and SiliconBridge has no checksum: a bit that flips on the line could become a "
-        'pulse; use a board that speaks our protocol, mode = "dry_run", or --mode mirror'
-    )
+        raise ConfigError(
+            f"stimulation.mode is {session.stimulation.mode}, and SiliconBridge has no checksum: a bit that flips on "
+            'the line could become a pulse; use a board that speaks our protocol, mode = "dry_run", or --mode mirror'
+        )

@@ -7,20 +7,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neuromod.adapters.fpga.config import FpgaConfig
-from neuromod.adapters.fpga.link import MAX_STEP_MS, decimation
+from neuromod.adapters.fpga.link import decimation
 from neuromod.bridge.wire import StimuliMessage
 from neuromod.engine.config import NetworkConfig
 from neuromod.engine.errors import ConfigError
-from neuromod.engine.fixed_network import FixedNetwork, quantised_modulation, quantised_stimuli
-from neuromod.engine.fixed_registers import register
+from neuromod.engine.fixed_network import MAX_FIXED_DT_MS, FixedNetwork, quantised_modulation, quantised_stimuli
+from neuromod.engine.fixed_registers import MODULATION, register
+from neuromod.engine.network import MAX_DT_MS
 
 _SAME_STEP = 1e-6
-_REGISTERS = [
-    register(name) for name in ("input_gain", "recurrent_gain", "threshold_gain", "inhibition", "learning_factor")
-]
+_REGISTERS = [register(name) for name in MODULATION]
 _SCALES = np.array([2.0**each.fraction for each in _REGISTERS])
 _LOWEST, _HIGHEST = (np.array([getattr(each, end) for each in _REGISTERS], float) for end in ("lowest", "highest"))
-_FACTOR = 4  # of the five numbers of modulation the one that is an amount for each tick
+_FACTOR = MODULATION.index(
+    "learning_factor"
+)  # of the five numbers of modulation the one that is an amount for each tick
 
 
 class BoardTick(NamedTuple):
@@ -81,6 +82,10 @@ class Ticks:
         """Have the next message begin anew."""
         self.image = None
 
+    def repeat_modulation(self) -> None:
+        """Have the next tick bring its modulation along, even where it stays: the board has that of its images."""
+        self._last_modulation = b""
+
     def begin(self, message: StimuliMessage, latency_timer_ms: int | None) -> NDArray[Any]:
         """Make images for the step that a message tells, and return them.
 
@@ -94,13 +99,13 @@ class Ticks:
         if math.isnan(message.step_ms):
             raise ConfigError("this daemon does not say what modulated its ticks: run one of this version")
         self._dt_ms = message.step_ms / self._tempo
-        self.n = decimation(self._fpga.link(float(latency_timer_ms or 0)), self._dt_ms, self._fpga.decimate)
-        if self.step_ms > MAX_STEP_MS * (1 + _SAME_STEP):
+        if self._dt_ms > MAX_DT_MS * (1 + _SAME_STEP):
             raise ConfigError(
-                f"the daemon's network steps by {message.step_ms:g} ms, expected {self._tempo * MAX_STEP_MS:g} at "
+                f"the daemon's network steps by {message.step_ms:g} ms, expected {self._tempo * MAX_DT_MS:g} at "
                 "most: begin with its tempo at the baseline"
             )
-        state = FixedNetwork(self._network, dt_ms=min(self.step_ms, MAX_STEP_MS)).state
+        self.n = decimation(self._fpga.link(float(latency_timer_ms or 0)), self._dt_ms, self._fpga.decimate)
+        state = FixedNetwork(self._network, dt_ms=min(self.step_ms, MAX_FIXED_DT_MS)).state
         state[0]["tick"] = message.tick % 2**32
         self._sum.clear()
         self._last_modulation = b""

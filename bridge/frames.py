@@ -26,7 +26,11 @@ TOPIC_UNITS = np.frombuffer(wire.TOPIC_UNITS, np.uint8)
 TOPIC_BOARD = np.frombuffer(wire.TOPIC_BOARD, np.uint8)
 TOPIC_STOP = np.frombuffer(wire.TOPIC_STOP, np.uint8)
 
-_F64, _FIXMAP, _U8, _U64 = 0xCB, 0x80, 0xCC, 0xCF
+ANSWER_KEYS = ("tick", "spikes", "checked")
+"""What a board's answer may hold, in the order in which `read_answer` gives it."""
+
+_F64, _FIXMAP, _U8, _U64, _FALSE, _TRUE = 0xCB, 0x80, 0xCC, 0xCF, 0xC2, 0xC3
+_CHECKED = ANSWER_KEYS.index("checked")
 _VALUES_BYTES = 4 * N_CHANNELS
 
 _SPIKES = wire.spikes_frame(N_CHANNELS)
@@ -302,7 +306,7 @@ def read_numbers(
 
 @jit
 def read_answer(payload: NDArray[np.uint8], size: int, keys: NDArray[np.uint8], answer: NDArray[np.int64]) -> bool:
-    """Read an ingest ``board`` message: a map of both keys, with unsigned integers of any width.
+    """Read an ingest ``board`` message: tick and spikes as unsigned integers of any width, and perhaps `checked`.
 
     Parameters
     ----------
@@ -310,10 +314,10 @@ def read_answer(payload: NDArray[np.uint8], size: int, keys: NDArray[np.uint8], 
         The message; only its first `size` bytes count.
     size : int
         Its length in bytes.
-    keys : ndarray of uint8, shape (2, 32)
-        ``keys_table(("tick", "spikes"))``.
-    answer : ndarray of int64, shape (2,)
-        Overwritten by tick and spikes.
+    keys : ndarray of uint8, shape (3, 32)
+        ``keys_table(ANSWER_KEYS)``.
+    answer : ndarray of int64, shape (3,)
+        Overwritten by tick, spikes, and 1 where the answer came over a link with a checksum.
 
     Returns
     -------
@@ -321,13 +325,13 @@ def read_answer(payload: NDArray[np.uint8], size: int, keys: NDArray[np.uint8], 
         False for anything else, and numbers out of range: the message is then for `neuromod.bridge.wire` to judge, and
         `answer` is not to be used.
     """
-    answer[0] = answer[1] = -1
-    if size < 1 or payload[0] != _FIXMAP + 2:
+    answer[0] = answer[1] = answer[2] = -1
+    if size < 1 or not _FIXMAP + 2 <= payload[0] <= _FIXMAP + 3:
         return False
     at = 1
-    for _ in range(2):
+    for _ in range(payload[0] - _FIXMAP):
         found = -1
-        for k in range(2):
+        for k in range(3):
             n = 1 + (keys[k, 0] & 0x1F)
             same = at + n <= size
             for i in range(n):
@@ -340,7 +344,11 @@ def read_answer(payload: NDArray[np.uint8], size: int, keys: NDArray[np.uint8], 
             return False
         kind = payload[at]
         at += 1
-        if kind <= 0x7F:
+        if found == _CHECKED:
+            if kind != _FALSE and kind != _TRUE:
+                return False
+            answer[found] = kind - _FALSE
+        elif kind <= 0x7F:
             answer[found] = kind
         elif _U8 <= kind <= _U64:
             width = 1 << (kind - _U8)
@@ -355,4 +363,5 @@ def read_answer(payload: NDArray[np.uint8], size: int, keys: NDArray[np.uint8], 
             return False
         if answer[found] < 0:
             return False
-    return at == size and answer[1] < 1 << N_CHANNELS
+    answer[_CHECKED] = max(answer[_CHECKED], 0)
+    return at == size and answer[0] >= 0 and 0 <= answer[1] < 1 << N_CHANNELS

@@ -111,6 +111,8 @@ def run(
     AdapterError
         If the device cannot be reached.
     """
+    # the device is compared, not in the loop: nobody would answer
+    config = config.model_copy(update={"offload": None})
     if source is None and config.source.kind in ("lsl", "zmq"):
         raise ConfigError(f"source kind {config.source.kind!r} is live: hil replays a recording")
     source = source or create_source(config.source)

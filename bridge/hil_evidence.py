@@ -62,6 +62,7 @@ def provenance(
             "images": None if outcome.start_state is None else hash_bytes(to_words(outcome.start_state).tobytes()),
         },
         "device": {"kind": _kind(device), "protocol": device.protocol, "baud": device.baud} | device.facts,
+        "left_out": ["offload"] if config.offload is not None else [],
     }  # fmt: skip
 
 

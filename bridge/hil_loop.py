@@ -72,10 +72,14 @@ class HeldSource:
 
 
 def live_session(config: SessionConfig) -> SessionConfig:
-    """Return the session as a run has it: all that is compared goes out, on free ports, and nothing is recorded."""
+    """Return the session as a run has it: all that is compared goes out, on free ports, and nothing is recorded.
+
+    The device under test is compared, not in the loop: of `[offload]` the session is without, and its network the
+    daemon's own.
+    """
     publish = config.publish.model_copy(update={"spikes": "every", "stimuli": True, "state_hz": 10.0})
     sockets = config.sockets.model_copy(update={"ingest": _FREE, "output": _FREE, "control": _FREE})
-    return config.model_copy(update={"publish": publish, "sockets": sockets, "record": None})
+    return config.model_copy(update={"publish": publish, "sockets": sockets, "record": None, "offload": None})
 
 
 class LoopProcess:

@@ -8,10 +8,10 @@ from numpy.typing import DTypeLike, NDArray
 from neuromod.adapters.fpga.twin import fixed_trace
 from neuromod.engine.errors import FixedPointError
 from neuromod.engine.fixed_network import FixedNetwork, quantised_modulation, quantised_stimuli
+from neuromod.engine.fixed_registers import MODULATION
 from neuromod.engine.layout import N_CHANNELS
 from neuromod.engine.network import SpikingNetwork
 
-MODULATION = ("input_gain", "recurrent_gain", "threshold_gain", "inhibition", "learning_factor")
 _BITS = 1 << np.arange(N_CHANNELS)
 
 

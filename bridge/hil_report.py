@@ -88,6 +88,8 @@ def _verdict(outcome: Outcome, body: dict[str, Any]) -> str:
     run = (
         f"{ticks['answered']:,} ticks, {ticks['seconds_of_recording']:,.1f} s of {Path(body['recording']).name}, {pace}"
     )
+    if body["left_out"]:
+        run += "; without [offload] of the session, since the device is compared and not in the loop"
     if failed:
         words = "; ".join(f"{j.name}: {j.found}, limit {j.limit}" for j in failed[:3])
         more = f"; and {len(failed) - 3} more" if len(failed) > 3 else ""

@@ -130,6 +130,7 @@ from neuromod.bridge.pipeline import (
     dequeue_stimuli,
     samples_wanted,
     set_time,
+    stand_by,
     stand_still,
 )
 from neuromod.bridge.ring import (
@@ -576,7 +577,7 @@ def _keep_informed(loop: Loop, rings: Rings, pipeline: Pipeline, decoder: Any, n
             record["outputs"][i] = 0.0
         record["now_ns"] = _ns(now)
         record["record"] = pipeline.words[RECORDS]
-        pipeline.words[RECORDS] += 1
+        stand_by(pipeline)
         counters[C_FILLERS] += 1
         _send_command(loop, rings, k, decoder)
         _send_tick(loop, rings, k)

@@ -87,6 +87,8 @@ from neuromod.bridge.pipeline import (
     TICK_NEXT,
     Pipeline,
     enqueue_stimuli,
+    forget_answers,
+    resume,
     take_answer,
 )
 from neuromod.bridge.ring import (
@@ -238,7 +240,7 @@ def _read_answer(loop: Loop, pipeline: Pipeline, n_topic: int, n_payload: int) -
     if not read_answer(state["payload"], n_payload, state["answer_keys"], answer):
         return False
     set_echo(loop, BOARD, answer[0])
-    loop.echo[0]["values"][0] = answer[1]
+    loop.echo[0]["values"][0], loop.echo[0]["values"][1] = answer[1], answer[2]
     return True
 
 
@@ -320,6 +322,7 @@ def _apply(loop: Loop, rings: Rings, pipeline: Pipeline, network: Any, decoder: 
             keep_doses(stimulation.gate[0], loop.gate_restored[0])
             disarm(stimulation.gate[0], RESTORED, echo["now_ns"])
             pipeline.words[ANCHORED] = 0  # the time between checkpoint and now is no gap of the source
+            forget_answers(pipeline)
             echo["tick"] = pipeline.words[TICK_NEXT]
     state["counters"][C_INPUTS] += 1
     put(rings.echoes, loop.echo_rows, 0)
@@ -357,7 +360,7 @@ def apply_input(
         pipeline.words[PAUSED] = 1
         disarm(gate, SESSION_PAUSED, now_ns)
     elif kind == RESUME:
-        pipeline.words[PAUSED] = 0
+        resume(pipeline)
     elif kind == LEARNING:
         set_learning(network, word != 0)
     elif kind == SET:
@@ -381,7 +384,7 @@ def apply_input(
     elif kind == GRANT:
         grant(gate, word, values[0])
     elif kind == BOARD:
-        take_answer(pipeline, word, int(values[0]))
+        take_answer(pipeline, word, int(values[0]), values[1] != 0.0)
     elif kind == DECODER_SWAP:
         install(decoder[0], next_decoder[0])
     if kind in (LEVELS, REWARD, STRESS):

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from neuromod.adapters.decoder import DECODER
 from neuromod.bridge import wire
 from neuromod.bridge.frames import (
+    ANSWER_KEYS,
     command_frame,
     keys_table,
     spikes_frame,
@@ -67,7 +68,7 @@ INPUT = np.dtype(
         # DISARM, FAULT: reason; ALIVE: peer; STIMULATE: program; GRANT: electrode, or -1 for the total; BOARD: tick
         ("word", np.int64),
         # ARM: seconds; in the echo the answer of the gate, and the conditions that it went by; local clock in s until
-        # which it may take effect; BOARD: spikes
+        # which it may take effect; BOARD: spikes, and whether its link has a checksum
         ("values", np.float64, (N_CHANNELS,)),
         ("t_sent", np.float64),  # when it was sent, s, local clock; 0 where unknown
     ],
@@ -186,8 +187,8 @@ LOOP = np.dtype(
         ("level_keys", np.uint8, (5, 32)),
         ("level_limits", np.float64, (4, 2)),
         ("amount_keys", np.uint8, (2, 32)),
-        ("answer", np.int64, (2,)),
-        ("answer_keys", np.uint8, (2, 32)),
+        ("answer", np.int64, (3,)),
+        ("answer_keys", np.uint8, (3, 32)),
     ],
     align=True,
 )
@@ -327,7 +328,7 @@ def make_loop(
     state["level_keys"][:] = keys_table((*MODULATORS, "t"))
     state["level_limits"][:] = [wire.MODULATOR_LIMITS[name] for name in MODULATORS]
     state["amount_keys"][:] = keys_table(("amount", "t"))
-    state["answer_keys"][:] = keys_table(("tick", "spikes"))
+    state["answer_keys"][:] = keys_table(ANSWER_KEYS)
     records, echo = np.zeros(max(ticks_per_block, 64) + 1, TICK), np.zeros(1, INPUT)
     return Loop(
         block=block,

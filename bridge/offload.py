@@ -11,6 +11,9 @@ from neuromod.engine.errors import ConfigError, FixedPointError
 MAX_DELAY_TICKS = 64
 """Longest delay of a board's answer, which is also how many answers the loop holds."""
 
+MODULATING = ("input_gain", "recurrent_gain", "inhibition_strength_mv", "learning_rate_per_s")
+"""Parameters that may change while the network runs, and whose change reaches a board with the next `stimuli`."""
+
 
 class OffloadConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
     """A board is the network: the daemon publishes its spikes, decodes them and goes by them.

@@ -111,7 +111,9 @@ _SLOT, _PERIOD, _FOLLOW, _TOLERANCE, _LONGEST_FILL, _BLOCK_SAMPLES, _LAST_STAMP 
     N_DECISIONS,  # rows of `decisions` in use; the caller sets it to 0 once it has read them
     N_UNITS,  # rows of `units` in use; likewise
     DELAY,  # ticks from one to its answer, where a board is the network; 0 where none is
-) = range(21)
+    _CHECKED_ONLY,  # whether an answer counts only where it came over a link with a checksum
+    _ANSWERS_FROM,  # the first tick whose answer may be used: none from before an interruption is
+) = range(23)
 
 COUNTERS = (
     "samples",
@@ -130,6 +132,7 @@ COUNTERS = (
     "board_answered",
     "board_missing",
     "board_late",
+    "board_unchecked",
 )
 """Names of `Pipeline.counters`, in order."""
 (
@@ -149,6 +152,7 @@ COUNTERS = (
     _BOARD_ANSWERED,
     _BOARD_MISSING,
     _BOARD_LATE,
+    _BOARD_UNCHECKED,
 ) = range(len(COUNTERS))
 
 _QUEUE_LENGTH = 1024
@@ -191,6 +195,7 @@ def make_pipeline(
     max_fill_ms: float,
     scale: NDArray[np.float32] | None = None,
     delay_ticks: int = 0,
+    checked_only: bool = False,
 ) -> Pipeline:
     """Allocate the state of `consume` for one stream.
 
@@ -217,6 +222,8 @@ def make_pipeline(
         Factor of each channel to microvolts; 1 by default.
     delay_ticks : int
         Where a board is the network, ticks from one to the answer that is published for it; 0 where none is.
+    checked_only : bool
+        Drop answers that no checksum guards; for sessions whose pulses leave for a body.
     """
     period = 1.0 / sampling_frequency
     numbers = np.zeros(8, np.float64)
@@ -232,6 +239,7 @@ def make_pipeline(
     words[_TICKS_PER_BLOCK] = ticks_per_block
     words[_FILL_ZERO] = fill == "zero"
     words[DELAY] = delay_ticks
+    words[_CHECKED_ONLY] = checked_only
     return Pipeline(
         numbers=numbers,
         words=words,
@@ -296,13 +304,46 @@ def dequeue_stimuli(pipeline: Pipeline, values: NDArray[np.float32], sent: NDArr
 
 
 @jit
-def take_answer(pipeline: Pipeline, tick: int, spikes: int) -> None:
-    """Keep a board's answer to a tick; dropped, and counted, where that is past, has been answered, or is to come."""
+def take_answer(pipeline: Pipeline, tick: int, spikes: int, is_checked: bool) -> None:
+    """Keep a board's answer to a tick.
+
+    Dropped, and counted, where that is past, has been answered, or is to come, and where a checksum is demanded that
+    its link has not: its spikes might be others than the board's, and pulses would follow.
+    """
     words, row = pipeline.words, pipeline.answers[tick % MAX_DELAY_TICKS]
-    if tick >= words[TICK_NEXT] or tick < words[TICK_NEXT] - words[DELAY] or row[_OF_TICK] == tick:
+    if words[_CHECKED_ONLY] and not is_checked:
+        pipeline.counters[_BOARD_UNCHECKED] += 1
+        return
+    oldest = max(words[TICK_NEXT] - words[DELAY], words[_ANSWERS_FROM])
+    if tick >= words[TICK_NEXT] or tick < oldest or row[_OF_TICK] == tick:
         pipeline.counters[_BOARD_LATE] += 1
         return
     row[_OF_TICK], row[_ITS_SPIKES] = tick, spikes & _SPIKE_BITS
+
+
+@jit
+def forget_answers(pipeline: Pipeline) -> None:
+    """Never use an answer of before now: the signal that it was given to is not the one that goes on.
+
+    Called between two ticks, after a filler or a restored checkpoint. The next `DELAY` ticks have no answer then, also
+    where one comes late; their commands are inhibited.
+    """
+    pipeline.words[_ANSWERS_FROM] = pipeline.words[TICK_NEXT]
+
+
+@jit
+def resume(pipeline: Pipeline) -> None:
+    """Let the network step again, and by no answer of before the pause."""
+    if pipeline.words[PAUSED]:
+        forget_answers(pipeline)
+    pipeline.words[PAUSED] = 0
+
+
+@jit
+def stand_by(pipeline: Pipeline) -> None:
+    """Count a filler, for which there is no sample: live, and again in a replay, where its record tells of it."""
+    pipeline.words[RECORDS] += 1
+    forget_answers(pipeline)
 
 
 @jit
@@ -493,6 +534,8 @@ def advance(pipeline: Pipeline, network: Any, decoder: Any, stimulation: Any, re
     conditions = record["conditions"] & ~np.uint32(CONDITION_NONFINITE_STATE | CONDITION_BOARD)
     record["flags"] &= ~np.uint32(FLAG_BOARD)
     outputs = record["outputs"]
+    if record["flags"] & FLAG_DISCONTINUITY:
+        forget_answers(pipeline)
     if record["flags"] & FLAG_PAUSED:
         record["tick"] = max(0, words[TICK_NEXT] - 1)
         record["spikes"] = 0
@@ -542,7 +585,7 @@ def _is_answered(pipeline: Pipeline, record: Any) -> bool:
     """Put the spikes of the board in place of the network's own: those of `DELAY` ticks ago, none where missing."""
     tick = np.int64(record["tick"]) - pipeline.words[DELAY]
     row = pipeline.answers[tick % MAX_DELAY_TICKS]
-    is_there = tick >= 0 and row[_OF_TICK] == tick
+    is_there = tick >= pipeline.words[_ANSWERS_FROM] and row[_OF_TICK] == tick
     record["spikes"] = row[_ITS_SPIKES] & _SPIKE_BITS if is_there else 0
     pipeline.counters[_BOARD_ANSWERED if is_there else _BOARD_MISSING] += 1
     return is_there

@@ -148,7 +148,8 @@ def play(
     if config.offload is not None:
         raise ConfigError(
             "[offload]: a board outside is the network of this session, and a replay as fast as the machine goes has "
-            "none; give --speed 1 and let the board connect, or remove [offload]"
+            "none; play at a pace ('neuromod replay --speed 1') with the board's adapter beside it, remove [offload], "
+            "or compare the board with the network of the daemon ('neuromod hil')"
         )
     if source is None and config.source.kind in ("lsl", "zmq"):
         raise ConfigError(f"source kind {config.source.kind!r} is live: replay needs a recording")

@@ -52,7 +52,9 @@ from neuromod.bridge.pipeline import (
     Pipeline,
     advance,
     consume,
+    forget_answers,
     set_time,
+    stand_by,
 )
 from neuromod.bridge.recorder import SAMPLES
 from neuromod.bridge.session import Session, versions
@@ -293,7 +295,7 @@ def _play_stimuli(
         if np.int64(tick["inputs"]) != at[_NUMBER]:
             return _LOST_INPUT
         if tick["flags"] & FLAG_FILLER:
-            words[RECORDS] += 1
+            stand_by(pipeline)
         else:
             if at[_DECISION] + MAX_DECISIONS_PER_TICK > decisions.shape[0]:
                 return _FULL
@@ -342,7 +344,7 @@ def _play_samples(
     words = pipeline.words
     while True:
         while at[_TICK] < ticks.shape[0] and ticks[at[_TICK]]["flags"] & FLAG_FILLER:
-            words[RECORDS] += 1
+            stand_by(pipeline)
             at[_TICK] += 1
         if at[_INPUT] < given.shape[0] and given[at[_INPUT]]["samples"] <= words[TAKEN]:
             one = given[at[_INPUT]]
@@ -810,6 +812,7 @@ class _Replayer:
         words = self.parts.pipeline.words
         words[PAUSED], words[RECORDS], words[TAKEN], words[ANCHORED] = is_paused, records, taken, 0
         words[N_DECISIONS] = words[N_UNITS] = 0
+        forget_answers(self.parts.pipeline)
 
     # -- comparing
 

@@ -731,10 +731,14 @@ class StimulateInput:
 
 @dataclass(frozen=True, slots=True)
 class BoardInput:
-    """The answer of a board that is the network: the spikes of a tick, bit i = channel i."""
+    """The answer of a board that is the network: the spikes of a tick, bit i = channel i.
+
+    `checked` says that it came over a link with a checksum. A session whose pulses leave for a body takes no other.
+    """
 
     tick: int
     spikes: int
+    checked: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -790,8 +794,9 @@ def pack_ingest(message: IngestMessage) -> tuple[bytes, bytes]:
             topic, body = TOPIC_HEARTBEAT, {"token": token}
         case StimulateInput(program):
             topic, body = TOPIC_STIMULATE, {"program": program}
-        case BoardInput(tick, spikes):
-            topic, body = TOPIC_BOARD, {"tick": tick, "spikes": spikes}
+        case BoardInput(tick, spikes, checked):
+            topic = TOPIC_BOARD
+            body = {"tick": tick, "spikes": spikes} | ({} if checked is False else {"checked": checked})
         case StopInput():
             topic, body = TOPIC_STOP, {}
     if (t := getattr(message, "t", None)) is not None:
@@ -851,8 +856,9 @@ def unpack_ingest(topic: bytes, payload: bytes, n: int = N_CHANNELS) -> IngestMe
         _only(body, ("program",))
         return StimulateInput(_name(body, "program"))
     if topic == TOPIC_BOARD:
-        _only(body, ("tick", "spikes"))
-        return BoardInput(_integer(body, "tick", 0, (1 << 63) - 1), _integer(body, "spikes", 0, (1 << n) - 1))
+        _only(body, ("tick", "spikes", "checked"))
+        tick, spikes = _integer(body, "tick", 0, (1 << 63) - 1), _integer(body, "spikes", 0, (1 << n) - 1)
+        return BoardInput(tick, spikes, "checked" in body and _boolean(body, "checked"))
     return StopInput()  # whatever else it holds: a stop is obeyed
 
 
@@ -1074,6 +1080,13 @@ def _integer(body: dict[str, Any], key: str, low: int = 0, high: int = (1 << 64)
         raise MessageError(Reason.TYPE, f"{key} must be an integer, not {_kind(value)}")
     if not low <= value <= high:
         raise MessageError(Reason.RANGE, f"{key} must be {low} to {high}, not {value}")
+    return value
+
+
+def _boolean(body: dict[str, Any], key: str) -> bool:
+    value = _get(body, key)
+    if not isinstance(value, bool):
+        raise MessageError(Reason.TYPE, f"{key} must be a boolean, not {_kind(value)}")
     return value
 
 

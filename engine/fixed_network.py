@@ -11,6 +11,7 @@ from neuromod.engine.errors import FixedPointError, StimulusError
 from neuromod.engine.fixed_registers import (
     FIXED_BLOCK,
     GUARD_BITS,
+    MODULATION,
     REGISTERS,
     RULE_NEAREST,
     RULE_REWARD,
@@ -23,6 +24,11 @@ from neuromod.engine.layout_types import State
 from neuromod.engine.models import lapicque
 from neuromod.engine.modulators import MODULATORS, NeuroModulators
 from neuromod.engine.network import check_step, connected, initial_weights
+
+MAX_FIXED_DT_MS = 10.0
+"""Longest tick. Membranes and traces are exact for a step of any length. But a neuron fires once a tick at most, and
+refractory times, inhibition and the window of coincidence are whole ticks: at 10 ms nothing fires above 100 a second,
+and their defaults, of 2 to 5 ms, come to one tick or none."""
 
 _NEVER = 2**16 - 1
 _TEMPO = MODULATORS.index("tempo")
@@ -64,7 +70,7 @@ class FixedNetwork:
     config : NetworkConfig, optional
         What the network is, in terms that `FIXED_POINT.md` says hardware has.
     dt_ms : float
-        Wall time of one tick, 0.001 to 1 ms.
+        Wall time of one tick, 0.001 to 10 ms: longer than floating-point networks take, for a link that carries fewer.
     clip : bool
         Take the nearest for a number that its register cannot hold, and name it in `clipped`, rather than refuse.
 
@@ -84,7 +90,7 @@ class FixedNetwork:
 
     def __init__(self, config: NetworkConfig | None = None, *, dt_ms: float = 1.0, clip: bool = False) -> None:
         self.config = NetworkConfig() if config is None else config
-        check_step(self.config, dt_ms)
+        check_step(self.config, dt_ms, MAX_FIXED_DT_MS)
         _refuse_what_hardware_has_not(self.config)
         self.dt_ms = dt_ms
         self.state: State = np.zeros(1, dtype=FIXED_BLOCK)
@@ -176,7 +182,7 @@ class FixedNetwork:
         if modulation is not None:
             if rows.shape != (len(words), 5):
                 raise StimulusError(f"expected modulation of shape ({len(words)}, 5), got {rows.shape}")
-            for k, name in enumerate(_MODULATION):
+            for k, name in enumerate(MODULATION):
                 where = register(name)
                 if len(rows) and not (where.lowest <= rows[:, k].min() and rows[:, k].max() <= where.highest):
                     raise StimulusError(f"expected {name} within {where.lowest} and {where.highest}, {where.format}")
@@ -226,9 +232,6 @@ class FixedNetwork:
         return np.stack(np.broadcast_arrays(*numbers), axis=1)
 
 
-_MODULATION = ("input_gain", "recurrent_gain", "threshold_gain", "inhibition", "learning_factor")
-
-
 def quantised_modulation(numbers: ArrayLike) -> NDArray[np.int64]:
     """Modulation as words of its registers, rounded half up.
 
@@ -246,10 +249,10 @@ def quantised_modulation(numbers: ArrayLike) -> NDArray[np.int64]:
     FixedPointError
         If one is not finite, or does not fit: the first of each register is named, by its row.
     """
-    values = np.asarray(numbers, dtype=np.float64).reshape(-1, len(_MODULATION))
+    values = np.asarray(numbers, dtype=np.float64).reshape(-1, len(MODULATION))
     words = np.empty(values.shape, dtype=np.int64)
     misfits = []
-    for k, name in enumerate(_MODULATION):
+    for k, name in enumerate(MODULATION):
         words[:, k], beyond = _as_integers(register(name), values[:, k])
         misfits += beyond[:1]
     if misfits:

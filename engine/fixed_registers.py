@@ -116,6 +116,9 @@ REGISTERS: tuple[Register, ...] = (
 RULE_REWARD, RULE_NEAREST = 1, 2
 """Bits of `rule`: synapses learn from reward; a spike pairs with the nearest of the other side alone."""
 
+MODULATION = ("input_gain", "recurrent_gain", "threshold_gain", "inhibition", "learning_factor")
+"""Names of the five numbers that the neuromodulators come to, in the order in which they are handed over."""
+
 GUARD_BITS = 16
 """Bits of a weight below its Q8.8 value, which is what reaches a membrane: the weight rounded, half up."""
 

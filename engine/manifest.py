@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from neuromod.engine import images
 from neuromod.engine.config import NetworkConfig
 from neuromod.engine.errors import ImageError
-from neuromod.engine.fixed_network import FixedNetwork, misfit
+from neuromod.engine.fixed_network import MAX_FIXED_DT_MS, FixedNetwork, misfit
 from neuromod.engine.fixed_registers import register
 from neuromod.engine.layout import COINCIDENCE
 from neuromod.engine.layout_types import State
-from neuromod.engine.network import MAX_DT_MS, MIN_DT_MS
+from neuromod.engine.network import MIN_DT_MS
 
 MANIFEST = "parameters.json"
 REGISTERS_IMAGE = "registers.mem"
@@ -106,7 +106,7 @@ class Manifest(pydantic.BaseModel, frozen=True, extra="forbid"):
     version: Literal[1] = VERSION
     neuromod: str
     source: str
-    dt_ms: Annotated[float, pydantic.Field(ge=MIN_DT_MS, le=MAX_DT_MS)]
+    dt_ms: Annotated[float, pydantic.Field(ge=MIN_DT_MS, le=MAX_FIXED_DT_MS)]
     network: NetworkConfig
     network_sha256: str
     files: dict[str, ImageEntry]

@@ -302,8 +302,17 @@ def checked_seed(seed: int) -> int:
     return int(seed)
 
 
-def check_step(config: NetworkConfig, dt_ms: float) -> None:
+def check_step(config: NetworkConfig, dt_ms: float, longest_ms: float = MAX_DT_MS) -> None:
     """Refuse a tick that float32 or the limits of a model are not good enough for.
+
+    Parameters
+    ----------
+    config : NetworkConfig
+        The network's.
+    dt_ms : float
+        Wall time of one tick.
+    longest_ms : float
+        Longest that there may be.
 
     Raises
     ------
@@ -311,8 +320,8 @@ def check_step(config: NetworkConfig, dt_ms: float) -> None:
         At the network's baseline of tempo: if `dt_ms` is out of range, a trace of plasticity would decay by too little
         in a tick, or noise, which is the stronger the shorter the tick, would be cut by the limit of a model's input.
     """
-    if not MIN_DT_MS <= dt_ms <= MAX_DT_MS:
-        raise ConfigError(f"dt_ms must lie within {MIN_DT_MS} and {MAX_DT_MS}, got {dt_ms}; take several ticks")
+    if not MIN_DT_MS <= dt_ms <= longest_ms:
+        raise ConfigError(f"dt_ms must lie within {MIN_DT_MS} and {longest_ms}, got {dt_ms}; take several ticks")
     step_ms = dt_ms * config.modulation.baseline.tempo
     for name, tau_ms in _traces(config.learning).items():
         if tau_ms > _MAX_TICKS * step_ms * (1 + 1e-9):

@@ -11,13 +11,13 @@ from neuromod.adapters.config import FeaturesConfig
 from neuromod.adapters.fpga.core_model import ADDRESSES, CoreModel
 from neuromod.bridge.config import SessionConfig
 from neuromod.engine.fixed_network import FixedNetwork, quantised_stimuli
-from neuromod.engine.fixed_registers import FIXED_BLOCK, REGISTERS, locate, register
+from neuromod.engine.fixed_registers import FIXED_BLOCK, MODULATION, REGISTERS, locate, register
 from neuromod.engine.fixed_tick import fixed_tick, set_modulation
 from neuromod.engine.layout import N_CHANNELS
 from neuromod.engine.modulators import NeuroModulators
 from neuromod.sorting.encoder import Encoder, encode
 
-_MODULATION = [register(n) for n in ("input_gain", "recurrent_gain", "threshold_gain", "inhibition", "learning_factor")]
+_MODULATION = [register(name) for name in MODULATION]
 _CHUNK = 1000
 
 

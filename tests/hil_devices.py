@@ -13,6 +13,7 @@ from neuromod.bridge.config import SessionConfig, for_recording
 from neuromod.bridge.hil import MakeDevice, Options, Outcome, run
 from neuromod.bridge.hil_config import Criteria
 from neuromod.bridge.hil_device import TestDevice
+from neuromod.bridge.offload import OffloadConfig
 from neuromod.engine.errors import AdapterError, AdapterLostError
 from neuromod.engine.fixed_registers import FIXED_BLOCK
 
@@ -38,6 +39,12 @@ def recording(folder: Path, n_ticks: int = 3000, seed: int = 0) -> tuple[Session
     session = folder / "session.toml"
     session.write_text(SESSION)
     return for_recording(path, session, bin_ms=1.0), path
+
+
+def of_a_board(config: SessionConfig) -> SessionConfig:
+    """Return the session with a board for its network."""
+    publish = config.publish.model_copy(update={"spikes": "every", "stimuli": True})
+    return config.model_copy(update={"offload": OffloadConfig(delay_ticks=2), "publish": publish})
 
 
 def of(device: Any, **more: Any) -> MakeDevice:

@@ -18,7 +18,7 @@ from neuromod.adapters.fpga import wire
 from neuromod.adapters.fpga.device import Answer
 from neuromod.adapters.fpga.line import Line
 from neuromod.adapters.fpga.pipeline import Pipeline
-from neuromod.adapters.fpga.requests import Requests, chunks, reader, writer
+from neuromod.adapters.fpga.requests import MAX_TRIES, Requests, chunks, reader, writer
 from neuromod.adapters.fpga.shadow import Shadow
 from neuromod.adapters.fpga.wire import Frame, Kind, Parser
 from neuromod.engine.errors import AdapterError, AdapterLostError, AdapterTimeoutError
@@ -33,7 +33,6 @@ LAYOUT_VERSION = 1
 _STATUS, _N_STATUS = wire.BOOTS_ADDRESS, 4
 _LAST, _N_LAST = register("tick").address, register("v").address + N_CHANNELS - register("tick").address
 _STATUS_NS = 1_000_000_000
-_MAX_TRIES = 30
 _MAX_UNANSWERED = 3
 _LOADS = 3
 
@@ -320,17 +319,19 @@ class Board:
 
     def _check_time(self, now_ns: int) -> bool:
         """Return whether an answer is overdue, and something is to be sent again."""
+        tried = self._pipeline.waits_for
+        # refused as damaged each time it is sent again at once, and is never overdue
+        if tried is not None and tried.tries > MAX_TRIES:
+            raise AdapterLostError(
+                f"{self.name} was given tick {tried.tick} {tried.tries} times, and does not run it: the line is "
+                "too bad, or the board at fault; lower the baud rate, or program it anew"
+            )
         pending = self._pipeline.overdue(now_ns)
         if pending is None:
             return False
         if pending.tries <= 1:  # nobody may have looked for long: silence counts from here
             self._heard_ns = now_ns
         self._check_silence(now_ns)
-        if pending.tries > _MAX_TRIES:
-            raise AdapterLostError(
-                f"{self.name} was given tick {pending.tick} {pending.tries} times, and does not run it: the line is "
-                "too bad, or the board at fault; lower the baud rate, or program it anew"
-            )
         return True
 
     def _check_silence(self, now_ns: int) -> None:

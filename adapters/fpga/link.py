@@ -10,11 +10,9 @@ from typing import Literal
 
 from neuromod.adapters.fpga import siliconbridge, wire
 from neuromod.engine.errors import ConfigError
+from neuromod.engine.fixed_network import MAX_FIXED_DT_MS
 
 Protocol = Literal["neuromod", "siliconbridge"]
-
-MAX_STEP_MS = 1.0
-"""Longest tick that a network takes."""
 
 _BITS = 10  # of a byte on the wire: start, eight, stop
 _USB_PACKET = 62  # bytes of data in a packet of a full-speed FTDI chip
@@ -132,14 +130,17 @@ def decimation(link: Link, step_ms: float, wanted: int | Literal["auto"] = 1) ->
         If the link does not carry the ticks, or a network does not take steps that long. Says what to do.
     """
     ticks_hz = 1000.0 / step_ms
-    n = max(1, math.ceil(ticks_hz / link.max_ticks_hz - 1e-9)) if wanted == "auto" else wanted
-    if n * step_ms > MAX_STEP_MS * (1 + 1e-9) and n > 1:
+    enough = max(1, math.ceil(ticks_hz / link.max_ticks_hz - 1e-9))
+    n = enough if wanted == "auto" else wanted
+    if n > 1 and n * step_ms > MAX_FIXED_DT_MS * (1 + 1e-9):
         raise ConfigError(
             f"{_says(link)}; {n} ticks of {step_ms:g} ms for one of the board's would be a step of {n * step_ms:g} ms, "
-            f"and networks take {MAX_STEP_MS:g} ms at most: {_advice(link, ticks_hz)}"
+            f"and a board's network takes {MAX_FIXED_DT_MS:g} ms at most: {_advice(link, ticks_hz)}"
         )
     if ticks_hz / n > link.max_ticks_hz * (1 + 1e-9):
-        slower = "" if n * step_ms >= MAX_STEP_MS else ', or decimate = "auto" to look on at longer steps'
+        slower = ""
+        if enough * step_ms <= MAX_FIXED_DT_MS * (1 + 1e-9):
+            slower = f", or give --decimate auto to look on in steps of {enough * step_ms:g} ms"
         raise ConfigError(f"{_says(link)}, the session has {ticks_hz / n:.0f}: {_advice(link, ticks_hz / n)}{slower}")
     return n
 

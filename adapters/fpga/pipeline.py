@@ -281,6 +281,11 @@ class Pipeline:
         """Return how long until something may be overdue; None for never."""
         return max(0, self._waited_for().last_ns + self._timeout_ns - now_ns) if self._under_way else None
 
+    @property
+    def waits_for(self) -> Pending | None:
+        """The oldest tick that the board has not run, or else the oldest; None where none is under way."""
+        return self._waited_for() if self._under_way else None
+
     def _waited_for(self) -> Pending:
         oldest = self._under_way[0]
         if not oldest.is_run:

@@ -10,10 +10,13 @@ from numpy.typing import NDArray
 from neuromod.adapters.fpga import wire
 from neuromod.adapters.fpga.pipeline import Pipeline
 from neuromod.adapters.fpga.wire import Frame, Kind, Refusal
-from neuromod.engine.errors import AdapterError, AdapterTimeoutError
+from neuromod.engine.errors import AdapterError, AdapterLostError, AdapterTimeoutError
 
 Make = Callable[[int], bytes]
 """Makes the frame of a request, given its sequence."""
+
+MAX_TRIES = 30
+"""How often the same thing is sent to a board before the line counts as too bad."""
 
 _RUNS = ((0x000, 0x085), (0x090, 0x0F0), (0x100, 0x300))  # addresses at which something lies
 _NOTHING: NDArray[np.uint32] = np.zeros(0, dtype=np.uint32)
@@ -52,6 +55,7 @@ class Requests:
         self._asked: dict[int, tuple[int, int]] = {}  # by sequence: which request, bytes
         self._waiting: list[int] = []
         self._answers: dict[int, NDArray[np.uint32]] = {}
+        self._tries: dict[int, int] = {}
         self._heard_ns = 0
         self.damaged = 0
 
@@ -62,11 +66,14 @@ class Requests:
         ------
         AdapterTimeoutError
             If there is no answer.
+        AdapterLostError
+            If one comes over damaged however often it is sent.
         AdapterError
             If the board refuses one.
         """
         self._asked.clear()
         self._answers.clear()
+        self._tries.clear()
         self._waiting = list(range(len(requests)))[::-1]
         self._heard_ns = sent_ns = time.monotonic_ns()
         try:
@@ -117,11 +124,18 @@ class Requests:
             if self._waiting[-1] in self._answers:
                 self._waiting.pop()
                 continue
+            tries = self._tries.get(self._waiting[-1], 0)
+            if tries >= MAX_TRIES:  # a board that refuses it each time is not silent, and would never be given up
+                raise AdapterLostError(
+                    f"a request was sent {tries} times, and came over damaged or without an answer: the line is too "
+                    "bad; check the cable, or lower the baud rate on both sides"
+                )
             sequence = self._pipeline.sequence()
             frame = requests[self._waiting[-1]](sequence)
             under_way = sum(size for _, size in self._asked.values())
             if under_way and self._pipeline.bytes_under_way + under_way + len(frame) > wire.MAX_UNDER_WAY:
                 break
+            self._tries[self._waiting[-1]] = tries + 1
             self._asked[sequence] = self._waiting.pop(), len(frame)
             self._write(frame)
             has_sent = True

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from neuromod.engine.fixed_registers import MODULATION
 from neuromod.engine.fixed_tick import fixed_run
 from neuromod.engine.layout_types import State
 
-_MODULATION = ("input_gain", "recurrent_gain", "threshold_gain", "inhibition", "learning_factor")
 _AT_ONCE = 1000
 
 
@@ -29,7 +29,7 @@ class Shadow:
         self._state: State = state.copy()
         self._stimuli: list[NDArray[np.int16]] = []
         self._modulation: list[NDArray[np.int64]] = []
-        self._last = np.array([self._state[0][name] for name in _MODULATION], dtype=np.int64)
+        self._last = np.array([self._state[0][name] for name in MODULATION], dtype=np.int64)
         self._advance()  # compiles, where that is to be done
 
     def follow(self, stimuli: NDArray[np.int16], modulation: NDArray[np.int64] | None) -> None:
@@ -52,7 +52,7 @@ class Shadow:
         fixed_run(
             self._state,
             np.array(self._stimuli, dtype=np.int16).reshape(n, 16),
-            np.array(self._modulation, dtype=np.int64).reshape(n, len(_MODULATION)),
+            np.array(self._modulation, dtype=np.int64).reshape(n, len(MODULATION)),
             np.empty(n, dtype=np.uint16),
         )
         self._stimuli.clear()

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from neuromod.adapters.fpga.device import Answer
 from neuromod.adapters.fpga.line import Line
 from neuromod.engine.errors import AdapterError, AdapterLostError, AdapterTimeoutError
-from neuromod.engine.fixed_registers import REGISTERS
+from neuromod.engine.fixed_registers import MODULATION, REGISTERS
 from neuromod.engine.layout import N_CHANNELS
 
 log = logging.getLogger(__name__)
@@ -29,7 +29,6 @@ _LEFT_BY_TICKS = (
     *("tick", "spikes", "inhibition_left", "coincidence_left", "v", "refractory_left", "since_spike"),
     *("pre_trace", "post_trace", "eligibility"),
 )
-_MODULATION = ("input_gain", "recurrent_gain", "threshold_gain", "inhibition", "learning_factor")
 _NEVER = 2**16 - 1
 _LONGEST = 2 + 2 * 255  # of what a board may still wait for: a write of 255 words
 
@@ -144,7 +143,7 @@ class SiliconBridge:
             ]
             raise AdapterError(f"{self.name} does not hold what was written: {'; '.join(wrong[:4])}")
         self._words = words
-        self._modulation = np.array([state[0][name] for name in _MODULATION], dtype=np.int64)
+        self._modulation = np.array([state[0][name] for name in MODULATION], dtype=np.int64)
         self._set_reward(int(self._modulation[-1]))
         self._next = int(state[0]["tick"])
         self._done.clear()
@@ -176,7 +175,7 @@ class SiliconBridge:
                 f"expected tick {self._next}, got {tick}: ticks follow each other, or load a state first"
             )
         data = b"" if modulation is None else self._modulated(np.array(modulation, dtype=np.int64))
-        self._next = tick + 1
+        self._next = (tick + 1) % 2**32
         self._queue.append((tick, data + bytes([_TICK]) + np.asarray(stimuli, dtype=">i2").tobytes()))
         self._write_due()
 
@@ -304,9 +303,7 @@ class SiliconBridge:
         """Return what sets the modulation of a tick, nothing where it stays."""
         if self._modulation.size:
             others = [
-                name
-                for name, word, held in zip(_MODULATION[:-1], words, self._modulation, strict=False)
-                if word != held
+                name for name, word, held in zip(MODULATION[:-1], words, self._modulation, strict=False) if word != held
             ]
             if others:
                 raise AdapterError(
@@ -324,7 +321,7 @@ class SiliconBridge:
             self._image = state.copy()
             for name in _LEFT_BY_TICKS:
                 self._image[0][name] = _NEVER if name == "since_spike" else 0
-        carried = (*_WRITABLE, "learning_factor")
+        carried = (*_WRITABLE, "learning_factor", "tick")  # the board knows no number of a tick: any will do
         differing = [
             each.name
             for each in REGISTERS

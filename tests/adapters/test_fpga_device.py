@@ -4,6 +4,7 @@ Most of it runs against a peer in Python, whose trouble is exact to the frame; w
 board's own Verilog too.
 """
 
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -341,6 +342,35 @@ def test_a_board_that_falls_silent_is_gone_in_a_bounded_time(tmp_path: Path) -> 
         with pytest.raises(AdapterLostError, match=r"has said nothing for [0-9]+ ms; check its cable and power"):
             board.poll(20.0)
         assert 0.5 <= time.monotonic() - begun < 10.0
+
+
+def test_a_line_that_damages_a_request_each_time_is_given_up_though_the_board_answers(tmp_path: Path) -> None:
+    with board_and_peer(tmp_path, lost_ms=2000.0) as (board, peer, state):
+        peer.incoming = lambda index, data: flipped(data) if len(data) > 60 else [data]
+        errors: list[AdapterError] = []
+
+        def load() -> None:
+            try:
+                board.load(state)
+            except AdapterError as error:
+                errors.append(error)
+
+        threading.Thread(target=load, daemon=True).start()
+        wait_until(lambda: errors, "an end")
+        assert isinstance(errors[0], AdapterLostError)
+        assert "sent 30 times, and came over damaged or without an answer" in str(errors[0])
+        assert "lower the baud rate" in str(errors[0])
+
+
+def test_a_line_that_damages_a_tick_each_time_is_given_up_though_the_board_answers(tmp_path: Path) -> None:
+    with board_and_peer(tmp_path) as (board, peer, _):
+        peer.incoming = lambda index, data: flipped(data) if len(data) > 40 else [data]
+        for k, tick in enumerate(ticks(4)):
+            board.submit(k, *tick)
+        with pytest.raises(
+            AdapterLostError, match="was given tick 0 31 times, and does not run it: the line is too bad"
+        ):
+            wait_until(lambda: board.poll(0.1), "the end")
 
 
 def test_a_board_that_falls_silent_while_nobody_asks_is_found_gone_too(tmp_path: Path) -> None:

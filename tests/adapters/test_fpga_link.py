@@ -67,10 +67,27 @@ def test_a_link_that_is_fast_enough_carries_every_tick() -> None:
 @pytest.mark.parametrize(
     "link, step_ms, wanted, words",
     [
-        (Link(baud=115_200), 1.0, 1, "carries 160 ticks/s .* the session has 1000: set 921600 baud on both sides$"),
+        (Link(baud=115_200), 1.0, 1, "carries 160 ticks/s .* the session has 1000: set 921600 baud on both sides, or"),
         (Link("siliconbridge", 115_200, 2), 1.0, 1, "carries 320 ticks/s .33 bytes out and 36 back a tick, 6.00 ms"),
-        (Link(baud=115_200), 1.0, "auto", "7 ticks of 1 ms .* a step of 7 ms, and networks take 1 ms at most"),
-        (Link(baud=115_200), 0.1, 2, "the session has 5000: set 4000000 baud .* decimate = .auto. to look on"),
+        (
+            Link("siliconbridge", 115_200, 1),
+            1.0,
+            1,
+            "set 921600 baud on both sides, or give --decimate auto to look on in steps of 6 ms$",
+        ),
+        (
+            Link(baud=9600),
+            1.0,
+            "auto",
+            "75 ticks of 1 ms .* of 75 ms, and a board's network takes 10 ms at most: set 9",
+        ),
+        (Link(baud=9600), 1.0, 1, "the session has 1000: set 921600 baud on both sides$"),
+        (
+            Link(baud=115_200),
+            0.1,
+            2,
+            "the session has 5000: set 4000000 baud .* --decimate auto to look on in steps of",
+        ),
         (Link(depth=1, latency_timer_ms=16.0), 1.0, 1, "latency timer of the USB adapter to 1 ms"),
         (Link(tick_us=2000.0), 1.0, 1, "have more ticks under way .depth., or longer ticks"),
     ],
@@ -90,6 +107,13 @@ def test_as_many_ticks_make_one_as_the_link_needs() -> None:
     assert decimation(link, 1 / 30, n + 1) == n + 1
     with pytest.raises(ConfigError, match="the session has"):
         decimation(link, 1 / 30, n - 1)
+
+
+def test_a_board_at_the_baud_rate_of_siliconbridge_looks_on_at_a_session_of_1_khz() -> None:
+    link = FpgaConfig(port="/dev/ttyUSB1", protocol="siliconbridge").link()
+    assert link.baud == 115_200
+    assert decimation(link, 1.0, "auto") == 6
+    assert decimation(FpgaConfig(port="/dev/ttyUSB1", baud=115_200).link(), 1.0, "auto") == 7
 
 
 def test_a_configuration_makes_the_device_that_it_says() -> None:

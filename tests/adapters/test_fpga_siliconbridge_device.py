@@ -12,6 +12,7 @@ from harness import wait_until
 
 from conformance.boards import answers, at, differing, ticks
 from neuromod.adapters.fpga.board import Board
+from neuromod.adapters.fpga.device import Answer
 from neuromod.adapters.fpga.siliconbridge import SiliconBridge
 from neuromod.engine.config import NetworkConfig
 from neuromod.engine.errors import AdapterError, AdapterLostError, AdapterTimeoutError
@@ -69,6 +70,19 @@ def test_lost_bytes_over_siliconbridge_cost_their_tick_and_the_line_is_in_step_a
         wrong = differing(state, made, found)
         # of a lost answer only that; a tick that was run on half of its stimuli leaves its traces
         assert not wrong if direction == "out" else wrong[0] == 21
+
+
+def test_ticks_over_siliconbridge_wrap_at_32_bits_and_may_begin_anywhere(tmp_path: Path) -> None:
+    made = ticks(40, modulated=False)
+    with bridge_and_peer(tmp_path) as (bridge, _, state):
+        state[0]["tick"] = 2**32 - 20
+        bridge.load(state)
+        for k, tick in enumerate(made):
+            bridge.submit((2**32 - 20 + k) % 2**32, *tick)
+        found: list[Answer] = []
+        wait_until(lambda: found.extend(bridge.poll(1.0)) or len(found) == 40, "answers")  # type: ignore[func-returns-value]
+        assert [answer.tick for answer in found] == [*range(2**32 - 20, 2**32), *range(20)]
+        assert differing(state, made, found) == []
 
 
 def test_words_that_a_lost_byte_overwrote_are_written_again(tmp_path: Path) -> None:

@@ -80,6 +80,13 @@ def test_images_of_a_session_read_back_to_the_same_registers(session: Path, tmp_
         assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "images" / name).read_bytes()
 
 
+def test_images_are_made_for_the_longer_steps_of_a_slow_link_too(session: Path, tmp_path: Path) -> None:
+    body = told("export", "mem", session, "-o", tmp_path / "images", "--dt-ms", "6")
+    assert body["dt_ms"] == 6.0
+    assert told("export", "read", tmp_path / "images")["dt_ms"] == 6.0
+    assert export.read([tmp_path / "images"]).network.state == FixedNetwork(load(session).network, dt_ms=6.0).state
+
+
 def test_reading_says_what_images_hold_and_runs_them(session: Path, tmp_path: Path) -> None:
     run("export", "mem", session, "-o", tmp_path / "images")
     stimuli = np.random.default_rng(1).uniform(0, 4, (50, 16))

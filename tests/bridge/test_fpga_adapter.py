@@ -4,6 +4,7 @@ Most of it runs against a publisher of this test over the daemon's own messages;
 """
 
 import json
+import re
 import signal
 import threading
 import time
@@ -19,6 +20,7 @@ from harness import ONE_PROGRAM, neuromod, session, started, wait_until
 from harness import Running as RunningDaemon
 from numpy.typing import NDArray
 
+from conformance.boards import flipped
 from neuromod.adapters.fpga.simulated import SimulatedBoard
 from neuromod.bridge import wire
 from neuromod.bridge.config import SessionConfig, parse
@@ -84,9 +86,6 @@ class Publisher:
     def raw(self, payload: bytes) -> None:
         self._out.send_multipart([wire.TOPIC_STIMULI, payload])
 
-    def health(self, body: dict[str, Any]) -> None:
-        self._out.send_multipart([wire.TOPIC_HEALTH, wire.pack_health(wire.HealthMessage(0.0, "streaming", body))])
-
     def of(self, kind: type[Any]) -> list[Any]:
         while self._in.poll(0):
             topic, payload = self._in.recv_multipart()
@@ -111,7 +110,7 @@ class Running:
         self._stop = threading.Event()
         self.ready = threading.Event()
         self.error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run)
+        self._thread = threading.Thread(target=self._run, daemon=True)
 
     def _run(self) -> None:
         try:
@@ -283,13 +282,59 @@ def test_another_daemon_has_another_network_and_the_board_gets_its_images(
         np.testing.assert_array_equal(peer.board.state, network.state)
 
 
-@pytest.mark.parametrize("mode", ["mirror"])
+@pytest.mark.parametrize(
+    ("seq", "tick"),
+    [
+        pytest.param(60, 20, id="back"),
+        pytest.param(60, 59, id="again"),
+        pytest.param(60, 500, id="ahead"),
+        pytest.param(90, 3, id="another daemon that is past the number of messages"),
+    ],
+)
+def test_ticks_that_no_lost_message_accounts_for_are_of_another_state_and_the_board_begins_anew(
+    seq: int, tick: int, publisher: Publisher, running: Start, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = stimuli(60)
+    with Peer(tmp_path) as peer:
+        adapter = running(peer.path)
+        for row in rows:
+            publisher.say(row)
+        adapter.wait_for_ticks(60)
+        publisher.seq, publisher.tick = seq, tick
+        for row in rows:
+            publisher.say(row)
+        adapter.wait_for_ticks(120)
+        lost = {"lost_messages": seq - 60} if seq > 60 else {}
+        assert adapter.adapter.all_counts() == {"network_restores": 1, **lost}
+        assert f"tick went from 59 to {tick} within {seq - 59} messages" in caplog.text
+        assert "what was learnt on the daemon is not in them" in caplog.text
+        assert adapter.summary["diverging"] == 0
+        network = FixedNetwork()
+        network.state[0]["tick"] = tick
+        network.run(rows)
+        np.testing.assert_array_equal(peer.board.state, network.state)
+
+
+def test_a_line_that_damages_what_loads_the_board_loses_it_and_the_process_can_be_ended(
+    publisher: Publisher, running: Start, tmp_path: Path
+) -> None:
+    with Peer(tmp_path) as peer:
+        adapter = running(peer.path)
+        peer.incoming = lambda index, data: flipped(data) if len(data) > 60 else [data]
+        for row in stimuli(10):
+            publisher.say(row)
+        adapter.wait_for("board_lost")
+        adapter.wait_for_ticks(10)
+        adapter.__exit__()
+        assert adapter.error is None
+
+
 def test_a_board_that_is_unplugged_and_back_goes_on_where_the_twin_is(
-    mode: str, publisher: Publisher, running: Start, tmp_path: Path
+    publisher: Publisher, running: Start, tmp_path: Path
 ) -> None:
     rows = stimuli(160)
     with Peer(tmp_path) as peer:
-        adapter = running(peer.path, mode=mode)
+        adapter = running(peer.path)
         for row in rows[:50]:
             publisher.say(row)
         adapter.wait_for_ticks(50)
@@ -336,10 +381,12 @@ def test_without_reconnecting_a_lost_board_ends_it(publisher: Publisher, running
         assert isinstance(adapter.wait_for_end(), AdapterLostError)
 
 
-def test_over_siliconbridge_the_board_is_compared_in_what_it_tells(
-    publisher: Publisher, running: Start, tmp_path: Path
+@pytest.mark.parametrize("first", [0, 1234, 2**32 - 20])
+def test_over_siliconbridge_the_board_is_compared_in_what_it_tells_whenever_it_joins(
+    first: int, publisher: Publisher, running: Start, tmp_path: Path
 ) -> None:
     rows = stimuli(80)
+    publisher.tick = publisher.seq = first
     with Peer(tmp_path, BridgeBoard(FixedNetwork().state)) as peer:
         adapter = running(peer.path, fpga={"protocol": "siliconbridge", "baud": 3_000_000})
         for row in rows[:40]:
@@ -350,7 +397,33 @@ def test_over_siliconbridge_the_board_is_compared_in_what_it_tells(
         for row in rows[40:]:
             publisher.say(row)
         adapter.wait_for_ticks(80)
-        assert adapter.summary["first_divergence"]["tick"] == 40
+        assert adapter.summary["first_divergence"]["tick"] == first + 40
+
+
+def test_over_siliconbridge_a_board_that_is_back_learns_by_the_factor_in_force(
+    publisher: Publisher, running: Start, tmp_path: Path
+) -> None:
+    config = session(PUBLISHED + LEARNING)
+    publisher.modulation = modulation(config.network)
+    publisher.modulation[4] = 3 / 256
+    rows = stimuli(80)
+    with Peer(tmp_path, BridgeBoard(FixedNetwork(config.network).state)) as peer:
+        adapter = running(peer.path, session=config, fpga={"protocol": "siliconbridge", "baud": 3_000_000})
+        for row in rows[:40]:
+            publisher.say(row)
+        adapter.wait_for_ticks(40)
+        peer.unplug()
+        adapter.wait_for("board_lost")
+        peer.reset()
+        peer.plug_in()
+        adapter.wait_for("reconnects")
+        for row in rows[40:]:
+            publisher.say(row)
+        adapter.wait_for_ticks(80)
+        assert adapter.adapter.mirror is not None
+        for state in (peer.board.state, adapter.adapter.mirror.state):
+            assert state[0]["learning_factor"] == 3 << 16
+        assert (adapter.summary["compared"], adapter.summary["diverging"]) == (80, 0)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -395,9 +468,27 @@ def test_as_the_network_the_board_gives_its_spikes_back_and_nothing_while_it_is_
         expected = masks(rows)
         assert any(expected)
         assert publisher.of(wire.BoardInput) == [
-            wire.BoardInput(k, expected[k]) for k in (*range(50), *range(100, 150))
+            wire.BoardInput(k, expected[k], checked=True) for k in (*range(50), *range(100, 150))
         ]
         assert adapter.summary["diverging"] == 0
+
+
+def test_as_the_network_the_board_answers_each_step_once_across_pauses_and_stalls(
+    publisher: Publisher, running: Start, tmp_path: Path
+) -> None:
+    rows = stimuli(60)
+    with Peer(tmp_path) as peer:
+        adapter = running(peer.path, mode="offload", session=parse(PUBLISHED + OFFLOAD))
+        for k, row in enumerate(rows):
+            for flag in (wire.Flag.PAUSED, wire.Flag.FILLER) if k in (20, 40) else ():
+                for _ in range(5):
+                    publisher.say(np.zeros(16, dtype=np.float32), flag)
+            publisher.say(row)
+        adapter.wait_for_ticks(60)
+        wait_until(lambda: len(publisher.of(wire.BoardInput)) >= 60, "answers")
+        found = publisher.of(wire.BoardInput)
+        assert [(answer.tick, answer.spikes) for answer in found] == list(enumerate(masks(rows)))
+        assert adapter.adapter.all_counts() == {"standing_still": 20}
 
 
 def test_an_answer_that_is_lost_for_good_is_not_given_back(
@@ -444,22 +535,18 @@ def test_a_board_that_differs_from_the_twin_is_the_network_no_longer(
 # -- what is refused
 
 
-@pytest.mark.parametrize(("mode", "is_refused"), [("live", True), ("blinded", True), ("dry_run", False)])
-def test_a_daemon_that_may_stimulate_is_refused_on_a_link_without_a_checksum_whatever_the_file_said(
-    publisher: Publisher, running: Start, tmp_path: Path, mode: str, is_refused: bool
+@pytest.mark.parametrize("protocol", ["neuromod", "siliconbridge"])
+def test_answers_say_whether_their_link_has_a_checksum(
+    protocol: str, publisher: Publisher, running: Start, tmp_path: Path
 ) -> None:
-    with Peer(tmp_path, BridgeBoard(FixedNetwork().state)) as peer:
-        fpga = {"protocol": "siliconbridge", "baud": 3_000_000}
-        adapter = running(peer.path, mode="offload", session=parse(PUBLISHED + OFFLOAD), fpga=fpga)
-        publisher.wait_for_subscriptions(1)  # health, too
-        publisher.health({"stimulation": {"state": "disarmed", "mode": mode}})
-        if is_refused:
-            error = adapter.wait_for_end()
-            assert isinstance(error, ConfigError)
-            assert "no checksum" in str(error)
-        else:
-            publisher.say(stimuli(1)[0])
-            adapter.wait_for_ticks(1)
+    board = BridgeBoard(FixedNetwork().state) if protocol == "siliconbridge" else None
+    with Peer(tmp_path, board) as peer:
+        fpga = {"protocol": protocol, "baud": 3_000_000}
+        running(peer.path, mode="offload", session=parse(PUBLISHED + OFFLOAD), fpga=fpga)
+        for row in stimuli(5):
+            publisher.say(row)
+        wait_until(lambda: len(publisher.of(wire.BoardInput)) == 5, "answers")
+        assert {answer.checked for answer in publisher.of(wire.BoardInput)} == {protocol == "neuromod"}
 
 
 def test_a_link_that_is_too_slow_is_refused_when_the_daemon_says_how_fast_it_is(
@@ -471,7 +558,28 @@ def test_a_link_that_is_too_slow_is_refused_when_the_daemon_says_how_fast_it_is(
         error = adapter.wait_for_end()
         assert isinstance(error, ConfigError)
         assert "carries 160 ticks/s" in str(error)
-        assert "the session has 1000: set 921600 baud on both sides" in str(error)
+        assert "the session has 1000: set 921600 baud on both sides, or give --decimate auto" in str(error)
+
+
+@pytest.mark.parametrize("first", [0, 777])
+def test_at_the_baud_rate_of_siliconbridge_a_board_looks_on_at_1_khz_in_longer_steps(
+    first: int, publisher: Publisher, running: Start, tmp_path: Path
+) -> None:
+    rows = (np.round(stimuli(60)) * 6 / 16).astype(np.float32)  # whose means over six are whole in Q8.8
+    network = FixedNetwork(dt_ms=6.0)
+    publisher.tick = first
+    with Peer(tmp_path, BridgeBoard(network.state)) as peer:
+        adapter = running(peer.path, fpga={"protocol": "siliconbridge", "decimate": "auto"})
+        for row in rows:
+            publisher.say(row)
+        adapter.wait_for_ticks(10)
+        summary = adapter.summary
+        assert (summary["baud"], summary["decimation"], summary["step_ms"]) == (115_200, 6, 6.0)
+        assert (summary["compared"], summary["diverging"]) == (10, 0)
+        assert summary["agreement_with_daemon"] is None
+        assert network.run(rows.reshape(10, 6, 16).mean(axis=1)).any()
+        for name in ("v", "spikes", "since_spike", "refractory_left"):
+            np.testing.assert_array_equal(peer.board.state[0][name], network.state[0][name])
 
 
 def test_decimated_the_board_is_a_network_of_longer_steps_on_means(
@@ -654,6 +762,37 @@ def test_the_command_mirrors_a_running_daemon_and_sums_up_as_json(tmp_path: Path
         assert summary["compared"] >= 100
         assert summary["diverging"] == 0
         assert summary["modelled_wire_us"]["out"] == pytest.approx(67 * 10 / 3)
+
+
+@pytest.mark.compiled_loop
+@pytest.mark.parametrize("is_decimated", [True, False])
+def test_the_command_looks_on_at_a_daemon_at_the_baud_rate_of_siliconbridge_or_says_what_would(
+    is_decimated: bool, tmp_path: Path, session_file: Any
+) -> None:
+    path = session_file(PUBLISHED)
+    image = FixedNetwork(session(PUBLISHED).network, dt_ms=6.0).state
+    arguments = ["--protocol", "siliconbridge", *(["--decimate", "auto"] if is_decimated else [])]
+    with Peer(tmp_path, BridgeBoard(image)) as peer, started(path) as (_, client):
+        sockets = ("--config", str(path), "--output", client.output, "--ingest", client.ingest)
+        with neuromod("adapter", "fpga", "--port", peer.path, *arguments, *sockets) as child:
+            child.wait_for_line("mirror; Ctrl-C stops")
+            n_before, row = peer.n_in, stimuli(1)[0]
+
+            def has_run() -> bool:
+                client.send_stimuli(row)
+                # 64 reads and two writes load it
+                return peer.n_in > n_before + 100 or child.popen.poll() is not None
+
+            wait_until(has_run, "ticks")
+            code, _ = child.end(signal.SIGTERM)
+    if is_decimated:
+        assert code == 0
+        assert re.search(r"\d\d ticks of the board compared with the twin: no difference", child.errors)
+        assert "6 ticks of the session made one of the board's, of 6 ms: a network of longer steps" in child.errors
+        assert "spikes agree" not in child.errors
+    else:
+        assert code == 2
+        assert "the session has 1000: set 921600 baud on both sides, or give --decimate auto" in child.errors
 
 
 def test_the_command_says_what_is_wrong_and_ends_with_two(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from neuromod.adapters.actuators.base import Command, Stimulation
 from neuromod.bridge import frames, wire
 from neuromod.bridge.frames import (
+    ANSWER_KEYS,
     INGEST_STIMULI_BYTES,
     command_frame,
     fill_command,
@@ -448,9 +449,9 @@ def test_nothing_beyond_the_size_is_read(payload: bytes) -> None:
 
 
 def answer_in(payload: bytes | bytearray, guard: int = 0) -> list[int] | None:
-    """Tick and spikes as `read_answer` has them, None where it leaves the message."""
-    answer = np.full(2, 777, np.int64)
-    if not read_answer(guarded(payload, guard), len(payload), keys_table(("tick", "spikes")), answer):
+    """Tick, spikes and whether checked as `read_answer` has them, None where it leaves the message."""
+    answer = np.full(3, 777, np.int64)
+    if not read_answer(guarded(payload, guard), len(payload), keys_table(ANSWER_KEYS), answer):
         return None
     return [int(number) for number in answer]
 
@@ -459,15 +460,20 @@ widths = st.sampled_from([("B", 0xCC), ("H", 0xCD), ("I", 0xCE), ("Q", 0xCF)])
 
 
 @fast
-@given(tick=int63 | st.integers(0, 300), spikes=st.integers(0, 0xFFFF), swapped=st.booleans())
-def test_an_answer_is_read_as_msgpack_writes_it(tick: int, spikes: int, swapped: bool) -> None:
-    body = {"spikes": spikes, "tick": tick} if swapped else {"tick": tick, "spikes": spikes}
-    payload = msgpack.packb(body)
+@given(
+    tick=int63 | st.integers(0, 300),
+    spikes=st.integers(0, 0xFFFF),
+    checked=st.none() | st.booleans(),
+    order=st.permutations(ANSWER_KEYS),
+)
+def test_an_answer_is_read_as_msgpack_writes_it(tick: int, spikes: int, checked: bool | None, order: list[str]) -> None:
+    body = {"tick": tick, "spikes": spikes} | ({} if checked is None else {"checked": checked})
+    payload = msgpack.packb({key: body[key] for key in order if key in body})
 
-    assert answer_in(payload) == [tick, spikes]
-    if not swapped:
-        assert (b"board", payload) == wire.pack_ingest(wire.BoardInput(tick, spikes))
-    assert wire.unpack_ingest(b"board", payload) == wire.BoardInput(tick, spikes)
+    assert answer_in(payload) == [tick, spikes, bool(checked)]
+    assert wire.unpack_ingest(b"board", payload) == wire.BoardInput(tick, spikes, bool(checked))
+    packed = wire.pack_ingest(wire.BoardInput(tick, spikes, bool(checked)))[1]
+    assert answer_in(packed) == [tick, spikes, bool(checked)]
 
 
 @fast
@@ -476,12 +482,16 @@ def test_the_numbers_of_an_answer_may_have_any_width(number: int, one: tuple[str
     parts = [bytes([kind]) + struct.pack(">" + code, number) for code, kind in (one, two)]
     payload = b"\x82\xa4tick" + parts[0] + b"\xa6spikes" + parts[1]
 
-    assert answer_in(payload) == [number, number]
+    assert answer_in(payload) == [number, number, 0]
 
 
 @fast
 @given(
-    body=st.dictionaries(st.sampled_from(["tick", "spikes", "t", "ticks"]), usual_numbers | other_values, max_size=3)
+    body=st.dictionaries(
+        st.sampled_from(["tick", "spikes", "checked", "t", "ticks"]),
+        usual_numbers | other_values | st.booleans(),
+        max_size=4,
+    )
 )
 def test_any_other_map_is_no_answer_to_compiled_code_and_the_wire_says_why(body: dict[str, Any]) -> None:
     payload = msgpack.packb(body)
@@ -492,20 +502,20 @@ def test_any_other_map_is_no_answer_to_compiled_code_and_the_wire_says_why(body:
         assert read is None
         return
     assert isinstance(judged, wire.BoardInput)
-    assert read in (None, [judged.tick, judged.spikes])
+    assert read in (None, [judged.tick, judged.spikes, judged.checked])
 
 
 @fast
-@given(at=st.integers(0, 20), byte=st.integers(0, 255), cut=st.integers(0, 20), guard=st.integers(0, 255))
+@given(at=st.integers(0, 29), byte=st.integers(0, 255), cut=st.integers(0, 28), guard=st.integers(0, 255))
 def test_a_damaged_answer_is_left_or_is_one_that_msgpack_reads_too(at: int, byte: int, cut: int, guard: int) -> None:
-    payload = bytearray(msgpack.packb({"tick": 70_000, "spikes": 513}))
+    payload = bytearray(msgpack.packb({"tick": 70_000, "checked": True, "spikes": 513}))
     assert answer_in(payload[:cut], guard) is None
     payload[at % len(payload)] = byte
 
     read = answer_in(payload, guard)
 
     if read is not None:
-        assert wire.unpack_ingest(b"board", bytes(payload)) == wire.BoardInput(*read)
+        assert wire.unpack_ingest(b"board", bytes(payload)) == wire.BoardInput(read[0], read[1], bool(read[2]))
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from hil_devices import (
     UnpluggedTwin,
     flip,
     of,
+    of_a_board,
     once,
     recording,
     rows,
@@ -308,3 +309,11 @@ def test_the_device_is_given_back_however_the_run_ends(tmp_path: Path) -> None:
     with pytest.raises(AdapterError, match="does not take it"):
         run(config, of(Closing(), stop=lambda: closed.append("simulation")), Criteria(), Options())
     assert closed == ["device", "simulation"]
+
+
+def test_a_session_whose_network_is_a_board_is_played_without_it(tmp_path: Path) -> None:
+    plain, _ = recording(tmp_path)
+    outcome = try_on(TwinDevice(), of_a_board(plain))
+    assert outcome.is_passed
+    assert outcome.trace.column("float").tolist() == play(plain).log.column("spikes").tolist()
+    assert outcome.trace.column("float").any()

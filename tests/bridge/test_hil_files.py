@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from hil_devices import SESSION, ChangedTwin, flip, of, recording
+from hil_devices import SESSION, ChangedTwin, flip, of, of_a_board, recording
 from typer.testing import CliRunner
 
 from neuromod.adapters.fpga.twin import TwinDevice
@@ -48,6 +48,18 @@ def test_report_json_says_what_was_run_on_what_and_what_came_of_it(passed: tuple
     assert body["device"]["name"] == TwinDevice().name
     assert {row["key"] for row in body["criteria"]} >= {"spike_mismatches_max", "state_mismatches_max", "ticks_min"}
     assert body["first_divergence"] is None
+
+
+def test_the_report_says_that_a_session_of_a_board_was_played_without_it(
+    tmp_path: Path, passed: tuple[Path, dict[str, Any]]
+) -> None:
+    config, path = recording(tmp_path)
+    wanted = Wanted(path, report=tmp_path / "report")
+    assert hil_command(of_a_board(config), of(TwinDevice()), Criteria(), Options(), wanted) == 0
+    assert json.loads((tmp_path / "report" / "report.json").read_text())["left_out"] == ["offload"]
+    words = "without [offload] of the session"
+    assert words in (tmp_path / "report" / "report.html").read_text()
+    assert (passed[1]["left_out"], words in (passed[0] / "report" / "report.html").read_text()) == ([], False)
 
 
 def test_a_failed_run_names_the_divergence_in_all_three_files(tmp_path: Path) -> None:

@@ -7,13 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from harness import Running, session
-from hil_devices import ChangedTwin, flip, of, recording, rows
+from hil_devices import ChangedTwin, flip, of, of_a_board, recording, rows
 
 from neuromod.adapters.fpga.twin import TwinDevice
 from neuromod.bridge.config import SessionConfig
 from neuromod.bridge.hil import MakeDevice, Options, run
 from neuromod.bridge.hil_config import Criteria, Timing, judge
 from neuromod.bridge.hil_device import make_device
+from neuromod.bridge.hil_loop import live_session
 from neuromod.bridge.replay import play
 from neuromod.engine.errors import AdapterError, ConfigError
 
@@ -47,6 +48,15 @@ def test_a_paced_run_finds_what_a_fast_one_finds_and_ends_where_it_was_told(tmp_
     assert (divergence.kind, divergence.tick, divergence.channels) == ("membranes", 900, [5])
     assert divergence.n_after > 10
     assert outcome.trace.n_ticks == 1200
+
+
+def test_a_paced_run_of_a_session_whose_network_is_a_board_goes_without_it(tmp_path: Path) -> None:
+    plain, _ = recording(tmp_path, n_ticks=1500)
+    outcome, _ = run(of_a_board(plain), of(TwinDevice()), LAX, Options(speed=4.0))
+    assert outcome.is_passed
+    assert live_session(of_a_board(plain)).offload is None
+    assert outcome.trace.column("float").tolist() == play(plain).log.column("spikes").tolist()
+    assert outcome.trace.column("float").any()
 
 
 def test_a_loop_that_cannot_run_says_why(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import msgpack
@@ -14,12 +15,20 @@ from numpy.typing import NDArray
 
 from neuromod.adapters.actuators.base import Command
 from neuromod.bridge import wire
+from neuromod.bridge.arming import write_key
 from neuromod.bridge.assembly import assemble, stimuli_stream
+from neuromod.bridge.client import RefusedError
 from neuromod.bridge.config import SessionConfig, parse
 from neuromod.bridge.gate import REASONS
+from neuromod.bridge.offload import MODULATING
 from neuromod.bridge.wire import Flag, SpikesMessage, StimuliMessage
+from neuromod.engine.config import LearningConfig, NetworkConfig
 from neuromod.engine.errors import ConfigError
 from neuromod.engine.fixed_network import FixedNetwork, quantised_modulation
+from neuromod.engine.layout import LIVE
+from neuromod.engine.modulators import MODULATORS
+from neuromod.engine.network import SpikingNetwork
+from neuromod.engine.tick import modulation, set_modulator, set_parameter
 
 pytestmark = pytest.mark.compiled_loop
 
@@ -125,7 +134,7 @@ def test_the_spikes_of_the_board_are_published_so_many_ticks_later(delay_ticks: 
     assert any(board.answers.values())
     assert [bool(m.flags & Flag.BOARD) for m in messages] == [True] * delay_ticks + [False] * (n - delay_ticks)
     assert not any(m.spikes.any() for m in messages[:delay_ticks])
-    assert health["board"] == {"answered": n - delay_ticks, "missing": delay_ticks, "late": 0}
+    assert health["board"] == {"answered": n - delay_ticks, "missing": delay_ticks, "late": 0, "unchecked": 0}
     assert (board.network.weights != FixedNetwork().weights).any()  # it learned, by what it heard
     # a host that keeps a twin of its own has the same
     again = FixedNetwork().run(
@@ -187,7 +196,7 @@ def test_a_board_that_dies_is_flagged_inhibits_commands_and_disarms() -> None:
     assert [bool(c.flags & Flag.INHIBITED) for c in commands] == missing
     assert all(not c.values.any() and not c.events for c, gone in zip(commands, missing, strict=True) if gone)
     assert health["stimulation"]["disarmed_by"] == "board"
-    assert health["board"] == {"answered": 2 * n, "missing": 2 + extra - 2, "late": 0}
+    assert health["board"] == {"answered": 2 * n, "missing": 2 + extra - 2, "late": 0, "unchecked": 0}
     assert len(board.answers) == 2 * n
     assert records["events"].any()  # of the board's spikes
 
@@ -230,7 +239,7 @@ def test_answers_in_every_form_count_once_and_what_is_none_is_refused(loop: str)
             client.send_stimuli(row)
         messages = listener.spikes(4)
         push({"tick": 1, "spikes": 9})  # past
-        assert running.health["board"] == {"answered": 2, "missing": 2, "late": 3}
+        assert running.health["board"] == {"answered": 2, "missing": 2, "late": 3, "unchecked": 0}
         for bad in (
             {"tick": 2, "spikes": 65536},
             {"tick": -1, "spikes": 1},
@@ -251,10 +260,41 @@ def test_answers_in_every_form_count_once_and_what_is_none_is_refused(loop: str)
             "msgpack": 1,
             "oversized": 1,
         }
-        assert running.health["board"] == {"answered": 2, "missing": 2, "late": 3}
+        assert running.health["board"] == {"answered": 2, "missing": 2, "late": 3, "unchecked": 0}
 
     assert [mask_of(m.spikes) for m in messages] == [0, 0, 5, 3]
     assert [bool(m.flags & Flag.BOARD) for m in messages] == [True, True, False, False]
+
+
+@pytest.mark.parametrize("loop", ["compiled", "python"])
+def test_where_stimulation_is_sent_only_answers_over_a_link_with_a_checksum_count(loop: str, tmp_path: Path) -> None:
+    key = tmp_path / "key"
+    write_key(key)
+    live = f'mode = "live"\nkey_file = "{key}"\nledger = "{tmp_path / "dose.json"}"\nheartbeat_ms = 20000.0\n'
+    text = f'[runtime]\nloop = "{loop}"\n[timing]\nlate_ms = 10000.0\n[stimulation]\n' + live + ONE_PROGRAM
+    rows = stimuli(6)
+    with Running(parse(STIMULATES + text + OFFLOAD.format(1) + FREE_PORTS)) as running:
+        client, listener = running.client, running.listen("spikes")
+        for k, checked in enumerate([True, True, False, True, None]):
+            client.send_stimuli(rows[k])
+            listener.spikes(k + 1)
+            if k == 2:
+                client.arm(60.0, key.read_bytes().strip())
+            counted = running.health["counters"]["inputs"]
+            if checked is not None:
+                client.send_board(k, 1 << k, checked)
+            else:  # signed: read by Python
+                assert client._push is not None
+                client._push.send_multipart([b"board", bytes([0x82, 0xA4, *b"tick", 0xD0, k, 0xA6, *b"spikes", 1])])
+            wait_until(lambda n=counted: running.health["counters"]["inputs"] > n, "the answer")  # type: ignore[misc]
+        client.send_stimuli(rows[5])
+        messages = listener.spikes(6)
+        health = running.health
+
+    assert [mask_of(m.spikes) for m in messages] == [0, 1, 2, 0, 8, 0]
+    assert [bool(m.flags & Flag.BOARD) for m in messages] == [True, False, False, True, False, True]
+    assert health["board"] == {"answered": 3, "missing": 3, "late": 0, "unchecked": 2}
+    assert health["stimulation"]["disarmed_by"] == "board"
 
 
 def test_a_session_whose_network_is_its_own_refuses_answers() -> None:
@@ -265,26 +305,86 @@ def test_a_session_whose_network_is_its_own_refuses_answers() -> None:
     assert health["board"] == {}
 
 
-def test_a_checkpoint_holds_the_answers_that_are_still_to_be_published(tmp_path: Any) -> None:
-    rows = stimuli(8)
+def answered(running: Running, listener: Any, rows: NDArray[np.float32], first: int, spikes: int | None) -> None:
+    """Send stimuli one by one, and the answer to each tick from `first` on: `spikes` plus its number, or none."""
+    for k, row in enumerate(rows, start=first):
+        seen, counted = len(listener.of(SpikesMessage)), running.health["counters"]["inputs"]
+        running.client.send_stimuli(row)
+        listener.spikes(seen + 1)
+        if spikes is not None:
+            running.client.send_board(k, spikes + k)
+            wait_until(lambda n=counted: running.health["counters"]["inputs"] > n, "the answer")  # type: ignore[misc]
+
+
+def test_answers_of_before_a_restored_checkpoint_and_those_that_it_holds_are_not_used(tmp_path: Path) -> None:
+    rows = stimuli(12)
     with Running(offloaded(2)) as running:
         client, listener = running.client, running.listen("spikes")
-        for k in range(4):
-            client.send_stimuli(rows[k])
-            listener.spikes(k + 1)
-            client.send_board(k, 100 + k)
-        wait_until(lambda: running.health["counters"]["inputs"] == 4, "the answers")
+        answered(running, listener, rows[:4], 0, 100)
         path = client.request("checkpoint", path=str(tmp_path / "a.checkpoint"))["path"]
-        for k in range(4, 8):
-            client.send_stimuli(rows[k])
-        listener.spikes(8)
+        answered(running, listener, rows[4:8], 4, 200)
         client.request("restore", path=path)
-        for k in range(4, 7):
-            client.send_stimuli(rows[k])
-        messages = [m for m in listener.spikes(11) if isinstance(m, SpikesMessage)]
+        answered(running, listener, rows[8:], 4, 300)
+        messages = [m for m in listener.spikes(12) if isinstance(m, SpikesMessage)]
 
-    assert [m.tick for m in messages[8:]] == [4, 5, 6]
-    assert [mask_of(m.spikes) for m in messages[4:]] == [102, 103, 0, 0, 102, 103, 0]
+    assert [m.tick for m in messages[8:]] == [4, 5, 6, 7]
+    assert [mask_of(m.spikes) for m in messages] == [0, 0, 100, 101, 102, 103, 204, 205, 0, 0, 304, 305]
+    assert [k for k, m in enumerate(messages) if m.flags & Flag.BOARD] == [0, 1, 8, 9]
+
+
+def test_answers_of_before_a_pause_drive_no_command_after_it() -> None:
+    delay, rows = 4, stimuli(18)
+    with Running(parse(STIMULATES + OFFLOAD.format(delay) + FREE_PORTS)) as running:
+        client, listener = running.client, running.listen("spikes", "command")
+        answered(running, listener, rows[:8], 0, 100)
+        client.request("pause")
+        client.request("resume")
+        client.send_board(7, 9)  # the last tick before, again and late
+        answered(running, listener, rows[8:12], 8, None)
+        answered(running, listener, rows[12:], 12, 300)
+        messages = [m for m in listener.spikes(18) if isinstance(m, SpikesMessage)]
+        listener.until(lambda: len(listener.of(Command)) == len(messages), "commands")
+        commands = listener.of(Command)
+
+    missing = [0, 1, 2, 3, *range(8, 16)]
+    assert [k for k, m in enumerate(messages) if m.flags & Flag.BOARD] == missing
+    assert [k for k, c in enumerate(commands) if c.flags & Flag.INHIBITED] == missing
+    assert [mask_of(m.spikes) for m in messages[4:8]] == [100, 101, 102, 103]
+    assert [mask_of(m.spikes) for m in messages[16:]] == [312, 313]
+
+
+def test_what_never_reaches_the_board_cannot_be_set() -> None:
+    with Running(offloaded(2)) as running:
+        known = running.client.request("status")["parameters"]
+        for name in (
+            "network.inhibition.duration_ms",
+            "network.coincidence.window_ms",
+            "network.coincidence.min_channels",
+        ):
+            with pytest.raises(RefusedError, match=rf"{name} never reaches it: nothing that is published would change"):
+                running.client.request("set", parameters={"network.input_gain": 3.0, name: known[name]})
+        assert running.client.request("status")["parameters"] == known  # all or none
+        listener = running.listen("stimuli")
+        found = running.client.request("set", parameters={"network.input_gain": 3.0, "publish.state_hz": 50.0})
+        running.client.send_stimuli(stimuli(1)[0])
+        listener.until(lambda: len(listener.of(StimuliMessage)) == 1, "stimuli")
+    assert found["parameters"]["network.input_gain"] == 3.0
+    assert listener.of(StimuliMessage)[0].modulation[0] == 3.0
+
+
+def test_what_is_said_to_reach_a_board_does() -> None:
+    network = SpikingNetwork(NetworkConfig(learning=LearningConfig(rule="reward")))
+    set_modulator(network.state, MODULATORS.index("dopamine"), np.float32(0.5))
+    before, after = np.zeros(5), np.zeros(5)
+    changed = []
+    for name in LIVE:
+        modulation(network.state, before)
+        at = LIVE.index(name)
+        set_parameter(network.state, at, np.float64(network.state[0]["live"][at] * 2.0 + 1.0))
+        modulation(network.state, after)
+        if (before != after).any():
+            changed.append(name)
+    assert tuple(changed) == MODULATING
 
 
 def test_a_delay_shorter_than_a_block_is_refused_once_the_length_of_a_block_is_known() -> None:

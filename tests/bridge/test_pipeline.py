@@ -32,7 +32,9 @@ from neuromod.bridge.pipeline import (
     dequeue_stimuli,
     enqueue_stimuli,
     make_pipeline,
+    resume,
     samples_wanted,
+    stand_by,
     take_answer,
 )
 from neuromod.bridge.stimulation import make_stimulation
@@ -67,6 +69,7 @@ class Setup:
     max_fill_ms: float = 20.0
     scale: tuple[float, ...] = (1.0, 1.0)
     delay_ticks: int = 0
+    checked_only: bool = False
 
     @property
     def period(self) -> float:
@@ -256,8 +259,9 @@ def test_consume_equals_its_naive_twin(data: st.DataObject, setup: Setup) -> Non
             ticks = st.integers(max(0, twin.n_ticks - setup.delay_ticks - 2), twin.n_ticks + 1)
             for tick in data.draw(st.lists(ticks, max_size=6)):
                 spikes = data.draw(st.integers(0, 0xFFFF))
-                take_answer(chain.pipeline, tick, spikes)
-                twin.answer(tick, spikes)
+                is_checked = data.draw(st.sampled_from([True, True, True, False]))
+                take_answer(chain.pipeline, tick, spikes, is_checked)
+                twin.answer(tick, spikes, is_checked)
         if data.draw(st.booleans()):
             level = data.draw(st.sampled_from([0.25, 1.0]))
             chain.modulate(2, level)
@@ -270,8 +274,11 @@ def test_consume_equals_its_naive_twin(data: st.DataObject, setup: Setup) -> Non
                 set_modulator(network.state, 0, np.float32(dopamine))
                 set_parameter(network.state, live, np.float64(network.state[0]["live"][live] * 0.75))
                 set_learning(network.state, on)
-        twin.is_paused = data.draw(st.sampled_from([False, False, True]))
-        chain.pipeline.words[PAUSED] = twin.is_paused
+        twin.pause(data.draw(st.sampled_from([False, False, True])))
+        if twin.is_paused:
+            chain.pipeline.words[PAUSED] = 1
+        else:
+            resume(chain.pipeline)
         n = data.draw(st.integers(1, 30))
         rows.append(chain.consume(samples[at : at + n], stamps[at : at + n], capacities=[setup.ticks_per_block]))
         for sample, stamp in zip(samples[at : at + n], stamps[at : at + n], strict=True):
@@ -806,7 +813,7 @@ def test_answers_are_published_so_many_ticks_later_beside_a_network_that_goes_on
     rows = []
     for k in range(n):
         rows.append(chain.consume(samples[k : k + 1], stamps[k : k + 1]))
-        take_answer(chain.pipeline, k, int(board[k]))
+        take_answer(chain.pipeline, k, int(board[k]), k % 2 == 0)
     records = np.concatenate(rows)
 
     assert records["spikes"].tolist() == [0] * delay_ticks + board[:-delay_ticks].tolist()
@@ -823,15 +830,74 @@ def test_an_answer_that_is_past_or_came_before_or_is_to_come_is_counted_and_chan
     chain.consume(samples[:10], stamps[:10])
 
     for tick in (10, 11, 2**63 - 1, 7, 0):  # the first three are to come, of the others ticks 9 and 2 would have told
-        take_answer(chain.pipeline, tick, 0xFFFF)
+        take_answer(chain.pipeline, tick, 0xFFFF, True)
     assert chain.counters()["board_late"] == 5
-    take_answer(chain.pipeline, 8, 0b101)
-    take_answer(chain.pipeline, 8, 0xFFFF)
+    take_answer(chain.pipeline, 8, 0b101, True)
+    take_answer(chain.pipeline, 8, 0xFFFF, True)
     assert chain.counters()["board_late"] == 6
     records = chain.consume(samples[10:], stamps[10:])
 
     assert records["spikes"].tolist() == [0b101, 0]
     assert flags_of(records, Flag.BOARD) == [1]
+
+
+def forgets_on_a_discontinuity(chain: Chain, samples: NDArray[np.float32], stamps: NDArray[np.float64]) -> None:
+    stamps[8:] += 5.0
+
+
+def forgets_after_a_filler(chain: Chain, samples: NDArray[np.float32], stamps: NDArray[np.float64]) -> None:
+    stand_by(chain.pipeline)
+
+
+def forgets_after_a_pause(chain: Chain, samples: NDArray[np.float32], stamps: NDArray[np.float64]) -> None:
+    chain.pipeline.words[PAUSED] = 1
+    resume(chain.pipeline)
+
+
+@pytest.mark.parametrize("interrupt", [forgets_on_a_discontinuity, forgets_after_a_filler, forgets_after_a_pause])
+def test_no_answer_of_before_an_interruption_is_used_after_it_however_late_it_comes(interrupt: Any) -> None:
+    delay, setup = 4, Setup(delay_ticks=4)
+    chain, samples, stamps = Chain(setup), noise(setup, 16), steady(setup, 16)
+    rows = []
+    for k in range(16):
+        if k == 8:
+            interrupt(chain, samples, stamps)
+        if k == 10:  # late, and in time for tick 11
+            take_answer(chain.pipeline, 7, 0xFFFF, True)
+        rows.append(chain.consume(samples[k : k + 1], stamps[k : k + 1]))
+        if k != 7:
+            take_answer(chain.pipeline, k, 1 + k, True)
+    records = np.concatenate(rows)
+
+    assert records["tick"].tolist() == list(range(16))
+    assert flags_of(records, Flag.BOARD) == [0, 1, 2, 3, 8, 9, 10, 11]
+    assert records["spikes"].tolist() == [0] * 4 + [1, 2, 3, 4] + [0] * 4 + [9, 10, 11, 12]
+    assert (records["conditions"][8 : 8 + delay] & CONDITION_BOARD).all()
+
+
+def test_to_resume_what_runs_forgets_nothing() -> None:
+    chain = Chain(Setup(delay_ticks=1))
+    samples, stamps = noise(Setup(), 3), steady(Setup(), 3)
+    chain.consume(samples[:2], stamps[:2])
+    take_answer(chain.pipeline, 1, 0b11, True)
+    resume(chain.pipeline)
+
+    assert chain.consume(samples[2:], stamps[2:])["spikes"].tolist() == [0b11]
+
+
+def test_where_a_checksum_is_demanded_an_answer_without_is_as_good_as_none() -> None:
+    chain = Chain(Setup(delay_ticks=2, checked_only=True))
+    samples, stamps = noise(Setup(), 12), steady(Setup(), 12)
+    chain.consume(samples[:10], stamps[:10])
+
+    take_answer(chain.pipeline, 8, 0xFFFF, False)
+    take_answer(chain.pipeline, 9, 0xFFFF, False)
+    take_answer(chain.pipeline, 9, 0b101, True)  # not taken for a second one
+    records = chain.consume(samples[10:], stamps[10:])
+
+    assert records["spikes"].tolist() == [0, 0b101]
+    assert flags_of(records, Flag.BOARD) == [0]
+    assert chain.counters()["board_unchecked"] == 2
 
 
 # ---------------------------------------------------------------------------------------------------------------------

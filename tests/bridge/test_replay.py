@@ -138,5 +138,5 @@ def test_locust_tetrode_plays_as_raw_signal(recordings: Path) -> None:
 
 def test_a_recording_has_no_board_that_could_be_the_network() -> None:
     config = parse(SESSION + "[offload]\ndelay_ticks = 2\n[publish]\nstimuli = true\n")
-    with pytest.raises(ConfigError, match=r"\[offload\]: a board outside is the network.*give --speed 1"):
+    with pytest.raises(ConfigError, match=r"\[offload\]: a board outside is the network.*--speed 1.*neuromod hil"):
         play(config, noisy_spikes(0))

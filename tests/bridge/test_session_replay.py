@@ -211,7 +211,9 @@ def by_a_board(folder: Path, *, raw: bool) -> SessionConfig:
     return loop_of(folder, '{kind = "zmq", block_ms = 1.0}', raw=raw, more=more)
 
 
-def play_a_board(running: Running, n: int, *, seed: int, silent: range = range(0)) -> None:
+def play_a_board(
+    running: Running, n: int, *, seed: int, silent: range = range(0), unchecked: int | None = None
+) -> None:
     """Send stimuli and, as a board would, the answer to each between it and the next one; none for some."""
     counters = running.health["counters"]
     rng = np.random.default_rng(seed)
@@ -219,7 +221,7 @@ def play_a_board(running: Running, n: int, *, seed: int, silent: range = range(0
     for k, row in enumerate(rng.uniform(0.0, 5.0, (n, 16))):
         running.client.send_stimuli(row)
         if k not in silent:
-            running.client.send_board(first + k, int(rng.integers(2**16)))
+            running.client.send_board(first + k, int(rng.integers(2**16)), k != unchecked)
     running.wait_for_health(lambda h: h["counters"]["samples"] == samples + n, f"{n} more")
 
 
@@ -233,13 +235,14 @@ def of_a_board(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
         client.arm(60.0, key_of(folder))
         client.send_reward(0.5)
         play_a_board(running, 50, seed=2, silent=range(20, 30))
-        client.send_board(3, 1)  # long past
+        client.send_board(3, 1, True)  # long past
         client.arm(60.0, key_of(folder))
         client.request("pause")
         send(running, 10, 3)
         client.request("resume")
         saved = client.request("checkpoint", path=str(folder / "there.checkpoint"))["path"]
-        play_a_board(running, 50, seed=4)
+        play_a_board(running, 50, seed=4, unchecked=20)
+        assert running.health["board"]["unchecked"] == 1  # counted from the checkpoint on, once it is restored
         client.request("restore", path=saved)
         for row in np.random.default_rng(5).uniform(0.0, 5.0, (10, 16)):
             client.send_stimuli(row)
@@ -260,8 +263,44 @@ def test_a_session_of_a_board_replays_bit_for_bit(of_a_board: Path) -> None:
     assert result.ticks == n_ticks(session) == 210
     missing = (ticks["flags"] & Flag.BOARD) != 0
     assert missing.sum() > 12
+    # of the answers, neither those of before the pause are used, nor those that the checkpoint holds
+    expected = [0, 1, *range(122, 132), 150, 151, 172, *range(150, 160)]
+    assert ticks["tick"][missing].tolist() == expected
     assert not ticks["spikes"][missing].any()
     assert {INPUT_NAMES[kind] for kind in session.records("inputs")["kind"]} >= {"board", "arm", "reward", "restore"}
+
+
+@pytest.mark.parametrize("raw", [False, True], ids=["from stimuli", "from samples"])
+def test_answers_of_before_a_stall_are_not_used_after_it_live_and_in_a_replay(tmp_path: Path, raw: bool) -> None:
+    encoder = '[encoder]\nkind = "identity"\nnormalisation = "none"\nsmoothing_ms = 0\noffset = 0\n'
+    more = encoder + "[timing]\nstall_ms = 100.0\n[offload]\ndelay_ticks = 64\n[publish]\nstimuli = true"
+    in_memory = '{kind = "lsl", name = "in place of a source in memory", content = "features"}'
+    config = loop_of(tmp_path, in_memory, raw=raw, mode="dry_run", more=more)
+    rows = np.random.default_rng(0).uniform(0.0, 3.0, (120, 16)).astype(np.float32)
+    source = GatedSource(rows, 1000.0, kind="features")
+    with Running(config, source=source) as running:
+        source.let_go(50)
+        running.wait_for_ticks(50)
+        for k in range(50):
+            if k != 20:
+                running.client.send_board(k, 0xFFFF)
+        running.wait_for_health(lambda h: h["counters"]["inputs"] >= 49, "the answers")
+        running.wait_for_health(lambda h: h["counters"]["fillers"] > 0, "a filler")
+        running.client.send_board(20, 0xFFFF)  # in time, were it not of before the stall
+        running.wait_for_health(lambda h: h["counters"]["inputs"] >= 50, "the last answer")
+        source.let_go()
+        running.wait_for_ticks(120)
+    session, result = Session(recorded(tmp_path)), replay_session(recorded(tmp_path))
+
+    ticks = session.records("ticks")
+    steps = ticks[(ticks["flags"] & NO_STEP) == 0]
+    assert steps["tick"].tolist() == list(range(120))
+    assert (steps["flags"] & Flag.BOARD).all()
+    assert not steps["spikes"].any()
+    assert (session.records("inputs")["kind"] == INPUT_NAMES.index("board")).sum() == 50
+    assert (result.difference, result.losses, result.verdict) == (None, [], "same")
+    assert (result.from_samples, result.from_stimuli) == ((120, 0) if raw else (0, 120))
+    assert result.fillers > 0
 
 
 def test_an_answer_of_a_board_that_was_changed_or_is_not_there_is_found(of_a_board: Path, tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from naive.fixed import fixed_tick as naive_tick
 from neuromod.engine.config import NetworkConfig
-from neuromod.engine.errors import FixedPointError, StimulusError
-from neuromod.engine.fixed_network import FixedNetwork, quantised_modulation, quantised_stimuli
+from neuromod.engine.errors import ConfigError, FixedPointError, StimulusError
+from neuromod.engine.fixed_network import MAX_FIXED_DT_MS, FixedNetwork, quantised_modulation, quantised_stimuli
 from neuromod.engine.fixed_registers import REGISTERS, locate, register, size_bytes
 from neuromod.engine.fixed_tick import fixed_tick
 from neuromod.engine.modulators import RANGES, NeuroModulators
@@ -120,6 +120,30 @@ def test_no_two_registers_share_an_address() -> None:
     assert locate(0x213) == (register("eligibility"), 0x13)
     with pytest.raises(FixedPointError, match="nothing lies at address 0x7FF"):
         locate(0x7FF)
+
+
+@pytest.mark.parametrize("dt_ms", [3.0, 6.0, MAX_FIXED_DT_MS])
+def test_in_one_long_step_membranes_and_traces_come_where_many_short_ones_bring_them(dt_ms: float) -> None:
+    """Held inputs below threshold: only rounding parts them, by half a unit of each step's rise and result."""
+    config = NetworkConfig.model_validate({"learning": {"rule": "reward"}})
+    n = round(dt_ms)
+    short, long = FixedNetwork(config), FixedNetwork(config, dt_ms=dt_ms)
+    for network in (short, long):
+        network.state[0]["pre_trace"][:] = np.arange(16) << 16
+        network.state[0]["v"][:14] = np.arange(14) << 15
+    row = np.linspace(-0.5, 0.5, 16)[np.newaxis]
+    assert not short.run(np.repeat(row, n, axis=0)).any()
+    assert not long.run(row).any()
+    for name in ("v", "pre_trace"):
+        np.testing.assert_allclose(long.state[0][name], short.state[0][name], atol=2 * n + 1, err_msg=name)
+
+
+def test_a_fixed_point_network_takes_longer_steps_than_one_of_floating_point_and_these_no_other() -> None:
+    for wrong in (0.0009, 10.01):
+        with pytest.raises(ConfigError, match=f"dt_ms must lie within 0.001 and 10.0, got {wrong}"):
+            FixedNetwork(dt_ms=wrong)
+    with pytest.raises(ConfigError, match=r"dt_ms must lie within 0.001 and 1.0, got 1.5"):
+        SpikingNetwork(dt_ms=1.5)
 
 
 @pytest.mark.parametrize(

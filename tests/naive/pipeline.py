@@ -78,6 +78,7 @@ class NaivePipeline:
         scale: Row | None = None,
         stimulate: Callable[[Sequence[Row]], Row] = mean_of,
         delay_ticks: int = 0,
+        checked_only: bool = False,
     ) -> None:
         self.network, self.stimulate, self.ticks_per_block = network, stimulate, ticks_per_block
         self.regular, self.fill = regular, fill
@@ -98,8 +99,9 @@ class NaivePipeline:
         self.n_laid = self.n_blocks = self.n_ticks = 0
         self.queue: deque[Row] = deque()
         self.is_paused = self.is_modulated = False
-        self.delay_ticks = delay_ticks
+        self.delay_ticks, self.checked_only = delay_ticks, checked_only
         self.answers: dict[int, int] = {}  # of a board, by tick
+        self.answers_from = 0  # those to earlier ticks are of before an interruption
         self.counters: Counter[str] = Counter()
         self.ticks: list[NaiveTick] = []
 
@@ -112,12 +114,24 @@ class NaivePipeline:
         self.queue.append(values.copy())
         return True
 
-    def answer(self, tick: int, spikes: int) -> None:
+    def answer(self, tick: int, spikes: int, is_checked: bool) -> None:
         """Take what a board says of a tick."""
-        if tick in self.answers or not self.n_ticks - self.delay_ticks <= tick < self.n_ticks:
+        if self.checked_only and not is_checked:
+            self.counters["board_unchecked"] += 1
+        elif (
+            tick in self.answers
+            or tick < self.answers_from
+            or not self.n_ticks - self.delay_ticks <= tick < self.n_ticks
+        ):
             self.counters["board_late"] += 1
         else:
             self.answers[tick] = spikes
+
+    def pause(self, is_paused: bool) -> None:
+        """Let the network stand still, or step again."""
+        if self.is_paused and not is_paused:
+            self.answers_from = self.n_ticks
+        self.is_paused = is_paused
 
     def feed(self, sample: Row, stamp: float) -> None:
         values = (sample * self.scale).astype(np.float32)
@@ -202,6 +216,8 @@ class NaivePipeline:
         flags, spikes = self.block_flags, 0
         modulation: tuple[float, ...] = (0.0,) * 5
         step_ms = 0.0
+        if flags & Flag.DISCONTINUITY:
+            self.answers_from = self.n_ticks
         if self.is_paused:
             flags |= Flag.PAUSED
         else:
@@ -215,7 +231,8 @@ class NaivePipeline:
             modulation, step_ms = modulation_of(self.network)
             spikes = sum(1 << i for i, fired in enumerate(self.network.step(stimuli)) if fired)
             if self.delay_ticks:
-                answer = self.answers.get(self.n_ticks - self.delay_ticks)
+                wanted = self.n_ticks - self.delay_ticks
+                answer = self.answers.get(wanted) if wanted >= self.answers_from else None
                 spikes = answer or 0
                 self.counters["board_missing" if answer is None else "board_answered"] += 1
                 if answer is None:
