@@ -40,7 +40,7 @@ def test_the_wheel_holds_every_source_and_document(tmp_path: Path) -> None:
     wanted = {
         f"neuromod/{path.relative_to(ROOT).as_posix()}"
         for folder in FOLDERS
-        for pattern in ("*.py", "*.md", "*.toml", "*.cpp", "*.v", "*.xdc", "*.tcl", "py.typed")
+        for pattern in ("*.py", "*.md", "*.toml", "*.cpp", "*.h", "*.v", "*.xdc", "*.tcl", "py.typed")
         for path in (ROOT / folder).rglob(pattern)
     }
     about = {name for name in held if name.split("/")[0].endswith(".dist-info")}
