@@ -58,7 +58,7 @@ COMMANDS_WITH_HELP = [
     ["init"], ["check"], ["doctor"], ["streams"], ["layout"], ["models"],
     ["demo"], ["start"], ["replay"], ["baseline"], ["bench"], ["actuate"], ["calibrate"],
     ["session", "list"], ["session", "show"], ["session", "verify"], ["session", "export"],
-    ["export", "mem"], ["export", "verilog"], ["export", "read"],
+    ["export", "mem"], ["export", "verilog"], ["export", "read"], ["adapter", "fpga"], ["fpga-sim"], ["hil"],
     ["subscribe"], ["status"], ["pause"], ["resume"], ["stop"], ["set"], ["learning"], ["checkpoint"], ["restore"],
     ["key"], ["arm"], ["disarm"], ["halt"], ["decoder"], ["rollback"],
     ["send", "stimuli"], ["send", "modulators"], ["send", "reward"], ["send", "stress"], ["send", "stimulate"],
@@ -91,7 +91,7 @@ def test_every_command_of_the_control_socket_can_be_given() -> None:
 
 def test_the_readme_names_only_commands_that_exist() -> None:
     readme = (Path(__file__).parents[2] / "README.md").read_text()
-    named = set(re.findall(r"^\$ neuromod (\w+)", readme, re.MULTILINE))
+    named = set(re.findall(r"^\$ neuromod ([\w-]+)", readme, re.MULTILINE))
 
     assert named >= {"doctor", "init", "check", "baseline", "start", "subscribe", "replay"}
     assert named <= {command[0] for command in COMMANDS_WITH_HELP}
