@@ -21,7 +21,7 @@ import pylsl
 import zmq
 from pydantic import Field
 
-from neuromod.adapters.actuator_config import ActuatorConfig, Loopback
+from neuromod.adapters.actuator_config import ActuatorConfig
 from neuromod.adapters.actuators.base import (
     POLL_INTERVAL_S,
     Acknowledgement,
@@ -34,24 +34,22 @@ from neuromod.adapters.actuators.base import (
     Spikes,
     Stimulation,
     Stimuli,
-    Topic,
     create_actuator,
     says_nothing,
     topic_of,
 )
 from neuromod.bridge import wire
 from neuromod.bridge.config_errors import explain
+from neuromod.bridge.peer import Peer, PeerConfig
 from neuromod.engine.errors import AdapterError, ConfigError
 
 log = logging.getLogger(__name__)
 
-_AT_ONCE = 256
-_BUFFER = 10_000
 # The clocks of two processes of one host are the same clock; what claims to be newer is from elsewhere.
 _AHEAD_S = 1e-3
 
 
-class ActuateConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
+class ActuateConfig(PeerConfig, frozen=True, extra="forbid"):
     """An actuator process.
 
     Attributes
@@ -60,26 +58,16 @@ class ActuateConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
         What to drive.
     name : str, optional
         Under which it tells the daemon that it lives, as in `peers` of the session; the kind, where none is given.
-    output, ingest : str
-        Addresses of the daemon.
     silence_ms : float
         Disarm when nothing that may be acted on has come for so long.
     stale_ms : float
         Spikes older than this are dropped; commands and stimulation tell their own `expires`.
-    alive_hz : float
-        How often to tell the daemon that the actuator lives.
-    reconnect_s : float
-        Pause before a device that was lost is looked for again; 0 ends the process instead.
     """
 
     actuator: ActuatorConfig
     name: Annotated[str, Field(min_length=1, max_length=wire.MAX_NAME_CHARACTERS)] | None = None
-    output: Loopback = wire.DEFAULT_OUTPUT
-    ingest: Loopback = wire.DEFAULT_INGEST
     silence_ms: Annotated[float, Field(gt=0.0, le=60_000.0)] = 250.0
     stale_ms: Annotated[float, Field(gt=0.0, le=60_000.0)] = 100.0
-    alive_hz: Annotated[float, Field(gt=0.0, le=100.0)] = 20.0
-    reconnect_s: Annotated[float, Field(ge=0.0, le=3600.0)] = 1.0
 
 
 def check(raw: dict[str, Any], text: str = "", where: str = "actuate") -> ActuateConfig:
@@ -122,15 +110,10 @@ class Actuation:
     ) -> None:
         self._config = config
         self._actuator = create_actuator(config.actuator) if actuator is None else actuator
-        self._name = config.name or config.actuator.kind
         self._clock = clock
-        self._last_seq: dict[Topic, int] = {}
         self._fresh = -math.inf
-        self._alive_at = -math.inf
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._sub: Any = None
-        self._push: Any = None
-        self.counts: dict[str, int] = {}
+        self._peer = Peer(config, config.name or config.actuator.kind)
+        self.counts = self._peer.counts
 
     def run(self, stop: Callable[[], bool], ready: Callable[[], object] = lambda: None) -> None:
         """Serve until `stop()`.
@@ -151,7 +134,7 @@ class Actuation:
         """
         try:
             self._actuator.open()
-            self._connect()
+            self._peer.connect(*(topic.encode() for topic in self._actuator.wants))
             ready()
             while not stop():
                 try:
@@ -166,80 +149,40 @@ class Actuation:
             # first of all, and whatever was raised
             self._actuator.disarm()
             self._actuator.close()
-            self._context.destroy(0)
-
-    def _connect(self) -> None:
-        self._sub = self._context.socket(zmq.SUB)
-        self._sub.set_hwm(_BUFFER)
-        self._sub.setsockopt(zmq.MAXMSGSIZE, wire.MAX_OUTBOUND_BYTES)
-        self._sub.reconnect_ivl = 20
-        for topic in self._actuator.wants:
-            self._sub.subscribe(topic.encode())
-        self._push = self._context.socket(zmq.PUSH)
-        self._push.immediate = True  # an `alive` that waited for a daemon would be a lie
-        self._push.set_hwm(_AT_ONCE)
-        self._push.reconnect_ivl = 20
-        self._sub.connect(self._config.output)
-        self._push.connect(self._config.ingest)
+            self._peer.close()
 
     def _serve(self) -> None:
         """Wait once for messages; hand them on, and do what is due."""
-        self._sub.poll(int(1e3 * POLL_INTERVAL_S))
-        for _ in range(_AT_ONCE):
-            try:
-                parts = self._sub.recv_multipart(zmq.DONTWAIT)
-            except zmq.Again:
-                break
-            message = self._read(parts)
+        self._peer.sub.poll(int(1e3 * POLL_INTERVAL_S))
+        for heard in self._peer.messages():
+            message = _as_actuators_take_it(heard)
             if message is not None:
                 self._hand_on(message)
         if self._actuator.is_armed and self._clock() - self._fresh > 1e-3 * self._config.silence_ms:
             self._disarm("nothing to act on has come for %g ms", self._config.silence_ms)
         for answer in self._actuator.poll():
             self._tell(answer)
-        now = self._clock()
-        if now - self._alive_at >= 1.0 / self._config.alive_hz:  # polled without an error: it lives
-            self._alive_at = now
-            self._send(wire.AliveInput(self._name))
-
-    def _read(self, parts: list[bytes]) -> ActuatorMessage | None:
-        try:
-            message = wire.unpack_output(*wire.split_parts(parts))
-        except wire.MessageError as error:
-            if error.reason is wire.Reason.VERSION:
-                raise
-            self._count("malformed")
-            return None
-        match message:
-            case wire.SpikesMessage():
-                channels = sum(1 << channel for channel in message.channels)
-                flags = int(message.flags)
-                return Spikes(message.seq, message.tick, message.t_sample, message.t_tick, channels, flags)
-            case Command() | Stimulation():
-                return message
-        return None
+        self._peer.tell_alive(self._clock())  # polled without an error: it lives
 
     def _hand_on(self, message: ActuatorMessage) -> None:
         topic, now = topic_of(message), self._clock()
-        last = self._last_seq.get(topic)
-        self._last_seq[topic] = message.seq
+        rise = self._peer.rise(topic, message.seq)
         if isinstance(message, Stimulation) and message.kind == "stop":
             self._actuator.send(message)
             self._disarm("the gate says stop (reason %d)", message.reason)
             return
-        if last is not None and message.seq <= last:
-            self._count("restarts")
-            self._disarm("%s went from message %d to %d: another daemon", topic, last, message.seq)
+        if rise < 1:
+            self._peer.count("restarts")
+            self._disarm("%s went from message %d to %d: another daemon", topic, message.seq - rise, message.seq)
             return
-        if last is not None and message.seq > last + 1:
-            self._count("lost", message.seq - last - 1)
+        self._peer.count("lost", rise - 1)
         if self._is_stale(message, now):
-            self._count("stale")
+            self._peer.count("stale")
             return
         if not says_nothing(message, now):
             self._fresh = now
             self._actuator.arm()
-        self._count("acted" if self._actuator.send(message) else "dropped")
+        self._peer.count("acted" if self._actuator.send(message) else "dropped")
 
     def _is_stale(self, message: ActuatorMessage, now: float) -> bool:
         if isinstance(message, Spikes):
@@ -256,41 +199,44 @@ class Actuation:
         """Try to open the actuator again, every `reconnect_s`; what the daemon says meanwhile is thrown away."""
         due = self._clock() + self._config.reconnect_s
         while not stop():
-            if self._sub.poll(int(1e3 * POLL_INTERVAL_S)):
-                self._sub.recv_multipart(zmq.DONTWAIT)
+            if self._peer.sub.poll(int(1e3 * POLL_INTERVAL_S)):
+                self._peer.sub.recv_multipart(zmq.DONTWAIT)
             if self._clock() < due:
                 continue
             try:
                 self._actuator.open()
                 log.info("%s is back", self._actuator.name)
-                self._count("reconnects")
+                self._peer.count("reconnects")
                 return
             except AdapterError as error:
                 log.debug("%s", error)
                 due = self._clock() + self._config.reconnect_s
 
     def _tell(self, answer: Answer) -> None:
-        match answer:
-            case Reward(amount, t):
-                self._send(wire.RewardInput(amount, self._clock() if t is None else t))
-            case Event(name, t, value):
-                self._send(wire.EventInput(name, t, value))
-            case Stimuli(values, t):
-                self._send(wire.StimuliInput(values, t))
-            case Acknowledgement():
-                self._count("acknowledged")
-
-    def _send(self, message: wire.IngestMessage) -> None:
         try:
-            self._push.send_multipart(wire.pack_ingest(message), zmq.DONTWAIT)
-        except zmq.Again:
-            self._count("unheard")  # no daemon is there
+            match answer:
+                case Reward(amount, t):
+                    self._peer.send(wire.RewardInput(amount, self._clock() if t is None else t))
+                case Event(name, t, value):
+                    self._peer.send(wire.EventInput(name, t, value))
+                case Stimuli(values, t):
+                    self._peer.send(wire.StimuliInput(values, t))
+                case Acknowledgement():
+                    self._peer.count("acknowledged")
         except wire.MessageError as error:
-            self._count("bad_answers")
+            self._peer.count("bad_answers")
             log.warning("an answer of %s cannot be sent on: %s", self._actuator.name, error)
 
-    def _count(self, what: str, n: int = 1) -> None:
-        self.counts[what] = self.counts.get(what, 0) + n
+
+def _as_actuators_take_it(message: wire.OutputMessage) -> ActuatorMessage | None:
+    match message:
+        case wire.SpikesMessage():
+            channels = sum(1 << channel for channel in message.channels)
+            flags = int(message.flags)
+            return Spikes(message.seq, message.tick, message.t_sample, message.t_tick, channels, flags)
+        case Command() | Stimulation():
+            return message
+    return None
 
 
 _SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]

@@ -32,13 +32,12 @@ from neuromod.bridge.config import SessionConfig
 from neuromod.bridge.fpga_compare import Latencies, Mirror
 from neuromod.bridge.fpga_config import AdapterConfig, check_session
 from neuromod.bridge.fpga_ticks import BoardTick, Ticks
+from neuromod.bridge.peer import Peer
 from neuromod.engine.config import NetworkConfig
 from neuromod.engine.errors import AdapterError, AdapterLostError, AdapterTimeoutError
 
 log = logging.getLogger(__name__)
 
-_AT_ONCE = 256
-_BUFFER = 10_000
 _MAX_PENDING = 64
 _TELL_S = 1.0
 _UNKNOWN = wire.Flag.FILLER | wire.Flag.PAUSED | wire.Flag.BOARD
@@ -83,15 +82,12 @@ class FpgaAdapter:
         self._delay_ticks = 0 if offload is None else offload.delay_ticks
         self._ticks = Ticks(NetworkConfig() if session is None else session.network, config.fpga)
         self._pending: deque[BoardTick] = deque()
-        self._last_seq: int | None = None
         self._last_step: tuple[int, int] | None = None  # seq and tick of the last message of a step
-        self._alive_at = self._told_at = -math.inf
+        self._told_at = -math.inf
         self._told: dict[str, int] = {}
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._peer = Peer(config, config.name)
         self._poller = zmq.Poller()
-        self._sub: Any = None
-        self._push: Any = None
-        self.counts: dict[str, int] = {}
+        self.counts = self._peer.counts
         self.latencies = Latencies()
         self.mirror: Mirror | None = None
 
@@ -121,7 +117,8 @@ class FpgaAdapter:
         """
         try:
             self._open()
-            self._connect()
+            self._peer.connect(wire.TOPIC_STIMULI, wire.TOPIC_SPIKES)
+            self._poller.register(self._peer.sub, zmq.POLLIN)
             ready()
             while not stop():
                 try:
@@ -131,7 +128,7 @@ class FpgaAdapter:
             self._finish()
         finally:
             self._device.close()
-            self._context.destroy(0)
+            self._peer.close()
 
     # -- the board
 
@@ -153,7 +150,7 @@ class FpgaAdapter:
         if self._config.reconnect_s == 0.0:
             raise error
         log.warning("%s; looked for again every %g s", error, self._config.reconnect_s)
-        self._count("board_lost")
+        self._peer.count("board_lost")
         self._is_away = True
         self._look_at = self._clock() + self._config.reconnect_s
         for pending in self._pending:
@@ -171,7 +168,7 @@ class FpgaAdapter:
             self._close()
             return
         self._is_away = False
-        self._count("reconnects")
+        self._peer.count("reconnects")
         log.info("%s is back", self._device.name)
 
     def _load(self) -> None:
@@ -185,21 +182,6 @@ class FpgaAdapter:
 
     # -- the daemon
 
-    def _connect(self) -> None:
-        self._sub = self._context.socket(zmq.SUB)
-        self._sub.set_hwm(_BUFFER)
-        self._sub.setsockopt(zmq.MAXMSGSIZE, wire.MAX_OUTBOUND_BYTES)
-        self._sub.reconnect_ivl = 20
-        for topic in (wire.TOPIC_STIMULI, wire.TOPIC_SPIKES):
-            self._sub.subscribe(topic)
-        self._push = self._context.socket(zmq.PUSH)
-        self._push.immediate = True  # an `alive` that waited for a daemon would be a lie
-        self._push.set_hwm(_AT_ONCE)
-        self._push.reconnect_ivl = 20
-        self._sub.connect(self._config.output)
-        self._push.connect(self._config.ingest)
-        self._poller.register(self._sub, zmq.POLLIN)
-
     def _serve(self) -> None:
         """Wait once for board and daemon; hand on, compare, and do what is due."""
         wait_s = POLL_INTERVAL_S
@@ -207,33 +189,21 @@ class FpgaAdapter:
             wait_s = 1e-3  # nothing to wait on: looked at often
         self._poller.poll(int(1e3 * wait_s))
         self._hear_board()
-        for _ in range(_AT_ONCE):
-            if len(self._pending) >= _MAX_PENDING:
-                break  # more waits in the socket, which counts what it must drop by jumps in `seq`
-            try:
-                parts = self._sub.recv_multipart(zmq.DONTWAIT)
-            except zmq.Again:
-                break
-            self._hear(parts)
+        messages = self._peer.messages()
+        # more waits in the socket, which counts what it must drop by jumps in `seq`
+        while len(self._pending) < _MAX_PENDING and (message := next(messages, None)) is not None:
+            self._hear(message)
             self._hear_board()
         now = self._clock()
         if self._is_away and now >= self._look_at:
             self._look_for_it()
-        if not self._is_away and now - self._alive_at >= 1.0 / self._config.alive_hz:
-            self._alive_at = now
-            self._send(wire.AliveInput(self._config.name))
+        if not self._is_away:
+            self._peer.tell_alive(now)
         if now - self._told_at >= _TELL_S:
             self._told_at = now
             self._tell()
 
-    def _hear(self, parts: list[bytes]) -> None:
-        try:
-            message = wire.unpack_output(*wire.split_parts(parts))
-        except wire.MessageError as error:
-            if error.reason is wire.Reason.VERSION:
-                raise
-            self._count("malformed")
-            return
+    def _hear(self, message: wire.OutputMessage) -> None:
         if isinstance(message, wire.SpikesMessage):
             self._hear_spikes(message)
         elif isinstance(message, wire.StimuliMessage):
@@ -241,17 +211,15 @@ class FpgaAdapter:
             if message.is_step:
                 self._step(message)
             else:
-                self._count("standing_still")
+                self._peer.count("standing_still")
 
     def _follow_sequence(self, message: wire.StimuliMessage) -> None:
-        last, self._last_seq = self._last_seq, message.seq
-        if last is None:
-            return
-        if message.seq <= last:
-            self._count("daemon_restarts")
-            self._begin_anew(f"seq went from {last} to {message.seq}: another daemon")
-        elif message.seq > last + 1:
-            self._count("lost_messages", message.seq - last - 1)
+        rise = self._peer.rise("stimuli", message.seq)
+        if rise < 1:
+            self._peer.count("daemon_restarts")
+            self._begin_anew(f"seq went from {message.seq - rise} to {message.seq}: another daemon")
+        else:
+            self._peer.count("lost_messages", rise - 1)
 
     def _follow_ticks(self, message: wire.StimuliMessage) -> None:
         """Count ticks passed over; begin anew where messages that are lost do not account for the number of this."""
@@ -260,9 +228,9 @@ class FpgaAdapter:
             return
         n_messages, n_ticks = message.seq - last[0], message.tick - last[1]
         if 1 <= n_ticks <= n_messages:
-            self._count("ticks_passed_over", n_ticks - 1)
+            self._peer.count("ticks_passed_over", n_ticks - 1)
             return
-        self._count("network_restores")
+        self._peer.count("network_restores")
         self._begin_anew(
             f"tick went from {last[1]} to {message.tick} within {n_messages} messages: the daemon restored a "
             "checkpoint, or is another"
@@ -320,7 +288,7 @@ class FpgaAdapter:
             pending = self._pending.popleft()
             self._follow(pending, answer)
             if self._config.mode == "offload" and not answer.is_lost and not self._is_wrong():
-                self._send(wire.BoardInput(pending.tick, answer.spikes, checked=self._device.has_checksum))
+                self._peer.send(wire.BoardInput(pending.tick, answer.spikes, checked=self._device.has_checksum))
             if answer.round_trip_ns:
                 self.latencies.add(answer.round_trip_ns)
 
@@ -355,7 +323,7 @@ class FpgaAdapter:
         value: dict[str, Any] = dict(wrong)
         if self.mirror is not None and self.mirror.first is not None:
             value["first_divergence"] = self.mirror.first.tick
-        self._send(wire.EventInput(f"{self._config.name}.faults", self._clock(), value))
+        self._peer.send(wire.EventInput(f"{self._config.name}.faults", self._clock(), value))
 
     def all_counts(self) -> dict[str, int]:
         """Return what was counted here and by the device, the board's own under `board_...`."""
@@ -365,12 +333,6 @@ class FpgaAdapter:
         if self.mirror is not None and self.mirror.diverging:
             counts["diverging"] = self.mirror.diverging
         return counts
-
-    def _send(self, message: wire.IngestMessage) -> None:
-        try:
-            self._push.send_multipart(wire.pack_ingest(message), zmq.DONTWAIT)
-        except zmq.Again:
-            self._count("unheard")  # no daemon is there
 
     def _finish(self) -> None:
         """Hear what is still under way."""
@@ -400,10 +362,6 @@ class FpgaAdapter:
             "modelled_wire_us": {"out": 1e6 * link.out_s, "back": 1e6 * link.back_s},
             "counts": self.all_counts(),
         }
-
-    def _count(self, what: str, n: int = 1) -> None:
-        if n:
-            self.counts[what] = self.counts.get(what, 0) + n
 
 
 _SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]

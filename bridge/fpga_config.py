@@ -5,17 +5,17 @@ from typing import Annotated, Any, Literal
 import pydantic
 from pydantic import Field
 
-from neuromod.adapters.actuator_config import Loopback
 from neuromod.adapters.fpga.config import FpgaConfig
 from neuromod.bridge import wire
 from neuromod.bridge.config import SessionConfig
 from neuromod.bridge.config_errors import explain
+from neuromod.bridge.peer import PeerConfig
 from neuromod.bridge.safety_config import is_sent
 from neuromod.engine.errors import ConfigError
 from neuromod.engine.fixed_network import FixedNetwork
 
 
-class AdapterConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
+class AdapterConfig(PeerConfig, frozen=True, extra="forbid"):
     """A board's process.
 
     Attributes
@@ -26,21 +26,11 @@ class AdapterConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
         Whether it follows the daemon's network, or is it.
     name : str
         Under which it tells the daemon that it lives.
-    output, ingest : str
-        Addresses of the daemon.
-    alive_hz : float
-        How often to tell the daemon that the board lives.
-    reconnect_s : float
-        Pause before a board that was lost is looked for again; 0 ends the process instead.
     """
 
     fpga: FpgaConfig
     mode: Literal["mirror", "offload"] = "mirror"
     name: Annotated[str, Field(min_length=1, max_length=wire.MAX_NAME_CHARACTERS)] = "fpga"
-    output: Loopback = wire.DEFAULT_OUTPUT
-    ingest: Loopback = wire.DEFAULT_INGEST
-    alive_hz: Annotated[float, Field(gt=0.0, le=100.0)] = 20.0
-    reconnect_s: Annotated[float, Field(ge=0.0, le=3600.0)] = 1.0
 
 
 def check(raw: dict[str, Any]) -> AdapterConfig:
