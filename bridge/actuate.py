@@ -14,9 +14,8 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated
 
-import pydantic
 import pylsl
 import zmq
 from pydantic import Field
@@ -39,9 +38,8 @@ from neuromod.adapters.actuators.base import (
     topic_of,
 )
 from neuromod.bridge import wire
-from neuromod.bridge.config_errors import explain
 from neuromod.bridge.peer import Peer, PeerConfig
-from neuromod.engine.errors import AdapterError, ConfigError
+from neuromod.engine.errors import AdapterError
 
 log = logging.getLogger(__name__)
 
@@ -68,20 +66,6 @@ class ActuateConfig(PeerConfig, frozen=True, extra="forbid"):
     name: Annotated[str, Field(min_length=1, max_length=wire.MAX_NAME_CHARACTERS)] | None = None
     silence_ms: Annotated[float, Field(gt=0.0, le=60_000.0)] = 250.0
     stale_ms: Annotated[float, Field(gt=0.0, le=60_000.0)] = 100.0
-
-
-def check(raw: dict[str, Any], text: str = "", where: str = "actuate") -> ActuateConfig:
-    """Check what a file or a command line said.
-
-    Raises
-    ------
-    ConfigError
-        One sentence for each fault.
-    """
-    try:
-        return ActuateConfig.model_validate(raw)
-    except pydantic.ValidationError as error:
-        raise ConfigError(explain(error, ActuateConfig, raw, text, where)) from None
 
 
 class Actuation:

@@ -39,6 +39,7 @@ def actuate(
         _list(json)
         return
     from neuromod.bridge import actuate as process
+    from neuromod.bridge.config_errors import checked
 
     raw, text, where = _read(config)
     actuator: Any = raw.setdefault("actuator", {})
@@ -49,8 +50,8 @@ def actuate(
         if "kind" not in actuator:
             raise ConfigError("say what to drive: 'neuromod actuate KIND', or --config FILE with the table actuator")
     raw |= {key: value for key, value in (("name", name), ("output", output), ("ingest", ingest)) if value is not None}
-    checked = process.check(raw, text, where)
-    code = process.actuate(checked, ready=lambda sentence: typer.echo(f"neuromod: {sentence}", err=True))
+    process_config = checked(process.ActuateConfig, raw, text, where)
+    code = process.actuate(process_config, ready=lambda sentence: typer.echo(f"neuromod: {sentence}", err=True))
     raise typer.Exit(code)
 
 

@@ -70,7 +70,8 @@ def fpga(
     """
     from neuromod.bridge import fpga as process
     from neuromod.bridge.config import load
-    from neuromod.bridge.fpga_config import check
+    from neuromod.bridge.config_errors import checked
+    from neuromod.bridge.fpga_config import AdapterConfig
 
     session = None if config is None else load(config)
     board: dict[str, Any] = {"port": port, "protocol": protocol.value}
@@ -90,8 +91,9 @@ def fpga(
     def done(summary: dict[str, Any]) -> None:
         typer.echo(jsonlib.dumps(summary, indent=2, allow_nan=False) if json else _in_words(summary), err=not json)
 
+    adapter = checked(AdapterConfig, raw, "", "adapter fpga")
     code = process.serve_board(
-        check(raw), session, ready=lambda sentence: typer.echo(f"neuromod: {sentence}", err=True), done=done
+        adapter, session, ready=lambda sentence: typer.echo(f"neuromod: {sentence}", err=True), done=done
     )
     raise typer.Exit(code)
 

@@ -16,7 +16,7 @@ from pydantic_core import PydanticCustomError
 from neuromod.adapters.config import LslConfig, MarkerConfig, SourceConfig, XdfConfig
 from neuromod.adapters.decoder_config import DecoderConfig, DecoderFileConfig
 from neuromod.bridge import wire
-from neuromod.bridge.config_errors import explain
+from neuromod.bridge.config_errors import checked
 from neuromod.bridge.offload import OffloadConfig, check_offload
 from neuromod.bridge.safety_config import StimulationConfig
 from neuromod.bridge.toml_text import to_toml
@@ -416,10 +416,7 @@ def parse(text: str, *, folder: Path | None = None, where: str = "session") -> S
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{where}: not TOML: {error}") from None
     _read_weights(raw, folder, where)
-    try:
-        config = SessionConfig.model_validate(raw)
-    except pydantic.ValidationError as error:
-        raise ConfigError(explain(error, SessionConfig, raw, text, where)) from None
+    config = checked(SessionConfig, raw, text, where)
     if folder is None:
         return config
     config = _with_paths_from(config, folder)
@@ -479,10 +476,7 @@ def for_recording(
         # what was given, not every default: a front end that was never asked for goes with any recording
         body = {name: getattr(session, name) for name in session.model_fields_set if name != "source"}
     body["source"] = {key: value for key, value in source.items() if value is not None}
-    try:
-        return SessionConfig.model_validate(body)
-    except pydantic.ValidationError as error:
-        raise ConfigError(explain(error, SessionConfig, body, "", str(config or recording))) from None
+    return checked(SessionConfig, body, "", str(config or recording))
 
 
 def _read_weights(raw: dict[str, Any], folder: Path | None, where: str) -> None:

@@ -5,15 +5,17 @@ import re
 import types
 import typing
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import pydantic
 from pydantic_core import ErrorDetails
 
 from neuromod.bridge.toml_text import find_line
+from neuromod.engine.errors import ConfigError
 from neuromod.engine.models.catalogue import MODELS
 
 Path = tuple[str | int, ...]
+Model = TypeVar("Model", bound=pydantic.BaseModel)
 
 _SUBJECT = re.compile(r"^\w+ should")  # "Input should", "String should", ...
 
@@ -38,24 +40,34 @@ _UNITS = {
 }
 
 
-def explain(
-    error: pydantic.ValidationError, model: type[pydantic.BaseModel], raw: dict[str, Any], text: str, where: str
-) -> str:
-    """Return one sentence for each thing wrong with a configuration.
+def checked(model: type[Model], raw: dict[str, Any], text: str, where: str) -> Model:
+    """Return a configuration, checked.
 
     Parameters
     ----------
-    error : ValidationError
-        What pydantic found.
     model : type
-        The model that was validated.
+        What it is to be.
     raw : dict
-        What was validated, as read from TOML.
+        What a file or a command line said, as read from TOML.
     text : str
         The text it was read from, for line numbers.
     where : str
         Name of the file.
+
+    Raises
+    ------
+    ConfigError
+        One sentence for each fault.
     """
+    try:
+        return model.model_validate(raw)
+    except pydantic.ValidationError as error:
+        raise ConfigError(_explain(error, model, raw, text, where)) from None
+
+
+def _explain(
+    error: pydantic.ValidationError, model: type[pydantic.BaseModel], raw: dict[str, Any], text: str, where: str
+) -> str:
     sentences: dict[Path, list[str]] = {}
     details = error.errors(include_url=False)
     unknown = [str(detail["loc"][-1]) for detail in details if detail["type"] == "extra_forbidden"]

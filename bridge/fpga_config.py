@@ -1,14 +1,12 @@
 """What `neuromod adapter fpga` is to do, and what it refuses to."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-import pydantic
 from pydantic import Field
 
 from neuromod.adapters.fpga.config import FpgaConfig
 from neuromod.bridge import wire
 from neuromod.bridge.config import SessionConfig
-from neuromod.bridge.config_errors import explain
 from neuromod.bridge.peer import PeerConfig
 from neuromod.bridge.safety_config import is_sent
 from neuromod.engine.errors import ConfigError
@@ -31,20 +29,6 @@ class AdapterConfig(PeerConfig, frozen=True, extra="forbid"):
     fpga: FpgaConfig
     mode: Literal["mirror", "offload"] = "mirror"
     name: Annotated[str, Field(min_length=1, max_length=wire.MAX_NAME_CHARACTERS)] = "fpga"
-
-
-def check(raw: dict[str, Any]) -> AdapterConfig:
-    """Check what a command line said.
-
-    Raises
-    ------
-    ConfigError
-        One sentence for each fault.
-    """
-    try:
-        return AdapterConfig.model_validate(raw)
-    except pydantic.ValidationError as error:
-        raise ConfigError(explain(error, AdapterConfig, raw, "", "adapter fpga")) from None
 
 
 def check_session(config: AdapterConfig, session: SessionConfig | None) -> None:

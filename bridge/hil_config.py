@@ -8,7 +8,7 @@ import numpy as np
 import pydantic
 from pydantic import Field
 
-from neuromod.bridge.config_errors import explain
+from neuromod.bridge.config_errors import checked
 from neuromod.bridge.hil_trace import Trace
 from neuromod.engine.errors import ConfigError
 
@@ -135,10 +135,7 @@ def load_criteria(path: Path | None) -> Criteria:
         ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not TOML: {error}") from None
-    try:
-        return Criteria.model_validate(raw)
-    except pydantic.ValidationError as error:
-        raise ConfigError(explain(error, Criteria, raw, text, str(path))) from None
+    return checked(Criteria, raw, text, str(path))
 
 
 Status = Literal["passed", "failed", "not judged"]

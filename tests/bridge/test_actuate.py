@@ -24,7 +24,8 @@ from conformance.actuators import make, train
 from neuromod.adapters.actuators.base import Acknowledgement, Answer, Command, Event, Reward, Stimulation, Stimuli
 from neuromod.adapters.actuators.memory import MemoryActuator
 from neuromod.bridge import cli_actuate, wire
-from neuromod.bridge.actuate import ActuateConfig, Actuation, check
+from neuromod.bridge.actuate import ActuateConfig, Actuation
+from neuromod.bridge.config_errors import checked
 from neuromod.engine.errors import AdapterError, AdapterLostError, ConfigError
 
 LEASE_S = 0.1
@@ -468,7 +469,7 @@ def test_a_file_says_it_all_and_the_command_line_has_the_last_word(tmp_path: Pat
     path = tmp_path / "arm.toml"
     path.write_text('name = "arm"\nsilence_ms = 40\n[actuator]\nkind = "memory"\nn_outputs = 3\n')
     raw, text, where = cli_actuate._read(path)
-    config = check(raw, text, where)
+    config = checked(ActuateConfig, raw, text, where)
     assert (config.name, config.silence_ms, config.actuator.kind) == ("arm", 40, "memory")
     path.write_text("silence_ms = 0\n[actuator]\nkind = 'memory'\n")
     with pytest.raises(ConfigError, match="line 1: silence_ms"):

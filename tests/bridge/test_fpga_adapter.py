@@ -25,7 +25,7 @@ from neuromod.adapters.fpga.simulated import SimulatedBoard
 from neuromod.bridge import wire
 from neuromod.bridge.config import SessionConfig, parse
 from neuromod.bridge.fpga import FpgaAdapter
-from neuromod.bridge.fpga_config import AdapterConfig, check, check_session
+from neuromod.bridge.fpga_config import AdapterConfig, check_session
 from neuromod.bridge.fpga_ticks import modulation_words
 from neuromod.engine.config import NetworkConfig
 from neuromod.engine.errors import AdapterError, AdapterLostError, ConfigError, FixedPointError
@@ -648,7 +648,7 @@ def test_modulation_that_no_register_holds_is_refused(publisher: Publisher, runn
 def test_a_board_that_is_not_there_is_refused_before_the_daemon_hears_of_it(
     publisher: Publisher, tmp_path: Path
 ) -> None:
-    config = check(
+    config = AdapterConfig.model_validate(
         {"fpga": {"port": str(tmp_path / "nothing")}, "output": publisher.output, "ingest": publisher.ingest}
     )
     with pytest.raises(AdapterError, match=r"there is no .*nothing"):
@@ -667,7 +667,7 @@ ledger = "/nowhere/ledger"
 
 
 def adapter_config(mode: str = "mirror", **fpga: Any) -> AdapterConfig:
-    return check({"fpga": {"port": "/dev/ttyUSB1"} | fpga, "mode": mode})
+    return AdapterConfig.model_validate({"fpga": {"port": "/dev/ttyUSB1"} | fpga, "mode": mode})
 
 
 @pytest.mark.parametrize(
