@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from neuromod.adapters.fpga.link import BAUD, Protocol
 from neuromod.adapters.regular_file import read_regular_file
 from neuromod.bridge import checkpoint as checkpoints
 from neuromod.bridge.config import SessionConfig, complete, load
@@ -20,10 +21,6 @@ from neuromod.engine.config import GivenWeightsConfig, NetworkConfig, with_live
 from neuromod.engine.errors import ConfigError, ImageError, StimulusError
 from neuromod.engine.fixed_network import FixedNetwork
 from neuromod.engine.layout import N_CHANNELS
-
-Protocol = Literal["neuromod", "siliconbridge"]
-BAUD: dict[Protocol, int] = {"neuromod": 3_000_000, "siliconbridge": 115_200}
-"""Baud rates where none is asked for."""
 
 HEADER, README = "neuromod_config.vh", "README.txt"
 

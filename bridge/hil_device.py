@@ -2,24 +2,23 @@
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from neuromod.adapters.fpga import board
 from neuromod.adapters.fpga import wire as serial
+from neuromod.adapters.fpga.config import DEVICES
 from neuromod.adapters.fpga.device import Answer, Device
+from neuromod.adapters.fpga.link import BAUD, Link, Protocol
 from neuromod.adapters.fpga.twin import TwinDevice
 from neuromod.bridge import wire
 from neuromod.bridge.client import Client, Subscription
 from neuromod.engine.errors import AdapterError, AdapterLostError, AdapterTimeoutError, ConfigError
 from neuromod.engine.layout import N_CHANNELS
 
-ProtocolName = Literal["neuromod", "siliconbridge"]
-
-BAUD: dict[ProtocolName, int] = {"neuromod": 3_000_000, "siliconbridge": 115_200}
-_DEPTH: dict[ProtocolName, int] = {"neuromod": 16, "siliconbridge": 1}
+_DEPTH: dict[Protocol, int] = {"neuromod": 16, "siliconbridge": 1}
 """Ticks under way at once; not every SiliconBridge board takes bytes in while it answers."""
 
 _SIMULATED_DEPTH = 16
@@ -59,7 +58,7 @@ class TestDevice:
         *,
         is_peer: bool = False,
         is_simulated: bool = False,
-        protocol: ProtocolName | None = None,
+        protocol: Protocol | None = None,
         baud: int | None = None,
         facts: Callable[[], dict[str, Any]] = dict,
         stop: Callable[[], None] = lambda: None,
@@ -96,7 +95,7 @@ def make_device(
     which: str,
     start_state: Callable[[], NDArray[Any]],
     *,
-    protocol: ProtocolName = "neuromod",
+    protocol: Protocol = "neuromod",
     baud: int | None = None,
     faults: Sequence[str] = (),
     seed: int = 0,
@@ -134,8 +133,8 @@ def make_device(
         return TestDevice(PeerDaemon(ingest, output or _next_port(ingest)), is_peer=True)
     rate = baud or BAUD[protocol]
     if which != "sim":
-        device = _board(which, protocol, rate, _DEPTH[protocol])
-        return TestDevice(device, protocol=protocol, baud=rate)
+        made = DEVICES[protocol](which, baud=rate, depth=_DEPTH[protocol])
+        return TestDevice(made, protocol=protocol, baud=rate)
     simulation = _Simulation(protocol, rate, start_state, faults, seed)
     device = simulation.start()
     return TestDevice(
@@ -154,7 +153,7 @@ class _Simulation:
 
     def __init__(
         self,
-        protocol: ProtocolName,
+        protocol: Protocol,
         baud: int,
         start_state: Callable[[], NDArray[Any]],
         faults: Sequence[str],
@@ -174,7 +173,7 @@ class _Simulation:
         self._board = SimulatedBoard(
             protocol=self._protocol, words=to_words(self._state), faults=self._faults, seed=self._seed
         ).start()
-        return _board(self._board.path, self._protocol, self._baud, _SIMULATED_DEPTH)
+        return DEVICES[self._protocol](self._board.path, baud=self._baud, depth=_SIMULATED_DEPTH)
 
     def restart(self) -> Device:
         self.stop()
@@ -207,8 +206,6 @@ def check_link(device: TestDevice, ticks_hz: float) -> None:
     """
     if device.protocol is None or device.is_simulated or device.baud is None:
         return
-    from neuromod.adapters.fpga.link import Link
-
     link = Link(device.protocol, device.baud, depth=_DEPTH[device.protocol], latency_timer_ms=_USB_TIMER_MS)
     if ticks_hz > link.max_ticks_hz:
         least = link.least_baud(ticks_hz)
@@ -223,8 +220,6 @@ def modelled_wire(device: TestDevice) -> tuple[float | None, str]:
     """Return the time that a tick of a simulated board would spend on a wire, in us, and words that say so."""
     if device.protocol is None or device.baud is None or not device.is_simulated:
         return None, ""
-    from neuromod.adapters.fpga.link import Link
-
     link = Link(device.protocol, device.baud, is_modulated=False)
     wire_us = 1e6 * link.wire_s
     words = (
@@ -239,16 +234,6 @@ def board_facts(device: Any) -> dict[str, Any]:
     """Return what a board that is open tells of itself."""
     names = ("clock_hz", "latency_timer_ms")
     return {name: getattr(device, name) for name in names if getattr(device, name, None) is not None}
-
-
-def _board(port: str, protocol: ProtocolName, baud: int, depth: int) -> Device:
-    if protocol == "siliconbridge":
-        from neuromod.adapters.fpga.siliconbridge import SiliconBridge
-
-        return SiliconBridge(port, baud=baud, depth=depth)
-    from neuromod.adapters.fpga.board import Board
-
-    return Board(port, baud=baud, depth=depth)
 
 
 def _next_port(ingest: str) -> str:

@@ -1,16 +1,16 @@
 """What a board is, and how it is reached: its configuration, and the device that it describes."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import pydantic
-from numpy.typing import NDArray
 from pydantic import Field
 
 from neuromod.adapters.fpga.board import Board
-from neuromod.adapters.fpga.link import Link, Protocol
+from neuromod.adapters.fpga.link import BAUD, Link, Protocol
 from neuromod.adapters.fpga.siliconbridge import SiliconBridge
 
-_BAUD: dict[Protocol, int] = {"neuromod": 3_000_000, "siliconbridge": 115_200}
+DEVICES: dict[Protocol, type[Board | SiliconBridge]] = {"neuromod": Board, "siliconbridge": SiliconBridge}
+
 _DEPTH: dict[Protocol, int] = {"neuromod": 4, "siliconbridge": 1}
 
 
@@ -48,7 +48,7 @@ class FpgaConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
         """Return the model of its link."""
         return Link(
             self.protocol,
-            self.baud or _BAUD[self.protocol],
+            self.baud or BAUD[self.protocol],
             self.depth or _DEPTH[self.protocol],
             latency_timer_ms=latency_timer_ms,
         )
@@ -67,24 +67,9 @@ class FpgaConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
         return self
 
 
-def create_device(config: FpgaConfig, image: NDArray[Any] | None = None) -> Board | SiliconBridge:
-    """Return the device that a configuration describes; it is not open yet.
-
-    Parameters
-    ----------
-    config : FpgaConfig
-        Which board.
-    image : ndarray of FIXED_BLOCK, shape (1,), optional
-        What the board was programmed with, where the protocol cannot write all of it.
-    """
+def create_device(config: FpgaConfig) -> Board | SiliconBridge:
+    """Return the device that a configuration describes; it is not open yet."""
     link = config.link()
-    if config.protocol == "siliconbridge":
-        return SiliconBridge(
-            config.port,
-            baud=link.baud,
-            depth=link.depth,
-            timeout_ms=config.timeout_ms,
-            lost_ms=config.lost_ms,
-            image=image,
-        )
-    return Board(config.port, baud=link.baud, depth=link.depth, timeout_ms=config.timeout_ms, lost_ms=config.lost_ms)
+    return DEVICES[config.protocol](
+        config.port, baud=link.baud, depth=link.depth, timeout_ms=config.timeout_ms, lost_ms=config.lost_ms
+    )

@@ -13,6 +13,8 @@ from neuromod.engine.errors import ConfigError
 from neuromod.engine.fixed_network import MAX_FIXED_DT_MS
 
 Protocol = Literal["neuromod", "siliconbridge"]
+BAUD: dict[Protocol, int] = {"neuromod": 3_000_000, "siliconbridge": 115_200}
+"""Baud rates where none is asked for."""
 
 _BITS = 10  # of a byte on the wire: start, eight, stop
 _USB_PACKET = 62  # bytes of data in a packet of a full-speed FTDI chip

@@ -16,10 +16,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from neuromod.adapters.fpga.link import Protocol
 from neuromod.bridge.config import SessionConfig, for_recording
 from neuromod.bridge.hil import Options, Outcome, run
 from neuromod.bridge.hil_config import Criteria
-from neuromod.bridge.hil_device import ProtocolName, make_device
+from neuromod.bridge.hil_device import make_device
 
 N_TICKS = 1500
 
@@ -37,7 +38,7 @@ offset = 0
 class Case(NamedTuple):
     """A fault, and what has to notice it."""
 
-    protocol: ProtocolName
+    protocol: Protocol
     fault: str
     at_tick: int
     """First tick that it can touch."""
@@ -138,7 +139,7 @@ def said(outcome: Outcome) -> str:
     return "; ".join(parts)
 
 
-def try_clean(protocol: ProtocolName | None, config: SessionConfig) -> Outcome:
+def try_clean(protocol: Protocol | None, config: SessionConfig) -> Outcome:
     """Run a board, or the twin, that nothing befalls."""
     which = "twin" if protocol is None else "sim"
     make = lambda state: make_device(which, state, protocol=protocol or "neuromod")  # noqa: E731
