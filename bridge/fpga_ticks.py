@@ -12,16 +12,11 @@ from neuromod.bridge.wire import StimuliMessage
 from neuromod.engine.config import NetworkConfig
 from neuromod.engine.errors import ConfigError
 from neuromod.engine.fixed_network import MAX_FIXED_DT_MS, FixedNetwork, quantised_modulation, quantised_stimuli
-from neuromod.engine.fixed_registers import MODULATION, register
+from neuromod.engine.fixed_registers import MODULATION
 from neuromod.engine.network import MAX_DT_MS
 
 _SAME_STEP = 1e-6
-_REGISTERS = [register(name) for name in MODULATION]
-_SCALES = np.array([2.0**each.fraction for each in _REGISTERS])
-_LOWEST, _HIGHEST = (np.array([getattr(each, end) for each in _REGISTERS], float) for end in ("lowest", "highest"))
-_FACTOR = MODULATION.index(
-    "learning_factor"
-)  # of the five numbers of modulation the one that is an amount for each tick
+_FACTOR = MODULATION.index("learning_factor")  # the one number of modulation that is an amount for each tick
 
 
 class BoardTick(NamedTuple):
@@ -143,19 +138,4 @@ class Ticks:
         if raw == self._last_modulation:
             return BoardTick(message.tick, stimuli, None)
         self._last_modulation = raw
-        return BoardTick(message.tick, stimuli, modulation_words(modulation))
-
-
-def modulation_words(modulation: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Return what `quantised_modulation` does for one tick, in a tenth of its time where all is well.
-
-    Raises
-    ------
-    FixedPointError
-        If a number does not fit its register.
-    """
-    scaled = np.floor(modulation * _SCALES + 0.5)
-    if not ((scaled >= _LOWEST) & (scaled <= _HIGHEST)).all():
-        quantised_modulation(modulation)  # which says what is wrong
-    words: NDArray[np.int64] = scaled.astype(np.int64)
-    return words
+        return BoardTick(message.tick, stimuli, quantised_modulation(modulation)[0])

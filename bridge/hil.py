@@ -16,7 +16,7 @@ from neuromod.bridge.hil_bisect import Bisection, bisect
 from neuromod.bridge.hil_compare import Comparison, Inputs, Rules
 from neuromod.bridge.hil_config import Criteria, Judgement, Timing, judge
 from neuromod.bridge.hil_device import TestDevice, check_link, modelled_wire
-from neuromod.bridge.hil_reference import FixedReference, FloatReference, Modulation, Reference
+from neuromod.bridge.hil_reference import FixedReference, FloatReference, Reference
 from neuromod.bridge.hil_trace import Trace
 from neuromod.bridge.replay import play
 from neuromod.bridge.wire import Flag
@@ -227,14 +227,9 @@ def _run_fast(
     until_tick: int | None,
     tell: Callable[[int], None],
 ) -> dict[str, int]:
-    reference = comparison.reference
-    modulation = Modulation(reference.network) if isinstance(reference, FixedReference) else None
-
     def on_ticks(records: NDArray[Any]) -> None:
         live = records[(records["flags"] & (Flag.FILLER | Flag.PAUSED)) == 0]
-        words = np.zeros((len(live), 5), np.int64)
-        if modulation is not None:
-            words = modulation.words(live["modulation"], live["step_ms"])
+        words = comparison.reference.modulation_words(live["modulation"], live["step_ms"])
         spikes = live["spikes"].astype(np.uint16)
         comparison.take(Inputs(live["tick"].astype(np.int64), live["stimuli"], words, spikes))
         tell(comparison.n_submitted)

@@ -16,14 +16,12 @@ from neuromod.bridge import wire
 from neuromod.bridge.config import SessionConfig
 from neuromod.bridge.hil_compare import Comparison, Inputs
 from neuromod.bridge.hil_loop import LoopProcess
-from neuromod.bridge.hil_reference import FixedReference, Modulation
 from neuromod.engine.errors import AdapterError, AdapterTimeoutError
 
 _SLICE_S = 0.0002  # how long answers are waited for before the loop's next message is looked for
 _IDLE_MS = 20
 _READY_S = 30.0
 _SILENT_S = 30.0
-_NO_MODULATION = np.zeros((1, 5), np.int64)
 
 
 def _layout(frame: wire.Frame, **formats: str) -> np.dtype[np.void]:
@@ -108,8 +106,6 @@ class _Listener:
         self.n_ticks = 0
         self._spikes: NDArray[np.void] | None = None
         self._next = 0
-        reference = comparison.reference
-        self._modulation = Modulation(reference.network) if isinstance(reference, FixedReference) else None
 
     def turn(self) -> bool:
         """Take what is there, wait a little where nothing is; return whether the loop said anything."""
@@ -143,9 +139,7 @@ class _Listener:
         ring = comparison.ring
         while comparison.n_submitted - comparison.n_answered >= ring.length // 2 and not comparison.is_over:
             comparison.collect(_SLICE_S)
-        words = _NO_MODULATION
-        if self._modulation is not None:
-            words = self._modulation.words(message["modulation"][np.newaxis], message["step_ms"][np.newaxis])
+        words = comparison.reference.modulation_words(message["modulation"][np.newaxis], message["step_ms"][np.newaxis])
         spikes = self._spikes
         mine = spikes is not None and spikes["seq"] == message["seq"]
         fired = spikes["spikes"].astype(np.uint16)[np.newaxis] if mine else None  # type: ignore[index]

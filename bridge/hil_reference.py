@@ -24,6 +24,22 @@ class Reference(Protocol):
     def words(self, stimuli: NDArray[np.float32]) -> NDArray[Any]:
         """Return stimuli, shape (n, 16), in the form that both device and reference take."""
 
+    def modulation_words(self, numbers: NDArray[np.float64], step_ms: NDArray[np.float64]) -> NDArray[np.int64]:
+        """Return words of modulation of n ticks, shape (n, 5), of what the loop says of them.
+
+        Parameters
+        ----------
+        numbers : ndarray of float64, shape (n, 5)
+            As in TICK records and `stimuli` messages.
+        step_ms : ndarray of float64, shape (n,)
+            By how much the network's own time went on at each tick.
+
+        Raises
+        ------
+        FixedPointError
+            If the tempo is not that of the parameters, or a number does not fit its register.
+        """
+
     def run(
         self, words: NDArray[Any], modulation: NDArray[np.int64]
     ) -> tuple[NDArray[np.uint16], NDArray[np.int32] | int]:
@@ -47,6 +63,7 @@ class FixedReference:
     def __init__(self, network: FixedNetwork) -> None:
         self.network = network
         self._limit = network.config.stimulus_limit
+        self._step_ms = network.dt_ms * network.config.modulation.baseline.tempo
 
     @property
     def state(self) -> NDArray[Any]:
@@ -66,6 +83,15 @@ class FixedReference:
     def words(self, stimuli: NDArray[np.float32]) -> NDArray[np.int16]:
         """Return stimuli as Q8.8."""
         return quantised_stimuli(stimuli, self._limit)
+
+    def modulation_words(self, numbers: NDArray[np.float64], step_ms: NDArray[np.float64]) -> NDArray[np.int64]:
+        """Return words of modulation, where every step is as long as the parameters take it to be."""
+        if not (np.abs(step_ms - self._step_ms) <= 1e-6 * self._step_ms).all():
+            raise FixedPointError(
+                f"expected every step to be {self._step_ms:g} ms, as the parameters were computed for, got "
+                f"{np.min(step_ms):g} to {np.max(step_ms):g} ms: the tempo of a board is fixed"
+            )
+        return quantised_modulation(numbers)
 
     def run(self, words: NDArray[np.int16], modulation: NDArray[np.int64]) -> tuple[NDArray[np.uint16], NDArray[Any]]:
         """Run n ticks; return spikes and membranes."""
@@ -103,6 +129,10 @@ class FloatReference:
         """Return stimuli as they are."""
         return stimuli
 
+    def modulation_words(self, numbers: NDArray[np.float64], step_ms: NDArray[np.float64]) -> NDArray[np.int64]:
+        """Return zeros: a daemon has its own modulation."""
+        return np.zeros((len(numbers), 5), np.int64)
+
     def run(self, words: NDArray[np.float32], modulation: NDArray[np.int64]) -> tuple[NDArray[np.uint16], int]:
         """Run n ticks; return spikes."""
         return (self.network.run(words) @ _BITS).astype(np.uint16), 0
@@ -110,43 +140,3 @@ class FloatReference:
     def copy_state(self) -> None:
         """Return None: a daemon cannot be brought to a state."""
         return
-
-
-class Modulation:
-    """Makes words of modulation of what the loop says of each tick.
-
-    Parameters
-    ----------
-    network : FixedNetwork
-        Whose modulation it is.
-    """
-
-    def __init__(self, network: FixedNetwork) -> None:
-        self._step_ms = network.dt_ms * network.config.modulation.baseline.tempo
-        self._last, self._words = b"", np.zeros((1, 5), np.int64)
-
-    def words(self, numbers: NDArray[np.float64], step_ms: NDArray[np.float64]) -> NDArray[np.int64]:
-        """Return the words of n ticks, shape (n, 5).
-
-        Parameters
-        ----------
-        numbers : ndarray of float64, shape (n, 5)
-            As in TICK records and `stimuli` messages.
-        step_ms : ndarray of float64, shape (n,)
-            By how much the network's own time went on at each tick.
-
-        Raises
-        ------
-        FixedPointError
-            If the tempo is not that of the parameters, or a number does not fit its register.
-        """
-        if not (np.abs(step_ms - self._step_ms) <= 1e-6 * self._step_ms).all():
-            raise FixedPointError(
-                f"expected every step to be {self._step_ms:g} ms, as the parameters were computed for, got "
-                f"{np.min(step_ms):g} to {np.max(step_ms):g} ms: the tempo of a board is fixed"
-            )
-        if len(numbers) != 1:
-            return quantised_modulation(numbers)
-        if (now := numbers.tobytes()) != self._last:  # tick by tick, mostly the same ones
-            self._last, self._words = now, quantised_modulation(numbers)
-        return self._words

@@ -32,6 +32,9 @@ and their defaults, of 2 to 5 ms, come to one tick or none."""
 
 _NEVER = 2**16 - 1
 _TEMPO = MODULATORS.index("tempo")
+_MODULATION = [register(name) for name in MODULATION]
+_SCALES = np.array([2.0**each.fraction for each in _MODULATION])
+_LOWEST, _HIGHEST = (np.array([getattr(each, end) for each in _MODULATION], float) for end in ("lowest", "highest"))
 
 
 class Misfit(NamedTuple):
@@ -250,13 +253,11 @@ def quantised_modulation(numbers: ArrayLike) -> NDArray[np.int64]:
         If one is not finite, or does not fit: the first of each register is named, by its row.
     """
     values = np.asarray(numbers, dtype=np.float64).reshape(-1, len(MODULATION))
-    words = np.empty(values.shape, dtype=np.int64)
-    misfits = []
-    for k, name in enumerate(MODULATION):
-        words[:, k], beyond = _as_integers(register(name), values[:, k])
-        misfits += beyond[:1]
-    if misfits:
-        raise FixedPointError("; ".join(map(str, misfits)))
+    scaled = np.floor(values * _SCALES + 0.5)
+    if not ((scaled >= _LOWEST) & (scaled <= _HIGHEST)).all():  # NaN too
+        beyond = [_as_integers(where, values[:, k])[1][:1] for k, where in enumerate(_MODULATION)]
+        raise FixedPointError("; ".join(str(each) for first in beyond for each in first))
+    words: NDArray[np.int64] = scaled.astype(np.int64, order="C")
     return words
 
 

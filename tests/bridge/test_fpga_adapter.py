@@ -26,10 +26,9 @@ from neuromod.bridge import wire
 from neuromod.bridge.config import SessionConfig, parse
 from neuromod.bridge.fpga import FpgaAdapter
 from neuromod.bridge.fpga_config import AdapterConfig, check_session
-from neuromod.bridge.fpga_ticks import modulation_words
 from neuromod.engine.config import NetworkConfig
 from neuromod.engine.errors import AdapterError, AdapterLostError, ConfigError, FixedPointError
-from neuromod.engine.fixed_network import FixedNetwork, quantised_modulation
+from neuromod.engine.fixed_network import FixedNetwork
 from neuromod.engine.images import to_words
 
 PUBLISHED = 'source = "zmq"\n[publish]\nstimuli = true\n'
@@ -431,17 +430,6 @@ def test_over_siliconbridge_a_board_that_is_back_learns_by_the_factor_in_force(
         for state in (peer.board.state, adapter.adapter.mirror.state):
             assert state[0]["learning_factor"] == 3 << 16
         assert (adapter.summary["compared"], adapter.summary["diverging"]) == (80, 0)
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_words_of_modulation_are_those_of_the_engine(seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    rows = rng.uniform(0.0, 256.0 - 2.0**-16, (300, 5)) * rng.choice([0.0, 1e-3, 1.0], (300, 5))
-    rows[:, 4] = rng.uniform(-128.0, 127.9, 300)
-    np.testing.assert_array_equal([modulation_words(row) for row in rows], quantised_modulation(rows))
-    for wrong in (np.nan, -1.0, 256.0, np.inf):
-        with pytest.raises(FixedPointError, match="inhibition"):
-            modulation_words(np.array([1.0, 1.0, 1.0, wrong, 0.0]))
 
 
 # -- offload

@@ -1,5 +1,6 @@
 """The network in fixed point: to the bit as specified, near to floating point, and honest about what it cannot hold."""
 
+import math
 from fractions import Fraction
 from typing import Any
 
@@ -11,7 +12,7 @@ from naive.fixed import fixed_tick as naive_tick
 from neuromod.engine.config import NetworkConfig
 from neuromod.engine.errors import ConfigError, FixedPointError, StimulusError
 from neuromod.engine.fixed_network import MAX_FIXED_DT_MS, FixedNetwork, quantised_modulation, quantised_stimuli
-from neuromod.engine.fixed_registers import REGISTERS, locate, register, size_bytes
+from neuromod.engine.fixed_registers import MODULATION, REGISTERS, register, size_bytes
 from neuromod.engine.fixed_tick import fixed_tick
 from neuromod.engine.modulators import RANGES, NeuroModulators
 from neuromod.engine.network import SpikingNetwork
@@ -117,9 +118,6 @@ def test_a_state_that_does_not_learn_fits_the_promised_1600_bytes() -> None:
 def test_no_two_registers_share_an_address() -> None:
     taken = [address for each in REGISTERS for address in range(each.address, each.address + each.size)]
     assert len(taken) == len(set(taken))
-    assert locate(0x213) == (register("eligibility"), 0x13)
-    with pytest.raises(FixedPointError, match="nothing lies at address 0x7FF"):
-        locate(0x7FF)
 
 
 @pytest.mark.parametrize("dt_ms", [3.0, 6.0, MAX_FIXED_DT_MS])
@@ -193,6 +191,27 @@ def test_the_tick_and_the_host_make_the_same_words_of_levels_and_live_parameters
         assert step_ms == dt_ms
         expected = FixedNetwork(config, dt_ms=dt_ms).modulation_words(levels)
         np.testing.assert_array_equal(quantised_modulation(out), expected[np.newaxis])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_words_of_modulation_are_the_nearest_of_their_registers(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    rows = rng.uniform(0.0, 256.0 - 2.0**-16, (300, 5)) * rng.choice([0.0, 1e-3, 1.0], (300, 5))
+    rows[:, 4] = rng.uniform(-128.0, 127.9, 300)
+    fractions = [register(name).fraction for name in MODULATION]
+    expected = [[math.floor(x * 2**n + 0.5) for x, n in zip(row, fractions, strict=True)] for row in rows.tolist()]
+    assert quantised_modulation(rows).tolist() == expected
+    assert quantised_modulation(rows[7]).tolist() == [expected[7]]
+
+
+@pytest.mark.parametrize("wrong", [np.nan, -1.0, 256.0, np.inf])
+def test_modulation_that_does_not_fit_is_refused_by_the_first_row_of_each_register(wrong: float) -> None:
+    rows = np.ones((4, 5))
+    rows[1:, 3] = wrong
+    rows[2:, 0] = wrong
+    with pytest.raises(FixedPointError, match=r"^input_gain\[2\] .*; inhibition\[1\] ") as found:
+        quantised_modulation(rows)
+    assert str(found.value).count(";") == 1
 
 
 def test_frozen_plasticity_and_a_learning_factor_of_zero_leave_weights_and_collect_eligibility() -> None:
