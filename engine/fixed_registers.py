@@ -140,20 +140,6 @@ def register(name: str) -> Register:
     raise FixedPointError(f"no register {name!r}; there are {', '.join(each.name for each in REGISTERS)}")
 
 
-def locate(address: int) -> tuple[Register, int]:
-    """Return the register at an address, and which of its numbers lies there.
-
-    Raises
-    ------
-    FixedPointError
-        If nothing lies there.
-    """
-    for each in REGISTERS:
-        if each.address <= address < each.address + each.size:
-            return each, address - each.address
-    raise FixedPointError(f"nothing lies at address 0x{address:03X}")
-
-
 def size_bytes(*, learning: bool) -> int:
     """Memory that a network needs on the board, in bytes, every number at its own width.
 

@@ -24,7 +24,7 @@ from neuromod.engine.config import InhibitionConfig, LearningConfig, NetworkConf
 from neuromod.engine.errors import FixedPointError, ImageError
 from neuromod.engine.fixed_network import FixedNetwork
 from neuromod.engine.fixed_registers import FIXED_BLOCK, GUARD_BITS, register
-from neuromod.engine.images import OUTPUT_SHAPE, PARAMETER_DIGITS, read_words, signed, write_words
+from neuromod.engine.images import OUTPUT_SHAPE, PARAMETER_DIGITS, read_words, signed
 from neuromod.engine.layout_types import State
 
 NOTE = (
@@ -101,12 +101,6 @@ def read_published(texts: Mapping[str, str]) -> Published:
     if missing := [part for part in _SHAPES if part not in found and part != "output_weights"]:
         raise ImageError(f"no image of {', '.join(missing)}: a set has thresholds, decay and weights")
     return Published(**found)
-
-
-def write_published(published: Published) -> dict[str, str]:
-    """Return the texts of a set, by part, without comments."""
-    parts = {name: getattr(published, name) for name in _SHAPES}
-    return {name: write_words(words, PARAMETER_DIGITS) for name, words in parts.items() if words is not None}
 
 
 def to_registers(published: Published) -> State:

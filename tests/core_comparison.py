@@ -6,12 +6,13 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from naive.board import PLACES
 from neuromod.adapters.base import create_source
 from neuromod.adapters.config import FeaturesConfig
 from neuromod.adapters.fpga.core_model import ADDRESSES, CoreModel
 from neuromod.bridge.config import SessionConfig
 from neuromod.engine.fixed_network import FixedNetwork, quantised_stimuli
-from neuromod.engine.fixed_registers import FIXED_BLOCK, MODULATION, REGISTERS, locate, register
+from neuromod.engine.fixed_registers import FIXED_BLOCK, MODULATION, REGISTERS, register
 from neuromod.engine.fixed_tick import fixed_tick, set_modulation
 from neuromod.engine.layout import N_CHANNELS
 from neuromod.engine.modulators import NeuroModulators
@@ -143,7 +144,7 @@ def _describe(
 ) -> str:
     if word < 0 or words is None:
         return f"tick {tick}: spikes {spikes[tick % _CHUNK]:016b}, expected {int(state[0]['spikes']):016b}"
-    where, index = locate(int(ADDRESSES[word]))
+    where, index = PLACES[int(ADDRESSES[word])]
     expected = int(_numbers(state)[word]) & 0xFFFFFFFF
     n_wrong = int((words[tick % _CHUNK] != _numbers(state).astype(np.uint32)).sum())
     return (

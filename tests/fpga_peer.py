@@ -13,15 +13,13 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from naive.board import PLACES
 from neuromod.adapters.fpga import wire
 from neuromod.adapters.fpga.wire import Frame, Kind, Refusal, TickDone
 from neuromod.engine.fixed_network import FixedNetwork
-from neuromod.engine.fixed_registers import REGISTERS
 from neuromod.engine.fixed_tick import fixed_tick, set_modulation
 
 CLOCKS = 321
-
-_PLACES = {register.address + k: (register, k) for register in REGISTERS for k in range(register.size)}
 
 
 class _Refusing(wire.Parser):
@@ -102,18 +100,18 @@ class TwinBoard:
         own = [self.magic, self.version, 100_000_000, self.boots, self.damaged, self.refused, 0]
         if 0 <= address - wire.MAGIC_ADDRESS < len(own):
             return own[address - wire.MAGIC_ADDRESS]
-        if address not in _PLACES:
+        if address not in PLACES:
             return 0
-        register, k = _PLACES[address]
+        register, k = PLACES[address]
         return int(self.state[0][register.name].reshape(-1)[k])
 
     def _write(self, address: int, word: int) -> None:
         if address == wire.BOOTS_ADDRESS:
             self.boots = word
             return
-        if address not in _PLACES:
+        if address not in PLACES:
             return
-        register, k = _PLACES[address]
+        register, k = PLACES[address]
         word ^= self.stuck.get(address, 0)
         value = word & (1 << register.bits) - 1
         if register.signed and value >> (register.bits - 1):

@@ -108,11 +108,6 @@ class Pipeline:
         """How many ticks have no answer yet."""
         return len(self._under_way) + len(self._queue)
 
-    @property
-    def next_tick(self) -> int:
-        """Number that the next `submit` must have."""
-        return self._next
-
     def sequence(self) -> int:
         """Return a new sequence number."""
         self._sequence = (self._sequence + 1) & 0xFFFF

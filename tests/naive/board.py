@@ -9,6 +9,9 @@ import numpy as np
 from neuromod.engine.fixed_registers import FIXED_BLOCK, REGISTERS
 from neuromod.engine.fixed_tick import fixed_tick
 
+PLACES = {register.address + k: (register, k) for register in REGISTERS for k in range(register.size)}
+"""Register, and which of its numbers, by address."""
+
 
 class NaiveBoard:
     """A board that speaks our frames; `state` is its network."""
@@ -75,16 +78,16 @@ class NaiveBoard:
     def _write(self, address: int, word: int) -> None:
         if address == 0x3F3:
             self.boots = word
-        for each in REGISTERS:
-            if each.address <= address < each.address + each.size:
-                word &= (1 << each.bits) - 1
-                value = word - (1 << each.bits) if each.signed and word >> (each.bits - 1) else word
-                self.state[each.name].reshape(-1)[address - each.address] = value
+        if address in PLACES:
+            register, k = PLACES[address]
+            word &= (1 << register.bits) - 1
+            value = word - (1 << register.bits) if register.signed and word >> (register.bits - 1) else word
+            self.state[register.name].reshape(-1)[k] = value
 
     def _read(self, address: int) -> int:
-        for each in REGISTERS:
-            if each.address <= address < each.address + each.size:
-                return int(self.state[each.name].reshape(-1)[address - each.address]) & 0xFFFF_FFFF
+        if address in PLACES:
+            register, k = PLACES[address]
+            return int(self.state[register.name].reshape(-1)[k]) & 0xFFFF_FFFF
         own = [0x4E4D4F44, 1 << 16 | 16 << 8 | 1, 100_000_000, self.boots, self.damaged, self.refused, self.overrun]
         return own[address - 0x3F0] if 0x3F0 <= address <= 0x3F6 else 0
 
