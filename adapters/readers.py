@@ -323,7 +323,7 @@ def _open_binary(config: RecordingConfig) -> Any:
         raise RecordingError(
             f"{config.path}: a raw binary file says nothing about itself; add {', '.join(missing)} to its "
             "configuration: `neuromod init replay.toml --source recording`, give path and these under [source] of "
-            f"that file, then `neuromod replay {config.path} -c replay.toml`"
+            "that file, then give your command that file, as in `-c replay.toml`"
         )
     try:
         dtype = np.dtype(config.dtype)

@@ -223,6 +223,24 @@ def test_what_cannot_run_gets_a_sentence_and_exit_code_2(files: list[str], argum
     assert "Traceback" not in result.output
 
 
+def test_a_raw_file_is_asked_for_what_it_lacks_with_advice_that_works_for_hil(tmp_path: Path) -> None:
+    path, session = tmp_path / "raw.dat", tmp_path / "replay.toml"
+    np.random.default_rng(0).normal(0.0, 50.0, (60_000, 16)).astype(np.int16).tofile(path)
+    command = ["hil", str(path), "--device", "twin"]
+    result = runner.invoke(app, command)
+    said = " ".join(result.stderr.split())
+    assert result.exit_code == 2
+    assert "add sampling_frequency_hz, n_channels, dtype to its configuration" in said
+    assert "`neuromod init replay.toml --source recording`" in said
+    assert "give your command that file, as in `-c replay.toml`" in said
+
+    runner.invoke(app, ["init", str(session), "--source", "recording"])
+    declared = f'path = "{path}"\nsampling_frequency_hz = 30000\nn_channels = 16\ndtype = "int16"'
+    session.write_text(re.sub(r"(?m)^path = .*$", lambda _: declared, session.read_text()))
+    result = runner.invoke(app, [*command, "-c", str(session), "--json"])
+    assert json.loads(result.stdout)["ticks"]["answered"] == 2000, result.stderr
+
+
 def test_the_criteria_are_printed_without_a_recording() -> None:
     result = runner.invoke(app, ["hil", "--print-criteria"])
     assert (result.exit_code, result.stdout) == (0, criteria_toml())
