@@ -123,6 +123,10 @@ def _in_words(summary: dict[str, Any]) -> str:
         lines.append(
             f"spikes agree with the daemon's to {100 * agreement['agreement']:.2f} % over {agreement['ticks']} ticks"
         )
+    held = summary.get("saturated_drives") or {"ticks": 0}
+    if held["ticks"]:
+        channels = ", ".join(str(i) for i, n in enumerate(held["by_channel"]) if n)
+        lines.append(f"drives past +-128 mV in {held['share']:.2%} of ticks, on channels {channels}: less accurate")
     times = summary["round_trip_us"]
     if times["n"]:
         lines.append(f"round trip {times['p50']} us (p50), {times['p99']} us (p99), {times['max']} us (max)")

@@ -1,5 +1,6 @@
 """What a board says beside what it should: the twin, run on the same ticks, and the daemon's own spikes."""
 
+import logging
 import math
 from collections import OrderedDict
 from dataclasses import asdict, dataclass
@@ -9,9 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neuromod.adapters.fpga.device import Answer
+from neuromod.bridge.saturation import ADVICE, KEPT_MODULATION, Saturation
 from neuromod.engine.fixed_tick import fixed_tick, set_modulation
 from neuromod.engine.layout import N_CHANNELS
 from neuromod.engine.layout_types import State
+
+log = logging.getLogger(__name__)
 
 _REMEMBERED = 4096
 _LONGEST_US = 100_000
@@ -59,12 +63,15 @@ class Mirror:
         The first that did.
     unanswered : int
         Ticks that the twin ran alone: their answer was lost, or the board away.
+    saturation : Saturation
+        Ticks whose drive is held to its range.
     """
 
     def __init__(self, state: State) -> None:
         self.state: State = state.copy()
         self.compared = self.diverging = self.unanswered = 0
         self.first: Divergence | None = None
+        self.saturation = Saturation()
         self._theirs: OrderedDict[int, int] = OrderedDict()  # spikes of the daemon that no answer of the board has met
         self._ours: OrderedDict[int, int] = OrderedDict()  # and the other way round
         self._both = self._only_board = self._only_daemon = self._equal_ticks = self._met = 0
@@ -93,6 +100,9 @@ class Mirror:
         """
         if modulation is not None:
             set_modulation(self.state, modulation)
+        if self.saturation.add(self.state, stimuli[np.newaxis], KEPT_MODULATION) and self.saturation.ticks == 1:
+            channels = ", ".join(map(str, np.flatnonzero(self.saturation.channels)))
+            log.warning("tick %d: stimulus or drive of channel %s goes past +-128 mV: %s", tick, channels, ADVICE)
         expected = fixed_tick(self.state, stimuli)
         if answer is None or answer.is_lost:
             self.unanswered += 1
@@ -141,6 +151,7 @@ class Mirror:
             "diverging": self.diverging,
             "unanswered": self.unanswered,
             "first_divergence": None if self.first is None else asdict(self.first),
+            "saturated_drives": self.saturation.as_json(),
             "agreement_with_daemon": {
                 "ticks": self._met,
                 "equal_ticks": self._equal_ticks,

@@ -125,6 +125,8 @@ def _print(outcome: Outcome, body: dict[str, Any], wanted: Wanted) -> None:
     for judgement in outcome.judgements:
         if judgement.why and judgement.status != "passed" and judgement.bound is not None:
             console.print(Text(f"{judgement.name}: {judgement.why}", styles[judgement.status]))
+    if said := outcome.trace.saturation.describe():
+        console.print(Text(f"accuracy: {said}", "yellow"))
     if outcome.bisection is not None:
         console.print(Text(f"bisection: {outcome.bisection.summary}"))
     if wanted.report is not None:

@@ -164,6 +164,8 @@ class Comparison:
                 self.trace.add_weights(first, self._batch_state[0]["weights"])
 
     def _run_reference(self, words: NDArray[Any], modulation: NDArray[np.int64], at: slice | NDArray[np.int64]) -> None:
+        if isinstance(self.reference, FixedReference):
+            self.trace.saturation.add(self.reference.state, words, modulation)
         self.ring.reference_spikes[at], self.ring.reference_v[at] = self.reference.run(words, modulation)
 
     def _keep_inputs(self, inputs: Inputs, at: slice | NDArray[np.int64]) -> NDArray[Any]:

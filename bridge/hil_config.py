@@ -10,6 +10,7 @@ from pydantic import Field
 
 from neuromod.bridge.config_errors import checked
 from neuromod.bridge.hil_trace import Trace
+from neuromod.bridge.saturation import Saturation
 from neuromod.engine.errors import ConfigError
 
 Count = Annotated[int, Field(ge=0)]
@@ -50,6 +51,9 @@ class Criteria(pydantic.BaseModel, frozen=True, extra="forbid"):
         Share of ticks that are over it; a lost answer is over it too.
     float_agreement_min : float, optional
         Share of spikes that fixed and floating point have at the same tick, 2 both / (one + other).
+    saturated_drives_share_max : float, optional
+        Share of ticks at which the drive of a channel goes past +-128 mV, where fixed point ends: the session's doing,
+        and no fault of a device.
     require_all : bool
         A criterion that could not be judged counts as failed.
     """
@@ -75,6 +79,7 @@ class Criteria(pydantic.BaseModel, frozen=True, extra="forbid"):
     deadline_us: Microseconds | None = None
     deadline_misses_share_max: Share = 0.001
     float_agreement_min: Share | None = None
+    saturated_drives_share_max: Share | None = None
     require_all: bool = False
 
 
@@ -100,9 +105,15 @@ _COMMENTS = {
     "deadline_us": "longest round trip in time; where left out, the period of a block at the speed of the run",
     "deadline_misses_share_max": "share of ticks that are over it",
     "float_agreement_min": "spikes in common of fixed and floating point, 0 to 1; a statistic where left out",
+    "saturated_drives_share_max": "share of ticks whose drive goes past +-128 mV; a statistic where left out",
     "require_all": "a criterion that could not be judged counts as failed",
 }
-_EXAMPLES = {"round_trip_max_us": "5000.0", "deadline_us": "1000.0", "float_agreement_min": "0.9"}
+_EXAMPLES = {
+    "round_trip_max_us": "5000.0",
+    "deadline_us": "1000.0",
+    "float_agreement_min": "0.9",
+    "saturated_drives_share_max": "0.0",
+}
 
 
 def criteria_toml() -> str:
@@ -197,6 +208,7 @@ def judge(criteria: Criteria, trace: Trace, timing: Timing) -> list[Judgement]:
     else:
         shared = agreement or 0.0
         rows.append(_at_least("agreement with float", "float_agreement_min", least, shared, why_not=why_not))
+    rows.append(_saturation(criteria, trace.saturation))
     if criteria.require_all:
         rows = [
             row._replace(status="failed", why=f"not judged: {row.why}")
@@ -252,6 +264,17 @@ def _times(criteria: Criteria, trace: Trace, timing: Timing) -> list[Judgement]:
     why = row.why or f"deadline {timing.deadline_us:,.0f} us"
     rows.append(row._replace(limit=limit, found=found_words, why=why))
     return rows
+
+
+def _saturation(criteria: Criteria, saturation: Saturation) -> Judgement:
+    name, key, most = "drives past +-128 mV", "saturated_drives_share_max", criteria.saturated_drives_share_max
+    why_not = "" if saturation.n_ticks else "the reference is not in fixed point"
+    found = "-" if why_not else f"{saturation.share:.2%} ({saturation.ticks:,})"
+    if most is None:
+        why = why_not or saturation.where() or "a statistic: no limit is set"
+        return Judgement(name, key, "-", found, "not judged", why, saturation.share)
+    row = _at_most(name, key, most, saturation.share, saturation.where(), why_not=why_not)
+    return row._replace(limit=f"<= {most:.2%} of ticks", found=found)
 
 
 def _at_most(

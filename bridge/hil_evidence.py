@@ -101,6 +101,7 @@ def as_json(outcome: Outcome, criteria: Criteria, recording: Path, made: dict[st
                 "same_tick": trace.float_counts[2].tolist(),
             },
         },
+        "saturated_drives": trace.saturation.as_json() if trace.saturation.n_ticks else None,
         "first_divergence": None if divergence is None else {
             "kind": divergence.kind, "tick": divergence.tick, "loop_tick": divergence.loop_tick,
             "channels": divergence.channels,

@@ -53,6 +53,8 @@ def write_report(path: Path, outcome: Outcome, body: dict[str, Any]) -> Path:
         What report.json says of it.
     """
     parts = [_verdict(outcome, body), _cards(outcome, body), _criteria(outcome)]
+    if said := outcome.trace.saturation.describe():
+        parts.append(f'<p class="note">Accuracy: {escaped(said)}.</p>')
     divergence = outcome.trace.divergence
     if body["bisection"]:
         parts.append(_bisection(body["bisection"]))

@@ -6,6 +6,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from neuromod.bridge.saturation import Saturation
 from neuromod.engine.fixed_registers import REGISTERS, Register
 from neuromod.engine.layout import N_CHANNELS
 
@@ -162,6 +163,8 @@ class Trace:
         self._weights_every = 50
         self.float_counts = np.zeros((3, N_CHANNELS), np.int64)
         """Spikes per channel of the reference, of the loop's network, and of both at the same tick."""
+        self.saturation = Saturation()
+        """Of the reference in fixed point; of another, no tick is looked at."""
         self._parts: dict[str, list[NDArray[Any]]] = {}
 
     def add_inputs(self, words: NDArray[Any], modulation: NDArray[np.int64], *, keep: bool) -> None:

@@ -84,6 +84,52 @@ def set_modulation(state: State, words: NDArray[np.int64]) -> None:
 
 
 @jit
+def count_saturated(
+    state: State, stimuli: NDArray[np.int16], modulation: NDArray[np.int64], channels: NDArray[np.int64]
+) -> int:
+    """Count the ticks, about to be run, whose drive is not what wider registers would make of it.
+
+    Counted where stimulus or drive is held to its range and the drive comes out otherwise for it: there the network
+    parts from floating point, whose drive has no end. What Q8.8 did not hold of a stimulus is not seen here.
+
+    Inhibition is left out, since it needs the spikes of these very ticks. It only lowers a drive: a tick is counted at
+    which it would have brought the drive back below 128 mV, and one is not at which it alone pushes the drive below
+    -128 mV, where the membrane falls a little more slowly to its floor. What is counted follows from parameters and
+    inputs alone, which is what can be set otherwise.
+
+    Parameters
+    ----------
+    state : State
+        As for `fixed_tick`; stays as it is.
+    stimuli, modulation : ndarray
+        As for `fixed_run`.
+    channels : ndarray of int64, shape (16,)
+        Rises by the ticks of each channel; never by any of the detector, which has no drive.
+
+    Returns
+    -------
+    int
+        Ticks with at least one such channel.
+    """
+    block = state[0]
+    gain, bias = block["gain"], block["bias"]
+    ticks = 0
+    for k in range(stimuli.shape[0]):
+        input_gain = modulation[k, 0] if modulation.shape[0] > 0 else block["input_gain"]
+        is_held = False
+        for i in range(stimuli.shape[1]):
+            if i == COINCIDENCE:
+                continue
+            stimulus = _rounded(np.int64(stimuli[k, i]) * input_gain, 8)
+            drive = _held(_rounded(_held(stimulus, _TOP_S24) * gain[i], 8) + (bias[i] << 8), _TOP_S24)
+            if drive != _rounded(stimulus * gain[i], 8) + (bias[i] << 8):
+                channels[i] += _ONE
+                is_held = True
+        ticks += 1 if is_held else 0
+    return ticks
+
+
+@jit
 def _held(value: np.int64, top: np.int64) -> np.int64:
     """Saturate to the signed range of which `top` is the greatest."""
     value = value if value < top else top

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from conformance.boards import flipped
 from neuromod.adapters.fpga.simulated import SimulatedBoard
 from neuromod.bridge import wire
+from neuromod.bridge.cli_adapter import _in_words
 from neuromod.bridge.config import SessionConfig, parse
 from neuromod.bridge.fpga import FpgaAdapter
 from neuromod.bridge.fpga_config import AdapterConfig, check_session
@@ -231,6 +232,26 @@ def test_a_bit_that_flips_in_the_board_is_found_at_its_tick_and_told(
         events = wait_until(lambda: [e for e in publisher.of(wire.EventInput) if "diverging" in e.value], "an event")
         assert events[0].name == "fpga.faults"
         assert events[0].value["first_divergence"] == 100
+
+
+def test_drives_past_the_range_are_counted_told_once_and_no_fault_of_the_board(
+    publisher: Publisher, running: Start, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = np.zeros((60, 16), np.float32)
+    rows[20:, 5] = 20.0  # with a gain of 10
+    rows[30:, (2, 14)] = 20.0
+    with Peer(tmp_path) as peer:
+        adapter = running(peer.path)
+        for row in rows:
+            publisher.say(row)
+        adapter.wait_for_ticks(60)
+        found = adapter.summary["saturated_drives"]
+        assert (found["looked_at"], found["ticks"]) == (60, 40)
+        assert {i: n for i, n in enumerate(found["by_channel"]) if n} == {2: 30, 5: 40}
+        assert caplog.text.count("stimulus or drive of channel") == 1
+        assert "tick 20: stimulus or drive of channel 5 goes past +-128 mV" in caplog.text
+        assert adapter.adapter.all_counts() == {}
+        assert "drives past +-128 mV in 66.67% of ticks, on channels 2, 5" in _in_words(adapter.summary)
 
 
 def test_events_come_once_a_second_at_most_and_it_tells_that_it_lives(

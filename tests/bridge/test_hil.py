@@ -18,13 +18,15 @@ from hil_devices import (
     truncating,
     try_on,
 )
+from numpy.typing import NDArray
 
 from neuromod.adapters.fpga.device import Answer
 from neuromod.adapters.fpga.twin import TwinDevice
+from neuromod.bridge.config import SessionConfig
 from neuromod.bridge.hil import Options, run
-from neuromod.bridge.hil_config import Criteria, criteria_toml, load_criteria
+from neuromod.bridge.hil_config import Criteria, Timing, criteria_toml, judge, load_criteria
 from neuromod.bridge.hil_device import PeerDaemon, make_device
-from neuromod.bridge.hil_trace import differing_words
+from neuromod.bridge.hil_trace import Trace, differing_words
 from neuromod.bridge.replay import play
 from neuromod.engine.config import NetworkConfig
 from neuromod.engine.errors import AdapterError, ConfigError, FixedPointError
@@ -135,6 +137,49 @@ def test_a_device_that_falls_silent_is_not_waited_for_for_ever(tmp_path: Path) -
     outcome = try_on(Mute(), config, reconnect_s=0.1)
     assert outcome.trace.is_device_gone
     assert any("no answer to tick 300" in what for _, what in outcome.trace.events)
+
+
+def with_gain(config: SessionConfig, gain: float) -> SessionConfig:
+    """Return the session with another gain of its sensory channels."""
+    return config.model_copy(update={"network": NetworkConfig.model_validate({"sensory": {"gain": gain}})})
+
+
+def past_128_mv(path: Path, gain: int) -> NDArray[np.bool_]:
+    """Return which sensory channels such a gain drives past the range at which tick, from the recording alone."""
+    words = np.floor(np.load(path).astype(float) * 256 + 0.5).astype(int)[:, :14]
+    return np.asarray(words * gain + 12 * 256 >= 1 << 15)
+
+
+@pytest.mark.parametrize("every", [0, 7])
+def test_drives_past_the_range_are_counted_over_the_run_and_fail_it_only_where_that_has_a_limit(
+    tmp_path: Path, every: int
+) -> None:
+    config, path = recording(tmp_path)
+    expected = past_128_mv(path, 60)
+    outcome = try_on(TwinDevice(), with_gain(config, 60.0), Criteria(state_every_ticks=every))
+    found = outcome.trace.saturation
+    assert outcome.is_passed
+    assert (found.n_ticks, found.ticks) == (3000, expected.any(axis=1).sum())
+    assert found.channels.tolist() == [*expected.sum(axis=0), 0, 0]
+    row = next(j for j in outcome.judgements if j.key == "saturated_drives_share_max")
+    assert (row.status, row.value, row.bound) == ("not judged", found.share, None)
+    assert 0.0 < found.share < 1.0
+    for limit, status in ((found.share, "passed"), (0.99 * found.share, "failed")):
+        strict = Criteria(saturated_drives_share_max=limit)
+        assert rows(try_on(TwinDevice(), with_gain(config, 60.0), strict))["saturated_drives_share_max"] == status
+    assert rows(try_on(TwinDevice(), config, Criteria(saturated_drives_share_max=0.0)))[row.key] == "passed"
+
+
+def test_of_a_reference_in_floating_point_no_drive_is_judged() -> None:
+    for criteria in (Criteria(), Criteria(saturated_drives_share_max=0.0)):
+        row = next(j for j in judge(criteria, Trace(), Timing(1e3, "")) if j.key == "saturated_drives_share_max")
+        assert (row.status, row.found, row.why) == ("not judged", "-", "the reference is not in fixed point")
+
+
+def test_a_device_that_comes_back_has_no_tick_looked_at_twice(tmp_path: Path) -> None:
+    config, path = recording(tmp_path)
+    found = try_on(UnpluggedTwin(1000, comes_back=True), with_gain(config, 60.0)).trace.saturation
+    assert (found.n_ticks, found.ticks) == (3000, past_128_mv(path, 60).any(axis=1).sum())
 
 
 def test_a_run_ends_after_the_tick_it_was_told(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from neuromod.bridge.hil import Options
 from neuromod.bridge.hil_command import Wanted, hil_command
 from neuromod.bridge.hil_config import Criteria, criteria_toml
 from neuromod.bridge.hil_evidence import hash_path
+from neuromod.engine.config import NetworkConfig
 from neuromod.engine.errors import ConfigError
 
 runner = CliRunner()
@@ -122,6 +123,30 @@ def test_an_earlier_report_is_never_taken_for_that_of_a_run_that_fell_over(tmp_p
     with pytest.raises(ConfigError, match="not there"):
         written(tmp_path, Broken())
     assert list((tmp_path / "report").iterdir()) == []
+
+
+def test_drives_past_the_range_are_told_on_the_terminal_the_page_and_to_programs_with_what_to_do(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], passed: tuple[Path, dict[str, Any]]
+) -> None:
+    config, path = recording(tmp_path)
+    neurons = {"3": {"gain": 100.0}, "9": {"gain": -60.0}}
+    config = config.model_copy(update={"network": NetworkConfig.model_validate({"channels": neurons})})
+    assert hil_command(config, of(TwinDevice()), Criteria(), Options(), Wanted(path, report=tmp_path / "report")) == 0
+    body = json.loads((tmp_path / "report" / "report.json").read_text())
+    found = body["saturated_drives"]
+    assert found["looked_at"] == 3000
+    assert [i for i, n in enumerate(found["by_channel"]) if n] == [3, 9]
+    assert max(found["by_channel"]) <= found["ticks"] == round(3000 * found["share"])
+    share = found["by_channel"][3] / 3000
+    said = f"stimulus or drive goes past +-128 mV on channel 3 in {share:.2%}, channel 9 in "
+    for text in (capsys.readouterr().out, (tmp_path / "report" / "report.html").read_text()):
+        words = " ".join(text.split())
+        assert said in words
+        assert "Lower gain and all that is in mV" in words
+
+    folder, clean = passed
+    assert (clean["saturated_drives"]["ticks"], clean["saturated_drives"]["looked_at"]) == (0, 3000)
+    assert "drive goes past" not in (folder / "report" / "report.html").read_text()
 
 
 # -- golden traces ----------------------------------------------------------------------------------------------------

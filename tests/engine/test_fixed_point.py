@@ -9,11 +9,12 @@ import pytest
 from numpy.typing import NDArray
 
 from naive.fixed import fixed_tick as naive_tick
+from naive.fixed import held_drives
 from neuromod.engine.config import NetworkConfig
 from neuromod.engine.errors import ConfigError, FixedPointError, StimulusError
 from neuromod.engine.fixed_network import MAX_FIXED_DT_MS, FixedNetwork, quantised_modulation, quantised_stimuli
 from neuromod.engine.fixed_registers import MODULATION, REGISTERS, register, size_bytes
-from neuromod.engine.fixed_tick import fixed_tick
+from neuromod.engine.fixed_tick import count_saturated, fixed_tick
 from neuromod.engine.modulators import RANGES, NeuroModulators
 from neuromod.engine.network import SpikingNetwork
 from neuromod.engine.tick import modulation, set_learning, set_modulator
@@ -268,6 +269,112 @@ def test_a_silent_network_forgets_its_eligibility_to_zero() -> None:
     network.state[0]["eligibility"][0, 1], network.state[0]["eligibility"][1, 0] = 1000, -1000
     network.run(np.zeros((1000, 16)))
     assert not network.state[0]["eligibility"].any()
+
+
+# -- drives past their range ------------------------------------------------------------------------------------------
+
+
+def _saturated(network: FixedNetwork, words: Any, modulation: Any = ()) -> tuple[int, list[int]]:
+    """Return the ticks at which a drive is held, and those of each channel."""
+    channels = np.zeros(16, np.int64)
+    rows = np.array(modulation, np.int64).reshape(-1, 5)
+    return count_saturated(network.state, np.array(words, np.int16), rows, channels), channels.tolist()
+
+
+def _unity() -> FixedNetwork:
+    """A network of gains of 1, whose drive is stimulus plus bias."""
+    network = FixedNetwork()
+    network.state[0]["input_gain"], network.state[0]["gain"][:], network.state[0]["bias"][:] = 1 << 16, 1 << 8, 0
+    return network
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_drives_that_are_held_are_counted_as_the_naive_twin_does_and_nothing_moves(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    n_held = n_free = 0
+    for _ in range(20):
+        network = _randomised(rng)
+        network.state[0]["gain"] >>= rng.integers(0, 12)
+        words = (rng.integers(-(2**15), 2**15, (8, 16)) >> rng.integers(0, 12, (8, 1))).astype(np.int16)
+        rows = np.zeros((rng.choice([0, 8]), 5), np.int64)
+        rows[:, 0] = rng.integers(0, 2**24, len(rows)) >> rng.integers(0, 12, len(rows))
+        before, exact, expected = network.state.copy(), _exact(network.state), []
+        for k, row in enumerate(words):
+            if len(rows):
+                exact["input_gain"] = Fraction(int(rows[k, 0]), 1 << 16)
+            expected.append(held_drives(exact, [Fraction(int(word), 256) for word in row]))
+        ticks, channels = _saturated(network, words, rows)
+        assert channels == np.sum(expected, axis=0).tolist()
+        assert ticks == sum(map(any, expected))
+        assert network.state == before
+        n_held, n_free = n_held + sum(channels), n_free + 8 * 15 - sum(channels)
+    assert min(n_held, n_free) > 100
+
+
+@pytest.mark.parametrize(("word", "bias", "is_held"), [
+    (2**15 - 1, 0, False), (2**15 - 1, 1, True), (2**14, 2**14 - 1, False), (2**14, 2**14, True),
+    (-(2**15), 0, False), (-(2**15), -1, True), (-(2**14), -(2**14), False), (-(2**14), -(2**14) - 1, True),
+])  # fmt: skip
+def test_a_drive_of_128_mv_less_one_step_is_within_the_range_and_so_is_one_of_minus_128_mv(
+    word: int, bias: int, is_held: bool
+) -> None:
+    network = _unity()
+    network.state[0]["bias"][3] = bias
+    words = [[word if i == 3 else 0 for i in range(16)]]
+    assert _saturated(network, words) == (int(is_held), [int(is_held and i == 3) for i in range(16)])
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_stimulus_is_held_from_the_first_step_past_the_end_of_q8_16(sign: int) -> None:
+    network, word = _unity(), 129 * sign
+    end = 2**23 - 1 if sign > 0 else -(2**23)
+    # the greatest input gain whose product, rounded half up, is not past the end
+    last = max(gain for gain in range(16_647_140, 16_647_180) if (word * gain + 128 >> 8) * sign <= end * sign)
+    words = [[word, *[0] * 15]] * 2
+    assert _saturated(network, words, [[last, 0, 0, 0, 0], [last + 1, 0, 0, 0, 0]]) == (1, [1, *[0] * 15])
+
+
+def test_a_stimulus_past_the_range_is_counted_even_where_a_small_gain_or_the_bias_brings_the_drive_back() -> None:
+    network = _unity()
+    network.state[0]["input_gain"] = 2 << 16
+    network.state[0]["gain"][:4], network.state[0]["bias"][1] = (128, 256, 0, -256), -(2**14)
+    # 200 mV, held to 128: drives of 64, 64, 0 and -128 mV instead of 100, 136, 0 and -200
+    assert _saturated(network, [[100 * 256] * 4 + [0] * 12]) == (1, [1, 1, 0, 1, *[0] * 12])
+
+
+def test_the_detector_has_no_drive_and_ticks_before_are_not_forgotten() -> None:
+    network = _unity()
+    network.state[0]["bias"][14] = network.state[0]["bias"][15] = 2**15 - 1
+    channels = np.full(16, 5, np.int64)
+    words = np.full((3, 16), 256, np.int16)
+    assert count_saturated(network.state, words, np.zeros((0, 5), np.int64), channels) == 3
+    assert channels.tolist() == [5] * 15 + [8]
+
+
+def test_lowering_all_that_is_in_mv_by_one_factor_brings_the_drive_back_and_leaves_the_network_what_it_is() -> None:
+    """By 1/16, which rounds nothing in floating point: there the spikes are the same ones."""
+    high, low = (NetworkConfig.model_validate(_in_mv(scale)) for scale in (1.0, 1 / 16))
+    stimuli = _stimuli(2000)
+    words = quantised_stimuli(stimuli, 1000.0)
+    assert _saturated(FixedNetwork(high), words)[0] > 1000
+    assert _saturated(FixedNetwork(low), words) == (0, [0] * 16)
+    levels = NeuroModulators(dopamine=0.5)
+    spikes = SpikingNetwork(high).run(stimuli.astype(np.float32), levels)
+    np.testing.assert_array_equal(SpikingNetwork(low).run(stimuli.astype(np.float32), levels), spikes)
+    assert spikes.sum() > 1000
+
+
+def _in_mv(scale: float) -> dict[str, Any]:
+    """A session whose drive goes to 300 mV, times `scale`."""
+    neuron = {"v_threshold_mv": 80.0 * scale, "v_reset_mv": 0.0, "v_min_mv": -20.0 * scale}
+    return {
+        "sensory": {"gain": 100.0 * scale, "bias": 4.0 * scale, "parameters": neuron},
+        "interneuron": {"parameters": neuron},
+        "inhibition": {"strength_mv": 30.0 * scale},
+        "weights": {"kind": "random", "low_mv": 0.0, "high_mv": 4.0 * scale,
+                    "from_coincidence_mv": 4.0 * scale, "to_interneuron_mv": 16.0 * scale},
+        "learning": {"rule": "reward", "a_plus_mv": 0.5 * scale, "a_minus_mv": 0.5 * scale, "w_max_mv": 8.0 * scale},
+    }  # fmt: skip
 
 
 def _stimuli(n: int) -> NDArray[np.float64]:

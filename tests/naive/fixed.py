@@ -1,6 +1,6 @@
 """Slow, obvious twin of the fixed-point tick: fractions of exact value, rounded where FIXED_POINT.md says so."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from math import ceil, floor
 from typing import Any
@@ -37,9 +37,7 @@ def fixed_tick(s: dict[str, Any], stimuli: Sequence[Fraction]) -> list[bool]:
     fired = [False] * 16
     for i in [*range(14), 15]:
         charge = sum((within(nearest(s["weights"][j][i], 8), 8, 8) for j in range(16) if old[j]), Fraction(0))
-        stimulus = within(nearest(stimuli[i] * s["input_gain"], 16), 8, 16)
-        inhibition = s["inhibition"] if left > 0 and i < 14 else 0
-        drive = within(nearest(stimulus * s["gain"][i], 16) + s["bias"][i] - inhibition, 8, 16)
+        drive = _drive(s, stimuli, i, s["inhibition"] if left > 0 and i < 14 else 0, lambda x: within(x, 8, 16))
         leak = nearest((drive - s["v"][i]) * s["rise"][i], 16)
         moved = within(s["v"][i] + leak + nearest(charge * s["recurrent_gain"], 16), 8, 16)
         moved = max(moved, s["v_min"][i])
@@ -59,6 +57,21 @@ def fixed_tick(s: dict[str, Any], stimuli: Sequence[Fraction]) -> list[bool]:
     s["spikes"] = sum(1 << i for i in range(16) if fired[i])
     s["tick"] = (s["tick"] + 1) % 2**32
     return fired
+
+
+def held_drives(s: dict[str, Any], stimuli: Sequence[Fraction]) -> list[bool]:
+    """Tell the channels whose drive, without inhibition, is not what registers of any width would make of it."""
+    return [
+        i != 14 and _drive(s, stimuli, i, 0, lambda x: within(x, 8, 16)) != _drive(s, stimuli, i, 0, lambda x: x)
+        for i in range(16)
+    ]
+
+
+def _drive(
+    s: dict[str, Any], stimuli: Sequence[Fraction], i: int, inhibition: Any, hold: Callable[[Fraction], Fraction]
+) -> Fraction:
+    stimulus = hold(nearest(stimuli[i] * s["input_gain"], 16))
+    return hold(nearest(stimulus * s["gain"][i], 16) + s["bias"][i] - inhibition)
 
 
 def _learn(s: dict[str, Any], fired: list[bool], coincidence: bool) -> None:
