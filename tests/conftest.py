@@ -4,9 +4,11 @@ liblsl reads its configuration once, when it is loaded: it has to be in place be
 processes inherit it through the environment.
 """
 
+import logging
 import os
 import tempfile
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -54,6 +56,16 @@ def recordings() -> Path:
     if not RECORDINGS.is_dir():
         pytest.skip("needs ../shared/recordings beside the project, which is absent")
     return RECORDINGS
+
+
+@pytest.fixture(autouse=True)
+def _no_log_left_behind() -> Iterator[None]:
+    """Take away what a command that ran within the test set up: it logs to a stderr that is closed by now."""
+    yield
+    root = logging.getLogger()
+    for handler in root.handlers[:]:
+        if type(handler) is logging.StreamHandler:  # pytest's own are of other classes
+            root.removeHandler(handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

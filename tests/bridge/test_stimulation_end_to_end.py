@@ -279,7 +279,8 @@ def test_a_trigger_leads_to_its_pulses_and_the_death_of_the_stimulator_disarms(t
                 assert 5 <= len(pulses) <= 8
                 assert all(b["start_ns"] - a["start_ns"] >= 4_000_000 for a, b in itertools.pairwise(pulses))
                 for pulse in pulses:
-                    late_ns = pulse["start_ns"] - pulses[0]["start_ns"] - pulse["index"] * 4_000_000
+                    place_ns = (pulse["index"] - pulses[0]["index"]) * 4_000_000
+                    late_ns = pulse["start_ns"] - pulses[0]["start_ns"] - place_ns
                     assert abs(late_ns) <= LATEST_NS  # as far as each may be behind its place, the first one too
                     assert (pulse["amplitude_ua"], pulse["amplitude2_ua"]) == (-10.0, 5.0)
                     assert (pulse["phase_us"], pulse["interphase_us"], pulse["phase2_us"]) == (200.0, 50.0, 400.0)
@@ -317,6 +318,7 @@ def test_a_daemon_that_stands_still_or_is_killed_ends_the_train_and_the_dose_is_
             wait_until(lambda: now() > stood_still + 0.3, "longer than a peer may be silent")
             kill(daemon, signal.SIGCONT)
             # it wakes up to signs of life from long ago, and to none in between
+            wait_until(lambda: told(client)["state"] == "disarmed", "the end of the arming")
             assert told(client)["disarmed_by"] == "peer"
             assert len(at.pulses) == n
 
