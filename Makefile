@@ -11,7 +11,10 @@ demo: .venv/ready
 test: lint
 	+$(MAKE) -j2 --output-sync=target test-offline test-live
 
-OFFLINE := tests/engine tests/sorting tests/bridge/test_sort.py tests/test_packaging.py
+OFFLINE := tests/bench tests/engine tests/sorting tests/conformance/test_neurons.py tests/test_packaging.py \
+  $(addprefix tests/adapters/test_,calibration.py decoder.py hdl.py recordings.py sortable.py) \
+  $(addprefix tests/bridge/test_,baseline.py checkpoint.py config.py cortex.py export_nwb.py frames.py gate.py \
+    gate_histories.py hil.py hil_files.py pipeline.py session_log.py sort.py wire.py)
 test-offline: .venv/ready-dev
 	$(BIN)/pytest -m "not long" $(OFFLINE)
 

@@ -214,6 +214,7 @@ def test_a_session_runs_with_it(made: Sorted, tmp_path: Path) -> None:
     assert sum(told["spikes"]) > 0
 
 
+@pytest.mark.long
 def test_a_real_tetrode_is_sorted_offline_and_found_again_online(recordings: Path, tmp_path: Path) -> None:
     raw = ("--rate-hz", "15000", "--channels", "4", "--dtype", "int16", "--gain-uv", "1", "--probe", "tetrode")
 
