@@ -2,14 +2,19 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-offline test-live test-long test-interpreted lint bench bench-sorting clean
+.PHONY: demo test test-offline test-live test-long test-interpreted lint warm bench bench-sorting clean
 
 demo: .venv/ready
 	$(BIN)/neuromod demo
 
-# what needs no sockets and no clock computes beside what does
-test: lint
+# two things at a time: linters beside the compiler, then what needs neither socket nor clock beside what does
+test: .venv/ready-dev
+	+$(MAKE) -j2 --output-sync=target lint warm
 	+$(MAKE) -j2 --output-sync=target test-offline test-live
+
+# so that no test's time is spent on it
+warm: .venv/ready-dev
+	$(BIN)/python -c 'from neuromod.bridge.warm import warm_loop; warm_loop()'
 
 OFFLINE := tests/bench tests/engine tests/sorting tests/conformance/test_neurons.py tests/test_packaging.py \
   $(addprefix tests/adapters/test_,calibration.py decoder.py hdl.py recordings.py sortable.py) \

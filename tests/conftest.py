@@ -58,6 +58,16 @@ def recordings() -> Path:
     return RECORDINGS
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _patience_with_daemons_of_this_process() -> None:
+    """Give a daemon time to end its threads, past which it ends its process; how soon it is, processes are judged by."""
+    if not JIT_ENABLED:
+        return
+    from neuromod.bridge import service  # which loads liblsl
+
+    service._LONGEST_STOP_S = service._LONGEST_JOIN_S = 20.0
+
+
 @pytest.fixture(autouse=True)
 def _no_log_left_behind() -> Iterator[None]:
     """Take away what a command that ran within the test set up: it logs to a stderr that is closed by now."""
