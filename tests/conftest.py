@@ -60,7 +60,7 @@ def recordings() -> Path:
 
 @pytest.fixture(autouse=True, scope="session")
 def _patience_with_daemons_of_this_process() -> None:
-    """Give a daemon time to end its threads, past which it ends its process; how soon it is, processes are judged by."""
+    """Give a daemon time to end its threads, past which it ends its process. How soon it is, is seen of processes."""
     if not JIT_ENABLED:
         return
     from neuromod.bridge import service  # which loads liblsl
