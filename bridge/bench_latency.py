@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neuromod.bridge import bench_recording, wire
+from neuromod.bridge.warm import LONGEST_START_S
 from neuromod.engine.errors import NeuromodError
 
 BARE, NEUROMOD, BUSY, EZMSG = "bare", "neuromod", "neuromod, busy thread", "ezmsg"
@@ -36,7 +37,7 @@ SETTLE_S = 0.25
 """The first moments of a run are reported as the first sample's lateness, and left out of the percentiles."""
 
 _DAEMONS = (NEUROMOD, BUSY, CLOSED_LOOP, RECORDING)
-_ANSWER_S = 180.0  # the first start of a version compiles
+_ANSWER_S = 180.0
 _DRAIN_S = 0.3
 _LSL_API_CFG = """\
 [lab]
@@ -171,7 +172,7 @@ class Workers:
     def __enter__(self) -> Self:
         try:
             for worker in self._workers.values():
-                worker.wait_for("here")
+                worker.wait_for("here", LONGEST_START_S)
         except BaseException:
             self.__exit__()
             raise

@@ -17,10 +17,10 @@ from typing import Any, Self
 
 from neuromod.adapters.base import Chunk, Marker, Source, StreamInfo, create_source, empty_chunk
 from neuromod.bridge.config import SessionConfig
+from neuromod.bridge.warm import LONGEST_START_S
 from neuromod.engine.errors import AdapterError, AdapterTimeoutError, NeuromodError
 
 _FREE = "tcp://127.0.0.1:*"
-_START_S = 600.0  # the first start of a version compiles the loop
 _STOP_S = 10.0
 
 
@@ -121,7 +121,7 @@ class LoopProcess:
         self._reader.start()
         try:
             self._tell(self._settings)
-            self.output = self._next(_START_S)["output"]
+            self.output = self._next(LONGEST_START_S)["output"]
         except BaseException:
             self._end()
             raise

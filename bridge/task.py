@@ -35,6 +35,7 @@ from neuromod.bridge.client import Client, ClientTimeoutError
 from neuromod.bridge.config import SessionConfig
 from neuromod.bridge.demo import free_ports, isolated_lsl, process, tail
 from neuromod.bridge.task_view import TaskView
+from neuromod.bridge.warm import LONGEST_START_S
 from neuromod.engine.centre_out import (
     BIN_S,
     BIN_TICKS,
@@ -64,7 +65,6 @@ GOAL = 0.8
 """Share of successes that counts as learnt."""
 
 _DEPTH_HZ = 20.0
-_READY_S = 120.0  # the loop may have to be compiled first
 _ANSWER_S = 20.0
 _CURSOR_EVERY_BINS = 3
 _WEIGHTS_EVERY_S = 2.0
@@ -660,7 +660,7 @@ def _daemon(
         command = [sys.executable, "-c", "from neuromod.bridge.cli import main; main()", "start", str(file)]
         child = stack.enter_context(process(command, log))
         client = stack.enter_context(Client(**addresses, timeout_s=5.0))
-        deadline = time.monotonic() + _READY_S
+        deadline = time.monotonic() + LONGEST_START_S
         while True:
             with contextlib.suppress(ClientTimeoutError):
                 client.request("status")
@@ -668,14 +668,14 @@ def _daemon(
             if child.poll() is not None:
                 raise AdapterError(f"the daemon ended by itself: {tail(log)}")
             if time.monotonic() > deadline:
-                raise AdapterTimeoutError(f"no daemon within {_READY_S:g} s: {tail(log)}")
+                raise AdapterTimeoutError(f"no daemon within {LONGEST_START_S:g} s: {tail(log)}")
         velocities = stack.enter_context(Velocities(addresses["output"], daemon_decodes=daemon_decodes))
         velocities.wait_connected(_ANSWER_S)
         if outlet is None:
             yield client, velocities, LockStep(client, velocities), config
         else:
-            if not outlet.wait_for_consumers(_READY_S):
-                raise AdapterTimeoutError(f"the daemon did not subscribe within {_READY_S:g} s: {tail(log)}")
+            if not outlet.wait_for_consumers(LONGEST_START_S):
+                raise AdapterTimeoutError(f"the daemon did not subscribe within {LONGEST_START_S:g} s: {tail(log)}")
             yield client, velocities, TrueTime(client, velocities, outlet), config
 
 

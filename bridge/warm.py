@@ -17,6 +17,9 @@ from neuromod.engine.compiled import cache_folder
 
 log = logging.getLogger(__name__)
 
+LONGEST_START_S = 600.0
+"""How long a process is waited for that may have to compile the loop first: a slow, busy machine took four minutes."""
+
 _INFO = StreamInfo("warm", "signal", 1, 30000.0, ("a",), ("",))
 
 
