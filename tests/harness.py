@@ -16,6 +16,7 @@ from typing import Any, Self
 
 import numpy as np
 import psutil
+import pylsl
 from numpy.typing import NDArray
 
 from neuromod.adapters.base import Chunk, Source, empty_chunk, open_source
@@ -288,6 +289,13 @@ class Process:
         for reader in self._readers:
             reader.join(WAIT_S)
         return code, took_s
+
+    def halt(self, number: int = signal.SIGKILL) -> tuple[float, float]:
+        """Kill or stop it; return when it still ran and when it surely did no more, in seconds of the local clock."""
+        before = float(pylsl.local_clock())
+        os.kill(self.popen.pid, number)
+        os.waitid(os.P_PID, self.popen.pid, os.WEXITED | os.WSTOPPED | os.WNOWAIT)  # every thread of it
+        return before, float(pylsl.local_clock())
 
     @property
     def n_children(self) -> int:

@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import os
 import re
 import signal
 import threading
@@ -33,9 +32,6 @@ from neuromod.bridge.wire import EventMessage, Flag, SpikesMessage
 pytestmark = pytest.mark.compiled_loop
 
 LEASE_S = 0.1
-# Between the instant that a test takes and that of the signal, and from a timer of the kernel to a thread that runs:
-# a millisecond on an idle machine, some ten on a busy one.
-SLACK_S = 0.02
 STRONG, QUIET = [5.0] * 14 + [0.0] * 2, [0.0] * 16  # every sensory channel fires, or none
 ZMQ = 'source = {kind = "zmq", block_ms = 1.0}\n'
 
@@ -129,7 +125,7 @@ def now() -> float:
     return float(pylsl.local_clock())
 
 
-def armed(client: Client, folder: Path, seconds: float = 60.0) -> int:
+def armed(client: Client, folder: Path, seconds: float = 120.0) -> int:
     """Arm as soon as the gate lets us (peers are heard, a stop file is seen to be gone); return the token."""
     key = (folder / "key").read_bytes().strip()
     last = ""
@@ -211,16 +207,35 @@ class Electrode:
         return max((1e-9 * pulse["start_ns"] for pulse in self.pulses), default=0.0)
 
     def is_in_a_train(self) -> bool:
-        """Whether a train has outlived a lease already: it goes on because leases come."""
-        return bool(self.pulses) and self.newest - 1e-9 * self.pulses[0]["start_ns"] > 2.0 * LEASE_S
+        """Whether the newest train has outlived its lease already: it goes on because leases come."""
+        pulses = self.pulses
+        starts = [1e-9 * pulse["start_ns"] for pulse in pulses if pulse["train"] == pulses[-1]["train"]]
+        return bool(starts) and starts[-1] - starts[0] > 2.0 * LEASE_S and now() - starts[-1] < 5 * PERIOD_S
 
-    def assert_ended_with_the_lease(self, t: float) -> None:
-        """The pulses went on until t, and ended with the lease that was told last, although the train was longer."""
+    def begin_a_train(self, client: Client, program: str) -> None:
+        """Ask for a train until one goes on: what comes too late, or loses its lease once, does not come back."""
+        client.send_stimulate(program)
+        asked = now()
+
+        def goes_on() -> bool:
+            nonlocal asked
+            if now() - max(self.newest, asked) > 0.5:
+                client.send_stimulate(program)  # refused until the train before would have been over
+                asked = now()
+            return self.is_in_a_train()
+
+        wait_until(goes_on, f"a train {program!r}", 60.0)
+
+    def assert_ended_with_the_lease(self, before: float, after: float) -> None:
+        """The pulses ended with the lease that was told last, although the train was longer.
+
+        The daemon spoke before the first instant, and did no more after the second.
+        """
         n = len(self.pulses)
-        wait_until(lambda: now() > t + LEASE_S + SLACK_S + 20 * PERIOD_S, "room for twenty more pulses")
-        assert self.newest > t - 10 * PERIOD_S, "the train was not underway"
-        assert self.newest <= t + LEASE_S + PERIOD_S + SLACK_S
-        assert len(self.pulses) <= n + (LEASE_S + SLACK_S) / PERIOD_S + 2
+        wait_until(lambda: now() > after + LEASE_S + 20 * PERIOD_S, "room for twenty more pulses")
+        assert self.newest > before - 10 * PERIOD_S, "the train was not underway"
+        assert self.newest <= after + LEASE_S
+        assert len(self.pulses) <= n + LEASE_S / PERIOD_S + 2  # one at either end
 
 
 @contextmanager
@@ -233,7 +248,8 @@ def electrode(folder: Path, client: Client) -> Iterator[Electrode]:
         yield Electrode(child, path)
 
 
-PEER = 'peers = ["stimulator"]\npeer_timeout_ms = 300.0\n'
+PEER_S = 1.5  # longer than a busy machine keeps a process from its core
+PEER = f'peers = ["stimulator"]\npeer_timeout_ms = {1e3 * PEER_S}\n'
 
 
 def session_file(folder: Path, text: str) -> Path:
@@ -252,31 +268,27 @@ def refusals(client: Client) -> int:
     return int(told(client)["counts"].get("refused_not_armed", 0))
 
 
-def kill(child: Process, number: int = signal.SIGKILL) -> float:
-    """Send a signal, and return when."""
-    t = now()
-    os.kill(child.popen.pid, number)
-    return t
-
-
 def test_a_trigger_leads_to_its_pulses_and_the_death_of_the_stimulator_disarms(tmp_path: Path) -> None:
     with (
         started(session_file(tmp_path, rig(tmp_path, stimulation=PEER))) as (_, client),
         Hand(client) as hand,
     ):
         with electrode(tmp_path, client) as at:
-            heard = Listener(client, "event")
+            heard = Listener(client, "event", "stimulation")
             armed(client, tmp_path)
             assert not at.pulses
             hand.values = STRONG
             wait_until(lambda: len(at.pulses) >= 6, "a train")
             hand.values = QUIET
-            heard.until(lambda: len(ends(heard)) == told(client)["counts"]["delivered"], "the end of all trains")
+            # the stimulator does not begin what comes too late, and says nothing of it
+            heard.until(lambda: {pulse["train"] for pulse in at.pulses} <= ends(heard).keys(), "the ends of all trains")
+            assert ends(heard).keys() <= {train.id for train in trains(heard)}
             for number, end in ends(heard).items():
                 pulses = [pulse for pulse in at.pulses if pulse["train"] == number]
                 assert (end["electrode"], end["asked"], end["pulses"]) == (0, 8, len(pulses))
-                # a pulse for which the stimulator had no time is left out, never made up for
-                assert 5 <= len(pulses) <= 8
+                # a pulse for which the stimulator had no time is left out, never made up for, and none comes twice
+                indices = [pulse["index"] for pulse in pulses]
+                assert indices == sorted(set(indices) & set(range(8)))
                 assert all(b["start_ns"] - a["start_ns"] >= 4_000_000 for a, b in itertools.pairwise(pulses))
                 for pulse in pulses:
                     place_ns = (pulse["index"] - pulses[0]["index"]) * 4_000_000
@@ -284,16 +296,15 @@ def test_a_trigger_leads_to_its_pulses_and_the_death_of_the_stimulator_disarms(t
                     assert abs(late_ns) <= LATEST_NS  # as far as each may be behind its place, the first one too
                     assert (pulse["amplitude_ua"], pulse["amplitude2_ua"]) == (-10.0, 5.0)
                     assert (pulse["phase_us"], pulse["interphase_us"], pulse["phase2_us"]) == (200.0, 50.0, 400.0)
-            assert len({pulse["train"] for pulse in at.pulses}) == len(ends(heard))
-            client.send_stimulate("long")
-            wait_until(at.is_in_a_train, "a long train")
-            killed = kill(at.child)
+            at.begin_a_train(client, "long")
+            _, killed = at.child.halt()
             at.child.end()
             n = len(at.pulses)
-        wait_until(lambda: told(client)["state"] == "disarmed", "the end of the arming")
-        assert told(client)["disarmed_by"] == "peer"
-        # 0.3 s without a sign of life; one every 50 ms; the request for the status takes a few
-        assert now() - killed < 0.3 + 0.05 + 0.25
+        stop = heard.until(lambda: stops(heard), "the end of the arming")[0]
+        assert REASONS[stop.reason] == told(client)["disarmed_by"] == "peer"
+        assert told(client)["state"] == "disarmed"
+        # so long without a sign of life; one every 50 ms, and some time on the way
+        assert stop.t - killed < PEER_S + 0.05 + 0.25
         with electrode(tmp_path, client) as at:
             wait_until(lambda: "stimulator" in at.child.errors, "another one")
             hand.values = STRONG
@@ -310,13 +321,12 @@ def test_a_daemon_that_stands_still_or_is_killed_ends_the_train_and_the_dose_is_
     with started(session_file(tmp_path, text)) as (daemon, client), Hand(client):
         with electrode(tmp_path, client) as at:
             armed(client, tmp_path)
-            client.send_stimulate("long")
-            wait_until(at.is_in_a_train, "a long train")
+            at.begin_a_train(client, "long")
 
-            at.assert_ended_with_the_lease(kill(daemon, signal.SIGSTOP))
+            at.assert_ended_with_the_lease(*daemon.halt(signal.SIGSTOP))
             n, stood_still = len(at.pulses), now()
-            wait_until(lambda: now() > stood_still + 0.3, "longer than a peer may be silent")
-            kill(daemon, signal.SIGCONT)
+            wait_until(lambda: now() > stood_still + PEER_S, "longer than a peer may be silent")
+            daemon.popen.send_signal(signal.SIGCONT)
             # it wakes up to signs of life from long ago, and to none in between
             wait_until(lambda: told(client)["state"] == "disarmed", "the end of the arming")
             assert told(client)["disarmed_by"] == "peer"
@@ -325,13 +335,11 @@ def test_a_daemon_that_stands_still_or_is_killed_ends_the_train_and_the_dose_is_
         (tmp_path / "pulses.jsonl").rename(tmp_path / "first.jsonl")
         with electrode(tmp_path, client) as at:
             armed(client, tmp_path)
-            client.send_stimulate("other")  # on the first electrode the gate counts with the rest of the train
-            wait_until(at.is_in_a_train, "a long train")
+            at.begin_a_train(client, "other")  # on the first electrode the gate counts with the rest of the train
 
-            killed = kill(daemon)
+            at.assert_ended_with_the_lease(*daemon.halt())
             daemon.end()
 
-            at.assert_ended_with_the_lease(killed)
             given = CHARGE_NC * (n + len(at.pulses))
 
     with Running(parse(text)) as again:
@@ -384,17 +392,16 @@ normalisation = "none"
 smoothing_ms = 0
 offset = 0
 [timing]
-stall_ms = 400.0
+stall_ms = 1500.0
 late_ms = 300.0
 jitter_ms = 600.0
 """
-WATCHFUL = """
-heartbeat_ms = 400.0
-peers = ["stimulator"]
-peer_timeout_ms = 400.0
+WATCHFUL = f"""
+heartbeat_ms = 1500.0
+{PEER}
 late_ticks = 5
 """
-"""A hand that misses 400 ms is a fault; one that is kept from its core for a while is not."""
+"""A hand that misses 1.5 s is a fault; one that is kept from its core for a while is not."""
 
 
 class Watched:
@@ -442,7 +449,7 @@ def _nothing(_: Watched) -> None:
     [
         pytest.param("stopped", lambda w: w.client.send_stop(), _nothing, id="a message"),
         pytest.param("disarmed stopped", lambda w: w.client.request("disarm"), _nothing, id="a command"),
-        pytest.param("stopped", lambda w: kill(w.daemon, signal.SIGUSR1), _nothing, id="a signal"),
+        pytest.param("stopped", lambda w: w.daemon.popen.send_signal(signal.SIGUSR1), _nothing, id="a signal"),
         pytest.param(
             "stopped", lambda w: (w.folder / "STOP").touch(), lambda w: (w.folder / "STOP").unlink(), id="a file"
         ),
@@ -487,7 +494,7 @@ def test_stimulation_stops_and_only_a_new_arming_brings_it_back(
 
 def test_an_arming_runs_out(watched: Watched) -> None:
     n = len(stops(watched.heard))
-    watched.arm(0.5)
+    watched.arm(1.5)
     stop = watched.heard.until(lambda: stops(watched.heard)[n:], "the stop")[0]
     assert REASONS[stop.reason] == "expired"
     assert told(watched.client)["disarmed_by"] == "expired"
@@ -672,39 +679,45 @@ def test_delivered_trains_blank_their_channels_for_their_time_and_sham_trains_th
 
 
 def test_weights_stand_still_while_an_artefact_is_blanked_whatever_the_rewards(tmp_path: Path) -> None:
-    n = 20_000
-    signal = np.tile(np.array(STRONG, np.float32), (n, 1))
+    signal = np.tile(np.array(STRONG, np.float32), (2000, 1))
     artefacts = '[artefacts]\nchannels = ["ch16"]\nblank_us = 500000\n[network.learning]\nrate_per_s = 10.0\n'
     text = rig(tmp_path, SIGNAL + artefacts, events="{channel = 0, refractory_ms = 20000.0}")
     source = GatedSource(signal, 1000.0)
     with Running(parse(text), source=source) as running:
         network = running.daemon.assembly.network
-        source.let_go(5)
-        running.wait_for_ticks(5)
+        played = 5
+        source.let_go(played)
+        running.records.wait_for(played)
         armed(running.client, tmp_path)
 
         def blanked() -> Any:
             return running.records.live()["flags"] & Flag.BLANKED != 0
 
-        def rewarded(condition: Callable[[], Any], what: str) -> None:
-            def turn() -> Any:
+        def rewarded(n: int) -> None:
+            """Play so many samples more, with a reward for every ten of them."""
+            nonlocal played
+            for _ in range(0, n, 10):
+                inputs = running.health["counters"]["inputs"]
                 running.client.send_reward(0.5)
-                return condition()
+                running.wait_for_health(lambda h, k=inputs: h["counters"]["inputs"] > k, "a reward")  # type: ignore[misc]
+                played += 10
+                source.let_go(played)
+                running.records.wait_for(played)
 
-            wait_until(turn, what)
-
-        source.let_go()
-        rewarded(lambda: blanked().any(), "a blanked tick")
+        while not blanked().any():
+            assert played < 1000, "no artefact"
+            rewarded(10)
         before = network.weights
-        rewarded(lambda: blanked().sum() > 250, "a quarter of a second under the artefact")
+        rewarded(250)
         after = network.weights
         # 28.65 ms of train and 500 of window: between the two copies the artefact did not end
-        assert running.health["blanked"]["instants"] < 528, "this machine is too slow for the test"
+        assert 250 < blanked().sum() < 528
         np.testing.assert_array_equal(after, before)
         under = running.records.live()[blanked()]
         assert under["spikes"].any()
         assert under["modulators"][:, 0].max() > 0.1, "no reward reached the network"
-        rewarded(lambda: not blanked()[-50:].any(), "fifty ticks after the artefact")
+        rewarded(350)
+        assert not blanked()[-50:].any(), "the artefact did not end"
         assert not np.array_equal(network.weights, after), "they stood still because nothing would have moved them"
 
 

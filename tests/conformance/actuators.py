@@ -43,8 +43,8 @@ class Rig:
     topic = "command"
     """What `message` makes."""
     n_outputs = 2
-    lease_s = 0.15
-    """How long what a message starts may go on without another."""
+    lease_s = 0.9
+    """How long what a message starts may go on without another: longer than it may take to come to the device."""
 
     def __init__(self, actuator: Actuator) -> None:
         self.actuator = actuator
@@ -123,10 +123,10 @@ class ActuatorConformance:
         rig.actuator.arm()
         return rig.actuator
 
-    def acting(self, rig: Rig, lease_s: float | None = None) -> Actuator:
+    def acting(self, rig: Rig) -> Actuator:
         """Have the device act, seen by its own eyes."""
         actuator = self.armed(rig)
-        assert actuator.send(rig.message(lease_s))
+        assert actuator.send(rig.message())
         rig.until(lambda: rig.acts() > 0, "the device acts")
         return actuator
 
@@ -163,7 +163,7 @@ class ActuatorConformance:
         rig.until(lambda: rig.acts() > 0, "the device acts")
 
     def test_disarming_makes_it_safe_and_keeps_it_so(self, rig: Rig) -> None:
-        actuator = self.acting(rig, lease_s=0.9)
+        actuator = self.acting(rig)
         actuator.disarm()
         actuator.disarm()
         assert not actuator.is_armed
@@ -184,7 +184,7 @@ class ActuatorConformance:
         rig.until(lambda: rig.acts() > before, "the device acts again")
 
     def test_closing_makes_it_safe_and_twice_is_safe_too(self, rig: Rig) -> None:
-        actuator = self.acting(rig, lease_s=0.9)
+        actuator = self.acting(rig)
         actuator.close()
         actuator.close()
         assert not actuator.is_armed

@@ -147,7 +147,7 @@ class SerialRig(Rig):
         self.firmware = Firmware(inner)
         # silent for longer than a busy machine may take away from the thread
         config = SerialLineConfig(
-            port=self.firmware.port, wants=(topic,), lost_ms=1000, heartbeat_ms=20, lease_ms=400
+            port=self.firmware.port, wants=(topic,), lost_ms=1000, heartbeat_ms=20, lease_ms=900
         )  # fmt: skip
         super().__init__(SerialLine(config))
 
@@ -261,7 +261,7 @@ class ZmqRig(Rig):
 
     def __init__(self, topic: str, folder: Path, **config: Any) -> None:
         self.topic = topic
-        config |= {"messages": f"ipc://{folder}/m", "answers": f"ipc://{folder}/a", "lost_ms": 1000, "lease_ms": 400}
+        config |= {"messages": f"ipc://{folder}/m", "answers": f"ipc://{folder}/a", "lost_ms": 1000, "lease_ms": 900}
         self.config = ZmqPeerConfig(ping_ms=10, **config)
         self.peer = Peer(self.config, MemoryActuator(MemoryConfig(n_outputs=2)))
         super().__init__(ZmqPeer(self.config))
