@@ -3,6 +3,9 @@
 import contextlib
 import errno
 import importlib
+import io
+import os
+import select
 import struct
 import time
 from collections.abc import Callable, Sequence
@@ -25,8 +28,6 @@ from neuromod.adapters.actuators.base import (
 from neuromod.adapters.actuators.frames import Frame, Kind, Status
 from neuromod.engine.errors import AdapterError, AdapterLostError, AdapterTimeoutError, MissingExtraError
 
-# A frame that does not fit into what the operating system still holds for the line would arrive late.
-_WRITE_S = 0.01
 _ASK_S = 0.05
 _LATE_S = 0.02
 
@@ -216,18 +217,20 @@ class SerialLine:
         number = self._next()
         self._waiting[number] = waiting
         try:
-            # 10 bits a byte on the line
-            if 10.0 * self._port.out_waiting / self._config.baudrate > _LATE_S:
+            # A frame that does not fit into what the operating system still holds for the line would arrive late;
+            # there are 10 bits a byte on the line.
+            is_late = 10.0 * self._port.out_waiting / self._config.baudrate > _LATE_S
+            if is_late or not _takes_more(self._port):
                 raise TimeoutError
             n = self._port.write(data)
         except Exception as error:
             raise self._lost(error) from error
         if n is not None and n != len(data):
-            raise self._lost(TimeoutError())
+            raise self._lost(TimeoutError())  # a part of it was taken
 
     def _lost(self, error: Exception) -> AdapterError:
         self.disarm()
-        if isinstance(error, TimeoutError) or type(error).__name__ == "SerialTimeoutException":
+        if isinstance(error, TimeoutError):
             return AdapterTimeoutError(
                 f"{self.name} does not take what is sent; send it less, or raise its baud rate on both sides"
             )
@@ -243,6 +246,16 @@ def _is_disarmed(frame: Frame) -> bool:
     return frame.kind is Kind.ACK and len(frame.payload) == 3 and frame.payload[0] == Kind.DISARM
 
 
+def _takes_more(port: Any) -> bool:
+    """Whether a write would go on; without room pyserial would try again for ever."""
+    if os.name != "posix":
+        return True
+    try:
+        return bool(select.select([], [port.fileno()], [], 0.0)[1])
+    except io.UnsupportedOperation:  # a port of pyserial's own, behind no file
+        return True
+
+
 def _open_port(config: SerialLineConfig) -> Any:
     try:
         serial = importlib.import_module("serial")
@@ -253,7 +266,8 @@ def _open_port(config: SerialLineConfig) -> Any:
         ) from error
     try:
         return serial.serial_for_url(
-            config.port, baudrate=config.baudrate, timeout=0, write_timeout=_WRITE_S, exclusive=True
+            # pyserial looks at a timeout after the bytes have gone: a host that stood still would count as a deaf line
+            config.port, baudrate=config.baudrate, timeout=0, write_timeout=0, exclusive=True
         )
     except (OSError, ValueError) as error:  # pyserial's own error is an OSError
         word = "is used by another program" if getattr(error, "errno", None) == errno.EAGAIN else f"({error})"
