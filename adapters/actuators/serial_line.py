@@ -267,7 +267,11 @@ def _open_port(config: SerialLineConfig) -> Any:
     try:
         return serial.serial_for_url(
             # pyserial looks at a timeout after the bytes have gone: a host that stood still would count as a deaf line
-            config.port, baudrate=config.baudrate, timeout=0, write_timeout=0, exclusive=True
+            config.port,
+            baudrate=config.baudrate,
+            timeout=0,
+            write_timeout=0,
+            exclusive=True,
         )
     except (OSError, ValueError) as error:  # pyserial's own error is an OSError
         word = "is used by another program" if getattr(error, "errno", None) == errno.EAGAIN else f"({error})"
