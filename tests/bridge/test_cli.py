@@ -22,7 +22,7 @@ from neuromod.bridge.commands import COMMANDS
 from neuromod.bridge.config import load
 from neuromod.engine.models.catalogue import MODELS
 
-WAIT_S = 10.0
+WAIT_S = 60.0
 
 
 def run(*args: str, env: dict[str, str] | None = None) -> Result:
@@ -320,7 +320,7 @@ def daemon() -> Iterator[Daemon]:
 
 
 def test_subscribe_prints_one_line_a_message(daemon: Daemon) -> None:
-    result = run("subscribe", "spikes", "-n", "3", "--timeout", "5", "--address", daemon.addresses["output"])
+    result = run("subscribe", "spikes", "-n", "3", "--timeout", "20", "--address", daemon.addresses["output"])
 
     assert result.exit_code == 0
     lines = result.stdout.splitlines()
@@ -331,7 +331,7 @@ def test_subscribe_prints_one_line_a_message(daemon: Daemon) -> None:
 
 def test_subscribe_prints_json_lines_that_any_program_reads(daemon: Daemon) -> None:
     result = run(
-        "subscribe", "spikes", "health", "-n", "6", "--json", "--timeout", "5", "--address", daemon.addresses["output"]
+        "subscribe", "spikes", "health", "-n", "6", "--json", "--timeout", "20", "--address", daemon.addresses["output"]
     )
 
     def refuse(constant: str) -> None:

@@ -15,7 +15,7 @@ from neuromod.bridge import wire
 from neuromod.bridge.client import Client, ClientTimeoutError, RefusedError
 from neuromod.bridge.wire import Flag, MessageError
 
-WAIT_S = 5.0  # far beyond what anything here takes; a test that needs it fails
+WAIT_S = 20.0  # far beyond what anything here takes; a test that needs it fails
 
 
 class Daemon:

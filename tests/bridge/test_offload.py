@@ -34,6 +34,8 @@ pytestmark = pytest.mark.compiled_loop
 
 ZMQ = 'source = "zmq"\n'
 OFFLOAD = "[offload]\ndelay_ticks = {}\n[publish]\nstimuli = true\n"
+# a busy machine makes neither silence nor a late tick: what inhibits and disarms here is the board
+PATIENT = "[timing]\nstall_ms = 20000.0\nlate_ms = 10000.0\n"
 
 
 def stimuli(n: int, seed: int = 0) -> NDArray[np.float32]:
@@ -168,7 +170,8 @@ STIMULATES = (
 def test_a_board_that_dies_is_flagged_inhibits_commands_and_disarms() -> None:
     config = parse(
         STIMULATES
-        + "[timing]\nlate_ms = 10000.0\n[stimulation]\nheartbeat_ms = 20000.0\n"
+        + PATIENT
+        + "[stimulation]\nheartbeat_ms = 20000.0\n"
         + ONE_PROGRAM
         + OFFLOAD.format(2)
         + "state_hz = 100\nhealth_s = 0.1\n"
@@ -202,7 +205,7 @@ def test_a_board_that_dies_is_flagged_inhibits_commands_and_disarms() -> None:
 
 
 def test_no_arming_while_the_board_does_not_answer() -> None:
-    config = parse(STIMULATES + "[stimulation]\n" + ONE_PROGRAM + OFFLOAD.format(1) + FREE_PORTS)
+    config = parse(STIMULATES + PATIENT + "[stimulation]\n" + ONE_PROGRAM + OFFLOAD.format(1) + FREE_PORTS)
     with Running(config) as running:
         running.client.send_stimuli(stimuli(1)[0])
         running.wait_for_ticks(1)
@@ -271,7 +274,7 @@ def test_where_stimulation_is_sent_only_answers_over_a_link_with_a_checksum_coun
     key = tmp_path / "key"
     write_key(key)
     live = f'mode = "live"\nkey_file = "{key}"\nledger = "{tmp_path / "dose.json"}"\nheartbeat_ms = 20000.0\n'
-    text = f'[runtime]\nloop = "{loop}"\n[timing]\nlate_ms = 10000.0\n[stimulation]\n' + live + ONE_PROGRAM
+    text = f'[runtime]\nloop = "{loop}"\n{PATIENT}[stimulation]\n' + live + ONE_PROGRAM
     rows = stimuli(6)
     with Running(parse(STIMULATES + text + OFFLOAD.format(1) + FREE_PORTS)) as running:
         client, listener = running.client, running.listen("spikes")
@@ -334,7 +337,7 @@ def test_answers_of_before_a_restored_checkpoint_and_those_that_it_holds_are_not
 
 def test_answers_of_before_a_pause_drive_no_command_after_it() -> None:
     delay, rows = 4, stimuli(18)
-    with Running(parse(STIMULATES + OFFLOAD.format(delay) + FREE_PORTS)) as running:
+    with Running(parse(STIMULATES + PATIENT + OFFLOAD.format(delay) + FREE_PORTS)) as running:
         client, listener = running.client, running.listen("spikes", "command")
         answered(running, listener, rows[:8], 0, 100)
         client.request("pause")

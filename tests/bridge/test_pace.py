@@ -37,7 +37,11 @@ def test_a_pause_lasts_as_long_as_it_did_and_fillers_go_on_meanwhile() -> None:
     ticks = played(step_s=30.0)
     live = ticks[(ticks["flags"] & Flag.FILLER) == 0]
     assert len(live) == 2000
-    assert np.diff(live["t_tick"]).max() == pytest.approx(30.0 / SPEED, rel=0.1)
+    due, ticked = live["t_sample"], live["t_tick"]
+    after = np.argmax(np.diff(due)) + 1
+    assert due[after] - due[after - 1] == pytest.approx(30.0 / SPEED, abs=0.01)
+    assert np.all(ticked >= due)
+    assert ticked[after] - due[after] < 0.5  # a busy machine may be late
     assert (ticks["flags"] & Flag.FILLER).any()
 
 

@@ -1,6 +1,8 @@
 """What must not hurt the daemon: bad messages, slow subscribers, busy threads, signals, and what cannot be started."""
 
+import functools
 import gc
+import math
 import os
 import signal
 import sys
@@ -45,6 +47,22 @@ pytestmark = pytest.mark.compiled_loop
 
 ZMQ = 'source = "zmq"\n'
 STOP_S = 0.5  # the promise of the daemon, from signal to exit
+
+
+def promptly(stop: Callable[..., float]) -> Callable[..., None]:
+    """Make a test of what starts a daemon, stops it and returns how long that took.
+
+    The least of up to three counts: a promise that is broken is broken each time, and a machine is not busy each time.
+    """
+
+    @functools.wraps(stop)
+    def test(*args: Any, **fixtures: Any) -> None:
+        least_s, tries = math.inf, 0
+        while least_s >= STOP_S and tries < 3:
+            least_s, tries = min(least_s, stop(*args, **fixtures)), tries + 1
+        assert least_s < STOP_S
+
+    return test
 
 
 def stimuli(n: int, seed: int = 0) -> NDArray[np.float32]:
@@ -298,22 +316,24 @@ def test_a_source_that_fails_ends_the_session_with_its_error(
 # -- stopping
 
 
-def assert_ends_well(child: Process, number: int | None, limit_s: float = STOP_S) -> None:
+def ended_well(child: Process, number: int) -> float:
+    """Return the seconds from a signal to an end that leaves nothing behind."""
     children = psutil.Process(child.popen.pid).children(recursive=True)
     code, took_s = child.end(number)
     assert code == 0, child.errors
-    # where more programs want to run than there are cores, everything takes so many times longer
-    assert took_s < limit_s * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
     assert "Traceback" not in child.errors
     assert not [c for c in children if c.is_running()]
+    return took_s
 
 
-def test_sigterm_ends_an_idle_daemon(session_file: Callable[[str], Path]) -> None:
+@promptly
+def test_sigterm_ends_an_idle_daemon(session_file: Callable[[str], Path]) -> float:
     with started(session_file(ZMQ)) as (child, _):
-        assert_ends_well(child, signal.SIGTERM)
+        return ended_well(child, signal.SIGTERM)
 
 
-def test_many_signals_at_once_end_a_busy_daemon_with_deaf_subscribers(session_file: Callable[[str], Path]) -> None:
+@promptly
+def test_many_signals_at_once_end_a_busy_daemon_with_deaf_subscribers(session_file: Callable[[str], Path]) -> float:
     with started(session_file(ZMQ)) as (child, client), zmq.Context() as context, context.socket(zmq.SUB) as deaf:
         deaf.linger, deaf.rcvhwm = 0, 1
         deaf.subscribe("")
@@ -323,7 +343,7 @@ def test_many_signals_at_once_end_a_busy_daemon_with_deaf_subscribers(session_fi
             client.send_stimuli(row)
         for number in (signal.SIGINT, signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             child.popen.send_signal(number)
-        assert_ends_well(child, signal.SIGINT)
+        return ended_well(child, signal.SIGINT)
 
 
 CUT_SHORT = """
@@ -346,7 +366,7 @@ def test_a_signal_that_the_compiler_drops_ends_the_daemon_without_a_traceback(
 ) -> None:
     """As llvmlite does: an exception in a callback is dropped, and the compiler fails with one of its own."""
     with process("-c", CUT_SHORT, str(session_file(ZMQ))) as child:
-        assert child.end()[0] == 0, child.errors
+        assert child.end(timeout_s=120.0)[0] == 0, child.errors  # it imports all of the service first
     assert "Traceback" not in child.errors
 
 
@@ -361,9 +381,10 @@ def lsl_toml(name: str, rest: str = "") -> str:
     ("state", "loop"),
     [("streaming", "compiled"), ("stalled", "compiled"), ("lost", "compiled"), ("lost", "python")],
 )
+@promptly
 def test_a_signal_ends_a_daemon_whatever_its_stream_does(
     state: str, loop: str, session_file: Callable[[str], Path]
-) -> None:
+) -> float:
     path = session_file(lsl_toml("to be stopped", f'[runtime]\nloop = "{loop}"\n'))
     with signal_outlet("to be stopped", keep_sending=state == "streaming") as sender, started(path) as (child, client):
 
@@ -376,22 +397,24 @@ def test_a_signal_ends_a_daemon_whatever_its_stream_does(
         if state == "lost":
             sender.vanish()
         wait_until(says(state), state)
-        assert_ends_well(child, signal.SIGTERM if state == "stalled" else signal.SIGINT)
+        return ended_well(child, signal.SIGTERM if state == "stalled" else signal.SIGINT)
 
 
-def test_a_signal_ends_a_daemon_that_still_looks_for_its_stream(session_file: Callable[[str], Path]) -> None:
+@promptly
+def test_a_signal_ends_a_daemon_that_still_looks_for_its_stream(session_file: Callable[[str], Path]) -> float:
     with neuromod("start", str(session_file(lsl_toml("never there")))) as child:
         pid = child.popen.pid
-        # bound, and past the compiler: the search is what is left
-        wait_until(lambda: psutil.Process(pid).net_connections("udp"), "the search")
-        assert_ends_well(child, signal.SIGINT)
+        # bound, and past the compiler, which may take its time: the search is what is left
+        wait_until(lambda: psutil.Process(pid).net_connections("udp"), "the search", 240.0)
+        took_s = ended_well(child, signal.SIGINT)
     assert not child.lines["out"]
+    return took_s
 
 
 def test_the_end_of_a_recording_ends_the_process_with_code_0(
     session_file: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    np.save(tmp_path / "f.npy", stimuli(300))
+    np.save(tmp_path / "f.npy", stimuli(3000))  # longer than the subscription takes
     text = f'source = {{kind = "features", path = "{tmp_path}/f.npy", bin_ms = 1.0}}\n[encoder]\nwarmup_s = 0.1\n'
     with started(session_file(text)) as (child, client):
         subscription = client.subscribe("health")
@@ -475,15 +498,17 @@ def test_nothing_stays_open_after_a_refusal() -> None:
     )
 
 
-def test_a_daemon_may_be_closed_twice_and_leaves_no_thread() -> None:
+@promptly
+def test_a_daemon_may_be_closed_twice_and_leaves_no_thread() -> float:
     before = set(threading.enumerate())
     daemon = Daemon(session(ZMQ))
     daemon.open()
     begun = time.monotonic()
     daemon.close()
     daemon.close()
-    assert time.monotonic() - begun < STOP_S
+    took_s = time.monotonic() - begun
     assert set(threading.enumerate()) == before
+    return took_s
 
 
 def test_a_session_tells_dropped_errors_to_the_hook_that_was_there_and_puts_it_back(

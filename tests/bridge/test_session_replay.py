@@ -3,8 +3,8 @@
 import contextlib
 import datetime
 import json
+import math
 import signal
-import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -16,13 +16,12 @@ import pytest
 from harness import (
     FREE_PORTS,
     ONE_PROGRAM,
-    WAIT_S,
     GatedSource,
     Listener,
     Running,
-    neuromod,
     playback,
     process,
+    started,
     wait_until,
 )
 from numpy.typing import NDArray
@@ -30,7 +29,7 @@ from numpy.typing import NDArray
 from neuromod.adapters.decoder_config import LinearConfig
 from neuromod.adapters.decoder_file import Provenance, save_decoder
 from neuromod.bridge.arming import write_key
-from neuromod.bridge.client import Client, RefusedError
+from neuromod.bridge.client import RefusedError
 from neuromod.bridge.config import SessionConfig, parse
 from neuromod.bridge.gate import CONDITION_FILLED, REASONS, WAITING
 from neuromod.bridge.loop_state import ARM, INPUT_NAMES, SNAPSHOT
@@ -668,30 +667,29 @@ def test_neuromod_replay_knows_a_session_by_its_log(short: Path) -> None:
 def test_a_killed_session_verifies_replays_and_has_all_that_was_seen_a_second_before(tmp_path: Path) -> None:
     config = tmp_path / "session.toml"
     config.write_text(by_messages(tmp_path, raw=True).effective_toml())
-    with neuromod("start", str(config)) as child:
-        child.wait_for_line("Ctrl-C stops")
-        addresses = {name: child.wait_for_line(rf"\b{name}: (\S+)")[1] for name in ("ingest", "output", "control")}
-        with Client(**addresses, timeout_s=WAIT_S) as client:
-            listener = Listener(client, "spikes")
-            rows = np.random.default_rng(5).uniform(0.0, 5.0, (64, 16))
-            client.send_stimuli(rows[0])
-            listener.spikes(1)
-            client.arm(60.0, key_of(tmp_path))
-            began, sent = time.monotonic(), 1
-            while time.monotonic() - began < 1.5:
-                client.send_stimuli(rows[sent % 64])
-                sent += 1
-                listener.spikes(sent)
-            client.send_reward(0.5)
-            killed = pylsl.local_clock()
-            child.end(signal.SIGKILL)
+    with started(config) as (child, client):
+        listener = Listener(client, "spikes")
+        rows = np.random.default_rng(5).uniform(0.0, 5.0, (64, 16))
+        client.send_stimuli(rows[0])
+        listener.spikes(1)
+        client.arm(60.0, key_of(tmp_path))
+        sent, end = 1, math.inf
+        while pylsl.local_clock() < end:
+            client.send_stimuli(rows[sent % 64])
+            sent += 1
+            listener.spikes(sent)
+            if sent == 300:  # which are owed at the end
+                end = pylsl.local_clock() + 1.2
+        client.send_reward(0.5)
+        killed = pylsl.local_clock()
+        child.end(signal.SIGKILL)
 
     folder = recorded(tmp_path)
     session = Session(folder)
     report, result = verify(folder), replay_session(folder)
     logged = session.records("ticks")["tick"].astype(np.int64)
     owed = [m.tick for m in listener.of(SpikesMessage) if m.t_tick < killed - 1.0]
-    assert len(owed) > 100
+    assert len(owed) >= 300
     assert set(owed) <= set(logged.tolist())
     assert report.ended == "killed"
     assert report.is_ok

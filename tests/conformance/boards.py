@@ -1,5 +1,6 @@
 """Ticks for boards, their answers, what the twin says of them; and trouble on the way."""
 
+import itertools
 import time
 from collections.abc import Callable
 
@@ -8,6 +9,7 @@ from fpga_peer import Change
 from numpy.typing import NDArray
 
 from neuromod.adapters.fpga.device import Answer, Device
+from neuromod.adapters.fpga.wire import Kind, decode
 from neuromod.engine.fixed_tick import fixed_tick, set_modulation
 from neuromod.engine.layout_types import State
 
@@ -61,6 +63,21 @@ def at(*frames: int, change: Callable[[bytes], list[bytes]]) -> Callable[[int], 
         return lambda index, data: change(data) if index - begin in frames else [data]
 
     return from_now
+
+
+def of_ticks(*numbers: int, change: Callable[[bytes], list[bytes]]) -> Change:
+    """Return what makes trouble of the ticks of our protocol, or the answers to them, with these numbers from now on.
+
+    What is asked beside them, each second, goes through and is not counted.
+    """
+    count = itertools.count()
+
+    def trouble(index: int, data: bytes) -> list[bytes]:
+        frame = decode(data[:-1])
+        is_tick = frame is not None and len(frame) > 1 and frame[1] in (Kind.TICK, Kind.TICK_DONE)
+        return change(data) if is_tick and next(count) in numbers else [data]
+
+    return trouble
 
 
 def flipped(data: bytes) -> list[bytes]:
