@@ -7,24 +7,25 @@ BIN := .venv/bin
 demo: .venv/ready
 	$(BIN)/neuromod demo
 
-# two things at a time: linters beside the compiler, then what needs neither socket nor clock beside what does
 test: .venv/ready-dev
-	+$(MAKE) -j2 --output-sync=target lint warm
 	+$(MAKE) -j2 --output-sync=target test-offline test-live
+
+# what computes, or heeds no clock, in an order in which what needs the loop comes when it is compiled
+OFFLINE := tests/bench tests/engine tests/sorting tests/conformance/test_neurons.py tests/test_packaging.py \
+  $(addprefix tests/adapters/test_,calibration.py decoder.py fpga_simulated.py hdl.py recordings.py sortable.py) \
+  $(addprefix tests/bridge/test_,baseline.py checkpoint.py config.py cortex.py export_nwb.py frames.py gate.py \
+    gate_histories.py hil.py hil_files.py pipeline.py session_log.py sort.py wire.py \
+    calibrate.py demo.py hil_board.py task.py)
+test-offline: lint
+	$(BIN)/pytest -m "not long" $(OFFLINE)
+
+# beside it, what waits for sockets and clocks
+test-live: warm
+	$(BIN)/pytest -m "not long" $(OFFLINE:%=--ignore=%)
 
 # so that no test's time is spent on it
 warm: .venv/ready-dev
 	$(BIN)/python -c 'from neuromod.bridge.warm import warm_loop; warm_loop()'
-
-OFFLINE := tests/bench tests/engine tests/sorting tests/conformance/test_neurons.py tests/test_packaging.py \
-  $(addprefix tests/adapters/test_,calibration.py decoder.py hdl.py recordings.py sortable.py) \
-  $(addprefix tests/bridge/test_,baseline.py checkpoint.py config.py cortex.py export_nwb.py frames.py gate.py \
-    gate_histories.py hil.py hil_files.py pipeline.py session_log.py sort.py wire.py)
-test-offline: .venv/ready-dev
-	$(BIN)/pytest -m "not long" $(OFFLINE)
-
-test-live: .venv/ready-dev
-	$(BIN)/pytest -m "not long" $(OFFLINE:%=--ignore=%)
 
 # a quarter of an hour on two idle cores: millions of ticks, and the netlist that synthesis makes of the Verilog
 test-long: .venv/ready-dev
