@@ -2,32 +2,32 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-offline test-live test-long test-interpreted lint warm bench bench-sorting clean
+.PHONY: demo test test-computing test-waiting test-long test-interpreted lint warm bench bench-sorting clean
 
 demo: .venv/ready
 	$(BIN)/neuromod demo
 
 test: .venv/ready-dev
-	+$(MAKE) -j2 --output-sync=target test-offline test-live
+	+$(MAKE) -j2 --output-sync=target test-computing test-waiting
 
 # what computes, or heeds no clock, in an order in which what needs the loop comes when it is compiled
-OFFLINE := tests/bench tests/engine tests/sorting tests/conformance/test_neurons.py tests/test_packaging.py \
+COMPUTING := tests/bench tests/engine tests/sorting tests/conformance/test_neurons.py tests/test_packaging.py \
   $(addprefix tests/adapters/test_,calibration.py decoder.py fpga_simulated.py hdl.py recordings.py sortable.py) \
   $(addprefix tests/bridge/test_,baseline.py checkpoint.py config.py cortex.py export_nwb.py frames.py gate.py \
     gate_histories.py hil.py hil_files.py pipeline.py session_log.py sort.py wire.py \
     calibrate.py demo.py hil_board.py task.py)
-test-offline: lint
-	$(BIN)/pytest -m "not long" $(OFFLINE)
+test-computing: lint
+	$(BIN)/pytest -m "not long" $(COMPUTING)
 
 # beside it, what waits for sockets and clocks
-test-live: warm
-	$(BIN)/pytest -m "not long" $(OFFLINE:%=--ignore=%)
+test-waiting: warm
+	$(BIN)/pytest -m "not long" $(COMPUTING:%=--ignore=%)
 
 # so that no test's time is spent on it
 warm: .venv/ready-dev
 	$(BIN)/python -c 'from neuromod.bridge.warm import warm_loop; warm_loop()'
 
-# a quarter of an hour on two idle cores: millions of ticks, and the netlist that synthesis makes of the Verilog
+# some nine minutes on two idle cores: millions of ticks, and the netlist that synthesis makes of the Verilog
 test-long: .venv/ready-dev
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,synthesis]'
 	$(BIN)/pytest -m long
