@@ -169,7 +169,9 @@ def network_block(path: Path) -> Record:
     after = (("decoder.state", DECODER), ("stimulation.gate", GATE))
     expected = [[name, str(dtype), [1]] for name, dtype in (("network.state", BLOCK), *after)]
     end = len(data) - sum(dtype.itemsize for _, dtype in after)
-    if body.get("layout") != LAYOUT_VERSION or body.get("parts", [])[-3:] != expected or end < BLOCK_BYTES:
+    parts = body.get("parts")
+    is_known = body.get("layout") == LAYOUT_VERSION and isinstance(parts, list) and parts[-3:] == expected
+    if not is_known or end < BLOCK_BYTES:
         raise ConfigError(f"{path} is of another version of the package; export with the version that wrote it")
     return np.frombuffer(data[end - BLOCK_BYTES : end], BLOCK)[0]
 

@@ -3,6 +3,8 @@
 A network comes from a session file, with the weights of a checkpoint where one is given; or from a folder of images.
 """
 
+import os
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -16,6 +18,7 @@ from neuromod.adapters.fpga.link import BAUD, Protocol
 from neuromod.adapters.regular_file import read_regular_file
 from neuromod.bridge import checkpoint as checkpoints
 from neuromod.bridge.config import SessionConfig, complete, load
+from neuromod.bridge.config_errors import checked
 from neuromod.engine import images, manifest, published
 from neuromod.engine.config import GivenWeightsConfig, NetworkConfig, with_live
 from neuromod.engine.errors import ConfigError, ImageError, StimulusError
@@ -127,9 +130,9 @@ def read(paths: Sequence[Path], *, dt_ms: float | None = None) -> Source:
     if manifest.REGISTERS_IMAGE in files:
         path = files[manifest.REGISTERS_IMAGE]
         state = images.read_registers(texts[manifest.REGISTERS_IMAGE], str(path))
-        return Source(FixedNetwork.from_registers(state, dt_ms=dt_ms or 1.0), named)
+        return Source(FixedNetwork.from_registers(state, dt_ms=1.0 if dt_ms is None else dt_ms), named)
     found = published.read_published(texts)
-    network = published.to_network(found, dt_ms=dt_ms or 1.0)
+    network = published.to_network(found, dt_ms=1.0 if dt_ms is None else dt_ms)
     return Source(network, named, (published.NOTE,), found.output_weights)
 
 
@@ -141,12 +144,12 @@ def write(folder: Path, texts: Mapping[str, str], *, force: bool = False) -> Non
     ConfigError
         If one of them is there already and `force` is not set, or cannot be written.
     """
-    there = sorted(name for name in texts if (folder / name).exists())
-    if there and not force:
-        raise ConfigError(
-            f"{folder / there[0]} is there already; give another folder with -o, or --force to replace it"
-        )
     try:
+        there = sorted(name for name in texts if (folder / name).exists())
+        if there and not force:
+            raise ConfigError(
+                f"{folder / there[0]} is there already; give another folder with -o, or --force to replace it"
+            )
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in texts.items():
             (folder / name).write_text(text, encoding="utf-8", newline="\n")
@@ -170,9 +173,12 @@ def run(network: FixedNetwork, n_ticks: int, stimuli: Path | None, level: float)
     rows: Any = np.full((1, N_CHANNELS), level)
     if stimuli is not None:
         try:
-            rows = np.load(stimuli)
-        except (OSError, ValueError) as error:
+            with stimuli.open("rb") as file:  # numpy leaves open what it cannot read
+                rows = np.load(file)
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
             raise ConfigError(f"{stimuli} cannot be read as a .npy file: {error}") from None
+        if not isinstance(rows, np.ndarray):
+            raise ConfigError(f"{stimuli} holds several arrays; expected a .npy file, with one")
         if rows.ndim != 2 or rows.shape[1] != N_CHANNELS or not len(rows) or rows.dtype.kind not in "fiu":
             raise ConfigError(
                 f"{stimuli} holds {rows.dtype} of shape {rows.shape}; expected numbers, (n, {N_CHANNELS})"
@@ -180,7 +186,7 @@ def run(network: FixedNetwork, n_ticks: int, stimuli: Path | None, level: float)
     try:
         return network.run(np.take(rows, np.arange(n_ticks) % len(rows), axis=0))
     except StimulusError as error:
-        raise ConfigError(f"{stimuli}: {error}") from None
+        raise ConfigError(f"{stimuli or '--stimulus'}: {error}") from None
 
 
 def verilog(source: Source, *, clock_hz: int, baud: int | None, protocol: Protocol) -> dict[str, str]:
@@ -239,21 +245,21 @@ def _learnt(config: NetworkConfig, path: Path) -> tuple[NetworkConfig, float]:
     dt_ms = float(block["dt_ms"])
     network = SpikingNetwork(config, dt_ms=dt_ms)
     network.restore(as_checkpoint(block.tobytes()))  # which checks that it was built from this configuration
-    given = GivenWeightsConfig.model_validate({"matrix_mv": network.weights.tolist()})
+    given = checked(GivenWeightsConfig, {"matrix_mv": network.weights.tolist()}, "", str(path))
     return with_live(config, block["live"].tolist()).model_copy(update={"weights": given}), dt_ms
 
 
 def _image_files(paths: Sequence[Path]) -> dict[str, Path]:
     """Files of a set, by name."""
     for path in paths:
-        if not path.exists():
+        if not _is_there(path):
             raise ConfigError(f"{path}: no such file or folder; name a folder of images, or the images")
     if len(paths) == 1 and paths[0].is_dir():
         folder = paths[0]
-        if (folder / manifest.MANIFEST).exists():
+        if _is_there(folder / manifest.MANIFEST):
             names = {manifest.MANIFEST, *_named_in(folder / manifest.MANIFEST)}
-            return {name: folder / name for name in sorted(names) if (folder / name).exists()}
-        if (folder / manifest.REGISTERS_IMAGE).exists():
+            return {name: folder / name for name in sorted(names) if _is_there(folder / name)}
+        if _is_there(folder / manifest.REGISTERS_IMAGE):
             return {manifest.REGISTERS_IMAGE: folder / manifest.REGISTERS_IMAGE}
         paths = sorted(path for path in folder.glob("*.mem") if published.part_of(path.name) is not None)
         if not paths:
@@ -267,6 +273,10 @@ def _image_files(paths: Sequence[Path]) -> dict[str, Path]:
     if len(files) > 1 and (manifest.REGISTERS_IMAGE in files or manifest.MANIFEST in files):
         raise ConfigError(f"give the folder of {manifest.MANIFEST}, or {manifest.REGISTERS_IMAGE} alone")
     return files
+
+
+def _is_there(path: Path) -> bool:
+    return os.path.exists(path)  # noqa: PTH110 - that of pathlib raises where a folder is closed to us
 
 
 def _named_in(path: Path) -> list[str]:

@@ -30,7 +30,7 @@ from neuromod.adapters.fpga.siliconbridge import SiliconBridge
 from neuromod.bridge import wire
 from neuromod.bridge.config import SessionConfig
 from neuromod.bridge.fpga_compare import Latencies, Mirror
-from neuromod.bridge.fpga_config import AdapterConfig, check_session
+from neuromod.bridge.fpga_config import FAULTS, AdapterConfig, check_session
 from neuromod.bridge.fpga_ticks import BoardTick, Ticks
 from neuromod.bridge.peer import Peer
 from neuromod.engine.config import NetworkConfig
@@ -161,7 +161,7 @@ class FpgaAdapter:
         self._look_at = self._clock() + self._config.reconnect_s
         try:
             self._open()
-            if self.mirror is not None:
+            if self.mirror is not None and self._ticks.image is not None:  # else the next tick begins anew
                 self._load()
         except AdapterError as error:
             log.debug("%s", error)
@@ -323,7 +323,7 @@ class FpgaAdapter:
         value: dict[str, Any] = dict(wrong)
         if self.mirror is not None and self.mirror.first is not None:
             value["first_divergence"] = self.mirror.first.tick
-        self._peer.send(wire.EventInput(f"{self._config.name}.faults", self._clock(), value))
+        self._peer.send(wire.EventInput(self._config.name + FAULTS, self._clock(), value))
 
     def all_counts(self) -> dict[str, int]:
         """Return what was counted here and by the device, the board's own under `board_...`."""

@@ -12,6 +12,9 @@ from neuromod.bridge.safety_config import is_sent
 from neuromod.engine.errors import ConfigError
 from neuromod.engine.fixed_network import FixedNetwork
 
+FAULTS = ".faults"
+"""What its events are called, behind its name."""
+
 
 class AdapterConfig(PeerConfig, frozen=True, extra="forbid"):
     """A board's process.
@@ -28,7 +31,7 @@ class AdapterConfig(PeerConfig, frozen=True, extra="forbid"):
 
     fpga: FpgaConfig
     mode: Literal["mirror", "offload"] = "mirror"
-    name: Annotated[str, Field(min_length=1, max_length=wire.MAX_NAME_CHARACTERS)] = "fpga"
+    name: Annotated[str, Field(min_length=1, max_length=wire.MAX_NAME_CHARACTERS - len(FAULTS))] = "fpga"
 
 
 def check_session(config: AdapterConfig, session: SessionConfig | None) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from neuromod.engine.config import NetworkConfig
-from neuromod.engine.errors import FixedPointError, StimulusError
+from neuromod.engine.errors import ConfigError, FixedPointError, StimulusError
 from neuromod.engine.fixed_registers import (
     FIXED_BLOCK,
     GUARD_BITS,
@@ -23,12 +23,12 @@ from neuromod.engine.layout import COINCIDENCE, N_CHANNELS, N_SENSORY
 from neuromod.engine.layout_types import State
 from neuromod.engine.models import lapicque
 from neuromod.engine.modulators import MODULATORS, NeuroModulators
-from neuromod.engine.network import check_step, connected, initial_weights
+from neuromod.engine.network import MIN_DT_MS, check_step, connected, initial_weights
 
 MAX_FIXED_DT_MS = 10.0
 """Longest tick. Membranes and traces are exact for a step of any length. But a neuron fires once a tick at most, and
 refractory times, inhibition and the window of coincidence are whole ticks: at 10 ms nothing fires above 100 a second,
-and their defaults, of 2 to 5 ms, come to one tick or none."""
+and their defaults, of 2 to 8 ms, come to one tick or none."""
 
 _NEVER = 2**16 - 1
 _TEMPO = MODULATORS.index("tempo")
@@ -131,9 +131,13 @@ class FixedNetwork:
 
         Raises
         ------
+        ConfigError
+            If no tick is as long.
         FixedPointError
             If a number lies beyond its register.
         """
+        if not MIN_DT_MS <= dt_ms <= MAX_FIXED_DT_MS:
+            raise ConfigError(f"expected ticks of {MIN_DT_MS:g} to {MAX_FIXED_DT_MS:g} ms, got {dt_ms:g}")
         for each in REGISTERS:
             values = state[0][each.name]
             if np.min(values) < each.lowest or np.max(values) > each.highest:
@@ -177,18 +181,19 @@ class FixedNetwork:
             register. The network has not moved then.
         """
         words = quantised_stimuli(stimuli, self.config.stimulus_limit)
-        rows = (
-            np.zeros((0, 5), dtype=np.int64)
-            if modulation is None
-            else np.require(modulation, np.int64, ["C", "A", "W"])
-        )
-        if modulation is not None:
-            if rows.shape != (len(words), 5):
-                raise StimulusError(f"expected modulation of shape ({len(words)}, 5), got {rows.shape}")
-            for k, name in enumerate(MODULATION):
-                where = register(name)
+        if modulation is None:
+            rows = np.zeros((0, len(_MODULATION)), np.int64)
+        else:
+            rows = np.require(modulation, np.int64, ["C", "A", "W"])
+            if rows.shape != (len(words), len(_MODULATION)):
+                raise StimulusError(
+                    f"expected modulation of shape ({len(words)}, {len(_MODULATION)}), got {rows.shape}"
+                )
+            for k, where in enumerate(_MODULATION):
                 if len(rows) and not (where.lowest <= rows[:, k].min() and rows[:, k].max() <= where.highest):
-                    raise StimulusError(f"expected {name} within {where.lowest} and {where.highest}, {where.format}")
+                    raise StimulusError(
+                        f"expected {where.name} within {where.lowest} and {where.highest}, {where.format}"
+                    )
         spikes = np.empty(len(words), dtype=np.uint16)
         fixed_run(self.state, words, rows, spikes)
         return (spikes[:, np.newaxis] >> np.arange(N_CHANNELS) & 1).astype(np.bool_)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from neuromod.engine import images
 from neuromod.engine.config import NetworkConfig
-from neuromod.engine.errors import ImageError
+from neuromod.engine.errors import FixedPointError, ImageError
 from neuromod.engine.fixed_network import MAX_FIXED_DT_MS, FixedNetwork, misfit
 from neuromod.engine.fixed_registers import register
 from neuromod.engine.layout import COINCIDENCE
@@ -62,8 +62,8 @@ class Clipped(pydantic.BaseModel, frozen=True, extra="forbid"):
     """A number that did not fit its register: its value, and the nearest, which the register holds instead."""
 
     name: str
-    value: float
-    held: float
+    value: pydantic.FiniteFloat
+    held: pydantic.FiniteFloat
     unit: str
 
 
@@ -71,7 +71,7 @@ class Rounded(pydantic.BaseModel, frozen=True, extra="forbid"):
     """By how much rounding moved the numbers of a register, or of an image, at most."""
 
     name: str
-    at_most: float
+    at_most: pydantic.FiniteFloat
     unit: str
 
 
@@ -251,8 +251,14 @@ def read(texts: Mapping[str, str], where: str = "") -> tuple[FixedNetwork, Manif
         if entry != _entry(name, texts[name]):
             raise ImageError(f"{where}{MANIFEST}: {name} is described otherwise than version {VERSION} writes it")
     network = FixedNetwork.from_registers(state, manifest.network, dt_ms=manifest.dt_ms)
-    network.clipped = tuple(misfit(each.name, each.value, each.held) for each in manifest.clipped)
-    network.rounded = {each.name: each.at_most for each in manifest.rounded if not each.name.endswith(".mem")}
+    rounded = {each.name: each.at_most for each in manifest.rounded if not each.name.endswith(".mem")}
+    try:
+        for name in rounded:
+            register(name)
+        network.clipped = tuple(misfit(each.name, each.value, each.held) for each in manifest.clipped)
+    except FixedPointError as error:
+        raise ImageError(f"{where}{MANIFEST}: {error}") from None
+    network.rounded = rounded
     return network, manifest
 
 

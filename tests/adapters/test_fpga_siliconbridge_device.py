@@ -12,7 +12,6 @@ from harness import wait_until
 
 from conformance.boards import answers, at, differing, ticks
 from neuromod.adapters.fpga.board import Board
-from neuromod.adapters.fpga.device import Answer
 from neuromod.adapters.fpga.siliconbridge import SiliconBridge
 from neuromod.engine.config import NetworkConfig
 from neuromod.engine.errors import AdapterError, AdapterLostError, AdapterTimeoutError
@@ -77,10 +76,7 @@ def test_ticks_over_siliconbridge_wrap_at_32_bits_and_may_begin_anywhere(tmp_pat
     with bridge_and_peer(tmp_path) as (bridge, _, state):
         state[0]["tick"] = 2**32 - 20
         bridge.load(state)
-        for k, tick in enumerate(made):
-            bridge.submit((2**32 - 20 + k) % 2**32, *tick)
-        found: list[Answer] = []
-        wait_until(lambda: found.extend(bridge.poll(1.0)) or len(found) == 40, "answers")  # type: ignore[func-returns-value]
+        found = answers(bridge, made, 2**32 - 20, ahead=40)
         assert [answer.tick for answer in found] == [*range(2**32 - 20, 2**32), *range(20)]
         assert differing(state, made, found) == []
 

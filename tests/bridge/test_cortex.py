@@ -103,7 +103,7 @@ def test_spikes_of_the_fixed_point_network_decode_as_well(drawn: Recording, sess
     np.testing.assert_allclose(fixed, held_out_r2(drawn, session), atol=0.03)
 
 
-def test_nothing_held_out_reaches_encoder_or_readout(drawn: Recording, tmp_path: Path) -> None:
+def test_nothing_held_out_reaches_encoder_or_readout(drawn: Recording) -> None:
     training, held_out = cortex.split(len(drawn.features))
     spoilt = drawn.targets.copy()
     spoilt[held_out] = 1e6

@@ -217,6 +217,13 @@ def test_bad_usage_is_refused_in_words(session: Path, published: Path, tmp_path:
     assert "shape (3, 4)" in refused("export", "read", published, "--run", "3", "--stimuli", tmp_path / "bad.npy")
     np.save(tmp_path / "nan.npy", np.full((3, 16), np.nan))
     assert "finite" in refused("export", "read", published, "--run", "3", "--stimuli", tmp_path / "nan.npy")
+    assert "--stimulus: expected finite" in refused("export", "read", published, "--run", "3", "--stimulus", "nan")
+    (tmp_path / "empty.npy").touch()
+    (tmp_path / "torn.npy").write_bytes(b"PK\x03\x04")
+    for name in ("empty.npy", "torn.npy"):
+        assert "cannot be read" in refused("export", "read", published, "--run", "3", "--stimuli", tmp_path / name)
+    np.savez(tmp_path / "two.npz", a=[0.0], b=[1.0])
+    assert "several arrays" in refused("export", "read", published, "--run", "3", "--stimuli", tmp_path / "two.npz")
 
 
 def test_verilog_comes_with_its_images_header_and_how_to_build_it(session: Path, tmp_path: Path) -> None:

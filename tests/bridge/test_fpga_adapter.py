@@ -41,7 +41,6 @@ high_mv = 0.0
 from_coincidence_mv = 0.0
 to_interneuron_mv = 0.0
 """
-BASELINE = np.array([1.0, 1.0, 1.0, 0.0, 0.0])
 
 
 def stimuli(n: int, seed: int = 0) -> NDArray[np.float32]:
@@ -140,14 +139,20 @@ class Running:
         return self.adapter.summary()
 
     def wait_for(self, what: str, n: int = 1) -> None:
-        wait_until(lambda: self.adapter.all_counts().get(what, 0) >= n, f"{n} {what}: {self.adapter.all_counts()}")
+        self._wait(lambda: self.adapter.all_counts().get(what, 0) >= n, f"{n} {what}")
 
     def wait_for_ticks(self, n: int) -> None:
         def ran() -> int:
             mirror = self.adapter.mirror
             return 0 if mirror is None else mirror.compared + mirror.unanswered
 
-        wait_until(lambda: ran() >= n or self.error, f"{n} ticks: {ran()}, {self.adapter.all_counts()}")
+        self._wait(lambda: ran() >= n, f"{n} ticks")
+
+    def _wait(self, condition: Callable[[], bool], what: str) -> None:
+        try:
+            wait_until(lambda: condition() or self.error, what)
+        except AssertionError as error:
+            raise AssertionError(f"{error}: {self.adapter.all_counts()}") from None
         assert self.error is None, self.error
 
     def wait_for_end(self) -> BaseException | None:
@@ -258,8 +263,8 @@ def test_events_come_once_a_second_at_most_and_it_tells_that_it_lives(
     publisher: Publisher, running: Start, tmp_path: Path
 ) -> None:
     with Peer(tmp_path) as peer:
-        begun = time.monotonic()
         adapter = running(peer.path, name="board", alive_hz=50.0)
+        begun = time.monotonic()
         rows = stimuli(30)
         k = 0
         while len(publisher.of(wire.EventInput)) < 2:
@@ -451,6 +456,29 @@ def test_over_siliconbridge_a_board_that_is_back_learns_by_the_factor_in_force(
         for state in (peer.board.state, adapter.adapter.mirror.state):
             assert state[0]["learning_factor"] == 3 << 16
         assert (adapter.summary["compared"], adapter.summary["diverging"]) == (80, 0)
+
+
+def test_over_siliconbridge_a_board_that_is_back_before_another_daemons_first_step_begins_with_it(
+    publisher: Publisher, running: Start, tmp_path: Path
+) -> None:
+    rows = stimuli(40)
+    with Peer(tmp_path, BridgeBoard(FixedNetwork().state)) as peer:
+        adapter = running(peer.path, fpga={"protocol": "siliconbridge", "baud": 3_000_000})
+        for row in rows[:20]:
+            publisher.say(row)
+        adapter.wait_for_ticks(20)
+        peer.unplug()
+        adapter.wait_for("board_lost")
+        publisher.seq = publisher.tick = 0
+        publisher.say(rows[0], wire.Flag.FILLER)
+        adapter.wait_for("daemon_restarts")
+        peer.reset()
+        peer.plug_in()
+        adapter.wait_for("reconnects")
+        for row in rows[20:]:
+            publisher.say(row)
+        adapter.wait_for_ticks(40)
+        assert adapter.summary["diverging"] == 0
 
 
 # -- offload
@@ -819,7 +847,7 @@ def test_the_command_says_what_is_wrong_and_ends_with_two(tmp_path: Path) -> Non
 
 
 @pytest.mark.compiled_loop
-def test_a_daemon_publishes_the_spikes_of_a_board_behind_a_line(tmp_path: Path) -> None:
+def test_a_daemon_publishes_the_spikes_of_a_board_behind_a_line() -> None:
     config = session(PUBLISHED + OFFLOAD)
     rows = stimuli(120)
     with (

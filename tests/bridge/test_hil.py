@@ -261,7 +261,7 @@ def test_nothing_is_bisected_where_nothing_differs(tmp_path: Path) -> None:
     assert try_on(TwinDevice(), config, bisect=True).bisection is None
 
 
-def test_differing_words_come_parameters_first_then_as_a_tick_makes_them(tmp_path: Path) -> None:
+def test_differing_words_come_parameters_first_then_as_a_tick_makes_them() -> None:
     one = FixedNetwork().state
     other = one.copy()
     for name, index in (("weights", (1, 2)), ("v", (3,)), ("bias", (0,))):

@@ -32,6 +32,7 @@ _SHORT = (
     ("siliconbridge", "flip:bytes=25000,direction=to_board"),
     ("siliconbridge", "reorder:ticks=700"),
 )
+_CASES = {case[:2]: case for case in faults.CASES}
 
 
 @pytest.fixture(scope="module")
@@ -41,9 +42,7 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> SessionConfig:
     return config
 
 
-@pytest.mark.parametrize(
-    "case", [c for c in faults.CASES if c[:2] in _SHORT], ids=lambda case: f"{case.protocol} {case.fault}"
-)
+@pytest.mark.parametrize("case", [_CASES[short] for short in _SHORT], ids=lambda case: f"{case.protocol} {case.fault}")
 def test_a_fault_is_noticed_named_and_not_before_it_happened(case: "faults.Case", played: SessionConfig) -> None:  # type: ignore[name-defined]
     finding = faults.try_case(case, played)
     assert finding.is_right, finding

@@ -19,7 +19,6 @@ from neuromod.bridge.arming import write_key
 from neuromod.bridge.assembly import assemble, stimuli_stream
 from neuromod.bridge.client import RefusedError
 from neuromod.bridge.config import SessionConfig, parse
-from neuromod.bridge.gate import REASONS
 from neuromod.bridge.offload import MODULATING
 from neuromod.bridge.wire import Flag, SpikesMessage, StimuliMessage
 from neuromod.engine.config import LearningConfig, NetworkConfig
@@ -209,9 +208,8 @@ def test_no_arming_while_the_board_does_not_answer() -> None:
     with Running(config) as running:
         running.client.send_stimuli(stimuli(1)[0])
         running.wait_for_ticks(1)
-        with pytest.raises(Exception, match="has not answered in time"):
+        with pytest.raises(RefusedError, match="has not answered in time"):
             running.client.arm(60.0)
-    assert "board" in REASONS
 
 
 @pytest.mark.parametrize("loop", ["compiled", "python"])
@@ -328,7 +326,7 @@ def test_answers_of_before_a_restored_checkpoint_and_those_that_it_holds_are_not
         answered(running, listener, rows[4:8], 4, 200)
         client.request("restore", path=path)
         answered(running, listener, rows[8:], 4, 300)
-        messages = [m for m in listener.spikes(12) if isinstance(m, SpikesMessage)]
+        messages = listener.spikes(12)
 
     assert [m.tick for m in messages[8:]] == [4, 5, 6, 7]
     assert [mask_of(m.spikes) for m in messages] == [0, 0, 100, 101, 102, 103, 204, 205, 0, 0, 304, 305]
@@ -345,7 +343,7 @@ def test_answers_of_before_a_pause_drive_no_command_after_it() -> None:
         client.send_board(7, 9)  # the last tick before, again and late
         answered(running, listener, rows[8:12], 8, None)
         answered(running, listener, rows[12:], 12, 300)
-        messages = [m for m in listener.spikes(18) if isinstance(m, SpikesMessage)]
+        messages = listener.spikes(18)
         listener.until(lambda: len(listener.of(Command)) == len(messages), "commands")
         commands = listener.of(Command)
 

@@ -2,7 +2,6 @@
 
 import functools
 import gc
-import math
 import os
 import signal
 import sys
@@ -52,15 +51,16 @@ STOP_S = 0.5  # the promise of the daemon, from signal to exit
 def promptly(stop: Callable[..., float]) -> Callable[..., None]:
     """Make a test of what starts a daemon, stops it and returns how long that took.
 
-    The least of up to three counts: a promise that is broken is broken each time, and a machine is not busy each time.
+    The least of up to three counts: the machine may be busy at one of them. What is late only now and then may pass,
+    and shows in its figures.
     """
 
     @functools.wraps(stop)
     def test(*args: Any, **fixtures: Any) -> None:
-        least_s, tries = math.inf, 0
-        while least_s >= STOP_S and tries < 3:
-            least_s, tries = min(least_s, stop(*args, **fixtures)), tries + 1
-        assert least_s < STOP_S
+        took_s = [stop(*args, **fixtures)]
+        while min(took_s) >= STOP_S and len(took_s) < 3:
+            took_s.append(stop(*args, **fixtures))
+        assert min(took_s) < STOP_S, took_s
 
     return test
 

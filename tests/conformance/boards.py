@@ -34,7 +34,7 @@ def answers(device: Device, made: list[Tick], first: int = 0, ahead: int = 8, ti
     end, k = time.monotonic() + timeout_s, 0
     while len(found) < len(made):
         while k < len(made) and k - len(found) < ahead:
-            device.submit(first + k, *made[k])
+            device.submit((first + k) % 2**32, *made[k])
             k += 1
         found += device.poll(0.2)
         assert time.monotonic() < end, f"{len(found)} of {len(made)} answers: {device.counts}"
