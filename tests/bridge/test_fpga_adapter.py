@@ -890,3 +890,11 @@ def test_a_daemon_publishes_the_spikes_of_a_board_behind_a_line() -> None:
         assert adapter.summary["diverging"] == 0
         agreement = adapter.summary["agreement_with_daemon"]
         assert agreement["equal_ticks"] == agreement["ticks"] > 100
+
+
+def test_a_name_leaves_room_for_what_its_events_are_called() -> None:
+    longest = wire.MAX_NAME_CHARACTERS - len(".faults")
+    raw = {"fpga": {"port": "/dev/ttyUSB1"}, "name": "x" * longest}
+    wire.pack_ingest(wire.EventInput(AdapterConfig.model_validate(raw).name + ".faults", 0.0, {}))
+    with pytest.raises(ValueError, match="at most 249"):
+        AdapterConfig.model_validate(raw | {"name": "x" * (longest + 1)})

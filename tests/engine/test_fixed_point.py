@@ -380,3 +380,9 @@ def _in_mv(scale: float) -> dict[str, Any]:
 def _stimuli(n: int) -> NDArray[np.float64]:
     """Steps of 20 ticks."""
     return np.repeat(np.random.default_rng(1).uniform(0, 3, (-(-n // 20), 16)), 20, axis=0)[:n]
+
+
+@pytest.mark.parametrize("dt_ms", [0.0, -1.0, 10.1, np.nan])
+def test_registers_run_in_ticks_of_a_length_that_there_is(dt_ms: float) -> None:
+    with pytest.raises(ConfigError, match="expected ticks of"):
+        FixedNetwork.from_registers(FixedNetwork().state, dt_ms=dt_ms)
