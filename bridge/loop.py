@@ -76,6 +76,7 @@ from neuromod.bridge.loop_state import (
     STATE,
     STOP,
     STREAMING,
+    TURNS,
     W_ARMED,
     W_COMMAND_SEQ,
     W_COMMANDS,
@@ -171,7 +172,10 @@ def run(
     """Run until ``shared[STOP]`` is set. Called in a thread of its own, once."""
     state = loop.block[0]
     words, numbers, shared = state["words"], state["numbers"], state["shared"]
+    turns: Any = np.int64(0)
     while load_acquire(shared, STOP) == 0:
+        turns += 1
+        store_release(shared, TURNS, turns)
         take_inputs(loop, rings, pipeline, network, decoder, stimulation)
         _send_frames(loop, rings)
         if words[W_SOURCE] == SOURCE_ZMQ:

@@ -91,6 +91,7 @@ STOP, STATE, SOURCE_ENDED, HALTS, HOLD = 0, 8, 16, 24, 32
 HALT_REASON = 25  # beside HALTS: why the last time
 # HALTS: how often stimulation was to stop at once, whoever said so; HOLD: 1 as long as it must not be armed
 PULLED = 9  # beside STATE, also the loop's to write: whether the inlet has been pulled from
+TURNS = 10  # there too: how often the loop has come round, which stands still where it is stuck
 
 # items of `words`
 (
