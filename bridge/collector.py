@@ -478,6 +478,8 @@ class Collector:
             "disarmed_by": safety.REASONS[int(gate["disarm_reason"])] if gate["disarms"] and not is_armed else "",
             "counts": stimulating.count(state),
         }
+        if is_armed and gate["heartbeat_ns"]:
+            told["heartbeat_s"] = max(0.0, now - float(gate["heartbeat_at_ns"]) * 1e-9)
         return told if state.block[0]["blind"] else told | {"dose_nc": float(dose[safety.TOTAL]) / 1000.0}
 
     def _state(self, now: float) -> wire.StateMessage:

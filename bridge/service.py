@@ -26,10 +26,9 @@ from numpy.typing import NDArray
 from neuromod.adapters.base import Marker, Source, StreamInfo, create_source
 from neuromod.adapters.config import ZmqConfig
 from neuromod.adapters.lsl import LslMarkers, LslSource
-from neuromod.bridge import array_watch
+from neuromod.bridge import array_watch, native, realtime, wire
 from neuromod.bridge import collector as collecting
 from neuromod.bridge import loop_state as rt
-from neuromod.bridge import native, realtime, wire
 from neuromod.bridge.arming import Arming, read_key
 from neuromod.bridge.assembly import Assembly, assemble, stimuli_stream
 from neuromod.bridge.collector import Collector

@@ -7,7 +7,6 @@ import pytest
 from harness import GatedSource, Running, session
 from numpy.typing import NDArray
 
-from neuromod.adapters.memory import MemorySource
 from neuromod.bridge import loop_state as rt
 from neuromod.bridge import wire
 from neuromod.bridge.wire import ArrayMessage
