@@ -19,6 +19,7 @@ from neuromod.bridge import gate as safety
 from neuromod.bridge import loop_state as rt
 from neuromod.bridge import native, wire
 from neuromod.bridge import stimulation as stimulating
+from neuromod.bridge.array_watch import ArrayWatch
 from neuromod.bridge.assembly import Assembly
 from neuromod.bridge.events import EventAligner
 from neuromod.bridge.pipeline import COUNTERS, DELAY, PAUSED, TICK, UNIT
@@ -55,8 +56,8 @@ class Collector:
         Its state and its rings.
     clock : callable
         The local clock, in seconds.
-    state_hz, health_s : float
-        How often `state` and `health` are published.
+    state_hz, array_hz, health_s : float
+        How often `state`, `array` and `health` are published.
     describe_source : callable
         Returns what health says of the source.
     on_ticks, on_units : callable, optional
@@ -75,6 +76,7 @@ class Collector:
         *,
         clock: Callable[[], float],
         state_hz: float,
+        array_hz: float = 0.0,
         health_s: float,
         describe_source: Callable[[], dict[str, Any]],
         on_ticks: Callable[[NDArray[Any]], None] | None = None,
@@ -83,7 +85,7 @@ class Collector:
         recorder: Recorder | None = None,
     ) -> None:
         self.assembly, self.loop, self.rings = assembly, loop, rings
-        self.state_hz, self.health_s = state_hz, health_s
+        self.state_hz, self.array_hz, self.health_s = state_hz, array_hz, health_s
         self.events = EventAligner()
         self.past_events: deque[EventMessage] = deque(maxlen=_KEPT_EVENTS)
         self.refusals: Counter[str] = Counter()
@@ -94,6 +96,7 @@ class Collector:
         self._on_units = on_units
         self._is_timed = is_timed
         self.recorder = recorder
+        self._array = ArrayWatch(assembly, loop, rings.raw, recorder)
         stimulation = assembly.stimulation_config
         self.peers = stimulation.peers if stimulation is not None else ()
         self.programs = tuple(p.name for p in stimulation.programs) if stimulation is not None else ()
@@ -107,6 +110,7 @@ class Collector:
         self._rates_hz = np.zeros(N_CHANNELS, np.float64)
         self._latencies: list[NDArray[np.float64]] = []
         self._next_state = self._next_health = self._last_state = self._last_health = self._started
+        self._last_array = self._started
         self._frame = np.zeros(1, rt.FRAME)
         self._frames_lock = threading.Lock()
         self._inputs_lock = threading.RLock()  # a signal may call `halt` in the middle of it
@@ -197,6 +201,9 @@ class Collector:
             self._take_ticks(ticks)
         decided = drain(self.rings.decisions, safety.DECISION)
         units = drain(self.rings.units, UNIT, limit=65536)
+        self._array.make_room()
+        if len(units):
+            self._array.add_units(units)
         if self._on_units is not None and len(units):
             self._on_units(units)
         if self.recorder is not None:
@@ -214,6 +221,10 @@ class Collector:
             self._last_state = now
             self._next_state = max(self._next_state + 1.0 / self.state_hz, now)
             self.publish(wire.TOPIC_STATE, wire.pack_state(self._state(now)))
+        if self.array_hz and now >= self._last_array + 1.0 / self.array_hz:
+            self._last_array = now
+            for payload in self._array.messages(now, self.last_tick):
+                self.publish(wire.TOPIC_ARRAY, payload)
         if now >= min(self._next_health, self._last_health + self.health_s):
             self._last_health = now
             self._next_health = max(self._next_health + self.health_s, now)
@@ -467,6 +478,8 @@ class Collector:
             "disarmed_by": safety.REASONS[int(gate["disarm_reason"])] if gate["disarms"] and not is_armed else "",
             "counts": stimulating.count(state),
         }
+        if is_armed and gate["heartbeat_ns"]:
+            told["heartbeat_s"] = max(0.0, now - float(gate["heartbeat_at_ns"]) * 1e-9)
         return told if state.block[0]["blind"] else told | {"dose_nc": float(dose[safety.TOTAL]) / 1000.0}
 
     def _state(self, now: float) -> wire.StateMessage:

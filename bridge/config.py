@@ -115,6 +115,8 @@ class PublishConfig(_Section, frozen=True, extra="forbid"):
         Whether the stimuli of each tick go out too.
     state_hz : float
         How often `state` goes out; 0 for never.
+    array_hz : float
+        How often `array` goes out; 0 for never.
     health_s : float
         Seconds between `health` messages.
     """
@@ -122,6 +124,7 @@ class PublishConfig(_Section, frozen=True, extra="forbid"):
     spikes: Literal["every", "spiking"] = "every"
     stimuli: bool = False
     state_hz: Annotated[float, Field(ge=0.0, le=100.0)] = 10.0
+    array_hz: Annotated[float, Field(ge=0.0, le=10.0)] = 2.0
     health_s: Annotated[float, Field(ge=0.1, le=60.0)] = 1.0
 
 

@@ -142,6 +142,11 @@ class Recorder:
         """False once the recording has ended, for whatever reason."""
         return not self._why
 
+    @property
+    def records_samples(self) -> bool:
+        """Whether raw samples are taken from their ring."""
+        return self._ring is not None and self.is_recording
+
     def add(self, kind: str, records: NDArray[Any]) -> bool:
         """Leave records to be written; they are copied. False, and counted, where they cannot be.
 

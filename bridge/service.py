@@ -26,9 +26,9 @@ from numpy.typing import NDArray
 from neuromod.adapters.base import Marker, Source, StreamInfo, create_source
 from neuromod.adapters.config import ZmqConfig
 from neuromod.adapters.lsl import LslMarkers, LslSource
+from neuromod.bridge import array_watch, native, realtime, wire
 from neuromod.bridge import collector as collecting
 from neuromod.bridge import loop_state as rt
-from neuromod.bridge import native, realtime, wire
 from neuromod.bridge.arming import Arming, read_key
 from neuromod.bridge.assembly import Assembly, assemble, stimuli_stream
 from neuromod.bridge.collector import Collector
@@ -367,6 +367,8 @@ class Daemon:
         self._start_recorder(is_timed, 1.0 / paced_rate if paced_rate > 0 else 1.0)
         keeps_samples = self.recorder is not None and config.record is not None and config.record.raw
         slowdown = 1.0 / min(paced_rate, 1.0) if paced_rate > 0 else 1.0  # blocks take so much longer than they are
+        is_watched = config.publish.array_hz > 0 and array_watch.window_samples(assembly) > 0
+        chunk = int(min(max(assembly.samples_per_block + 1, 64), _LARGEST_CHUNK))
         in_python = not self._functions[native.ZMQ_SEND]
         self.rings = rt.make_rings(
             n_channels,
@@ -375,13 +377,15 @@ class Daemon:
             # half a second; messages of stimuli, and what is played as fast as it goes, know no rate
             raw_capacity=ring_capacity(n_channels, max(assembly.info.sampling_frequency, _BURST_HZ))
             if keeps_samples
+            else array_watch.ring_capacity(assembly, chunk)
+            if is_watched
             else 2,
         )
         self.loop = rt.make_loop(
             self._functions,
             source=self._pulls,
             n_channels=n_channels,
-            chunk=int(min(max(assembly.samples_per_block + 1, 64), _LARGEST_CHUNK)),
+            chunk=chunk,
             ticks_per_block=assembly.ticks_per_block,
             block_s=assembly.block_ms / 1000.0,
             stall_s=config.timing.stall_bound_ms(assembly.block_ms * slowdown) / 1000.0,
@@ -394,7 +398,7 @@ class Daemon:
             units=assembly.pipeline.units,
             n_outputs=int(assembly.decoder[0]["n_outputs"]),
             lease_s=(config.stimulation.lease_ms if config.stimulation is not None else _LEASE_MS) / 1000.0,
-            keep_samples=keeps_samples,
+            keep_samples=keeps_samples or is_watched,
         )
         if self.recorder is not None and keeps_samples:
             self.recorder.record_samples(self.rings.raw)
@@ -410,6 +414,7 @@ class Daemon:
             self.rings,
             clock=pylsl.local_clock,
             state_hz=config.publish.state_hz,
+            array_hz=config.publish.array_hz,
             health_s=config.publish.health_s,
             describe_source=self.describe_source,
             on_ticks=self._on_ticks,

@@ -122,6 +122,7 @@ control = @  # commands, as those of 'neuromod status', 'arm' or 'set', are answ
 spikes = @  # "every" tick, or "spiking" ticks only
 stimuli = @  # publish the stimuli of each tick too
 state_hz = @  # membranes, modulators and rates; 0 for never
+array_hz = @  # rates, noise and snippets of the source's channels, for 'neuromod monitor'; 0 for never
 health_s = @
 
 [timing]
