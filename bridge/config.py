@@ -17,6 +17,7 @@ from neuromod.adapters.config import LslConfig, MarkerConfig, SourceConfig, XdfC
 from neuromod.adapters.decoder_config import DecoderConfig, DecoderFileConfig
 from neuromod.bridge import wire
 from neuromod.bridge.config_errors import checked
+from neuromod.bridge.metrics_config import MetricsConfig
 from neuromod.bridge.offload import OffloadConfig, check_offload
 from neuromod.bridge.safety_config import StimulationConfig
 from neuromod.bridge.toml_text import to_toml
@@ -231,6 +232,8 @@ class SessionConfig(_Section, frozen=True, extra="forbid"):
         A board outside is the network; without it the daemon's own is.
     markers : tuple of MarkerConfig
         LSL streams of markers.
+    metrics : MetricsConfig, optional
+        Numbers for Prometheus; without it none are served.
     session, sockets, publish, timing, runtime
         See each section's class.
     """
@@ -250,6 +253,7 @@ class SessionConfig(_Section, frozen=True, extra="forbid"):
     publish: PublishConfig = PublishConfig()
     timing: TimingConfig = TimingConfig()
     runtime: RuntimeConfig = RuntimeConfig()
+    metrics: MetricsConfig | None = None
 
     @pydantic.field_validator("source", mode="before")
     @classmethod
