@@ -344,7 +344,7 @@ class SessionConfig(_Section, frozen=True, extra="forbid"):
     def effective(self) -> dict[str, Any]:
         """Return the complete configuration as plain data, without the sections that this source does not use."""
         body = self.model_dump(mode="json")
-        for section in ("decoder", "stimulation", "record", "offload"):
+        for section in ("decoder", "stimulation", "record", "offload", "metrics"):
             if body[section] is None:
                 del body[section]
         if self.stimulation is None or self.source_content == "stimuli":

@@ -27,8 +27,8 @@ from neuromod.adapters.base import Marker, Source, StreamInfo, create_source
 from neuromod.adapters.config import ZmqConfig
 from neuromod.adapters.lsl import LslMarkers, LslSource
 from neuromod.bridge import collector as collecting
+from neuromod.bridge import logs, native, realtime, wire
 from neuromod.bridge import loop_state as rt
-from neuromod.bridge import native, realtime, wire
 from neuromod.bridge.arming import Arming, read_key
 from neuromod.bridge.assembly import Assembly, assemble, stimuli_stream
 from neuromod.bridge.collector import Collector
@@ -635,8 +635,15 @@ def _send_all(output: "zmq.Socket[bytes]", ring: Ring, limit: int = 4096) -> Non
         output.send_multipart([data[:middle], data[middle:]], zmq.DONTWAIT)
 
 
-def serve(config: SessionConfig) -> int:
+def serve(config: SessionConfig, on_open: Callable[[Daemon], None] = lambda daemon: None) -> int:
     """Run a session until a signal, the command `stop`, or the end of its recording.
+
+    Parameters
+    ----------
+    config : SessionConfig
+        What to run.
+    on_open : callable
+        Called with the daemon once it runs.
 
     Returns
     -------
@@ -651,10 +658,11 @@ def serve(config: SessionConfig) -> int:
     try:
         daemon.open()
         is_open = True
+        on_open(daemon)
         halt_on_signal(daemon.collector.halt)
         for name, address in daemon.addresses.items():
             log.info("%s: %s", name, address)
-        print(f"neuromod: {daemon.assembly.info.name} -> {daemon.addresses['output']}; Ctrl-C stops", file=sys.stderr)
+        logs.say(f"{daemon.assembly.info.name} -> {daemon.addresses['output']}; Ctrl-C stops")
         while not daemon.stopped.wait(0.1):
             if daemon.has_ended():
                 log.info("the recording has been played to its end")
