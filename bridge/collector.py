@@ -22,6 +22,7 @@ from neuromod.bridge import stimulation as stimulating
 from neuromod.bridge.array_watch import ArrayWatch
 from neuromod.bridge.assembly import Assembly
 from neuromod.bridge.events import EventAligner
+from neuromod.bridge.histograms import Histograms
 from neuromod.bridge.pipeline import COUNTERS, DELAY, PAUSED, TICK, UNIT
 from neuromod.bridge.recorder import Recorder
 from neuromod.bridge.ring import append, available, drain, refused
@@ -94,7 +95,8 @@ class Collector:
         self.disconnects = 0
         self._clock, self._describe_source, self._on_ticks = clock, describe_source, on_ticks
         self._on_units = on_units
-        self._is_timed = is_timed
+        self.is_timed = is_timed
+        self.histograms = Histograms()
         self.recorder = recorder
         self._array = ArrayWatch(assembly, loop, rings.raw, recorder)
         stimulation = assembly.stimulation_config
@@ -347,8 +349,10 @@ class Collector:
             return
         self.events.add_ticks(live["t_sample"], live["tick"])
         self._measure_ingest(live)
-        if self._is_timed:
+        if self.is_timed:
             self._latencies.append(live["t_tick"] - live["t_sample"])
+            self.histograms.latency.add(self._latencies[-1])
+            self.histograms.compute.add(live["t_tick"] - live["t_arrival"])
         counts = (live["spikes"][:, None] >> _CHANNELS & 1).sum(axis=0, dtype=np.int64)
         self.spike_counts += counts
         span_s = len(live) * self.assembly.network.dt_ms / 1000.0
@@ -359,11 +363,15 @@ class Collector:
         """Find how long it took from the sending of inputs to the end of the first tick that they act on."""
         timed = live[live["t_sent"] != 0.0]
         if len(timed):
-            self._ingest_latencies.append(timed["t_tick"] - timed["t_sent"])
+            self._add_ingest_latencies(timed["t_tick"] - timed["t_sent"])
         while self._effects and self._effects[0][0] <= live["tick"][-1]:
             tick, sent = self._effects.popleft()
             at = min(int(np.searchsorted(live["tick"], tick)), len(live) - 1)
-            self._ingest_latencies.append(np.array([live["t_tick"][at] - sent]))
+            self._add_ingest_latencies(np.array([live["t_tick"][at] - sent]))
+
+    def _add_ingest_latencies(self, times_s: NDArray[np.float64]) -> None:
+        self._ingest_latencies.append(times_s)
+        self.histograms.ingest.add(times_s)
 
     def _place_markers(self, reached: int, now: float) -> None:
         """Give a marker its time once the loop has had its sample: only then is the clock of a recording tied to ours.
@@ -386,6 +394,20 @@ class Collector:
     def last_tick(self) -> int:
         """Number of the newest tick that was collected."""
         return int(self._last[0]["tick"])
+
+    @property
+    def last(self) -> Any:
+        """The newest TICK record that was collected; all zero before the first."""
+        return self._last[0]
+
+    @property
+    def rates_hz(self) -> NDArray[np.float64]:
+        """Firing rates of the network's channels over the last half second, in Hz."""
+        return self._rates_hz
+
+    def modulator_levels(self) -> dict[str, float]:
+        """Return the levels of the neuromodulators at the newest tick."""
+        return dict(zip(MODULATORS, self.last["modulators"].tolist(), strict=True))
 
     def state_name(self) -> str:
         """Say how the loop is, in the words of PROTOCOL.md."""
@@ -488,7 +510,7 @@ class Collector:
             tick=int(last["tick"]),
             t=now,
             membrane=last["membrane"],
-            modulators=dict(zip(MODULATORS, last["modulators"].tolist(), strict=True)),
+            modulators=self.modulator_levels(),
             rates_hz=self._rates_hz.astype(np.float32),
         )
 

@@ -28,6 +28,7 @@ from neuromod.adapters.config import ZmqConfig
 from neuromod.adapters.lsl import LslMarkers, LslSource
 from neuromod.bridge import array_watch, native, realtime, wire
 from neuromod.bridge import collector as collecting
+from neuromod.bridge import logs, native, realtime, wire
 from neuromod.bridge import loop_state as rt
 from neuromod.bridge.arming import Arming, read_key
 from neuromod.bridge.assembly import Assembly, assemble, stimuli_stream
@@ -39,6 +40,7 @@ from neuromod.bridge.guard import Guard
 from neuromod.bridge.intake import Feeder, Keeper, ring_capacity
 from neuromod.bridge.ledger import Ledger, LedgerError
 from neuromod.bridge.loop import run
+from neuromod.bridge.metrics import MetricsServer, make_registry
 from neuromod.bridge.pipeline import TICK, UNIT
 from neuromod.bridge.recorder import SAMPLES, Recorder, sample_dtype
 from neuromod.bridge.ring import Ring, available, drain
@@ -103,6 +105,7 @@ class Daemon:
         self.is_looking = False  # for its source, which may take long: the moment at which a signal may interrupt
         self.recorder: Recorder | None = None
         self._ledger: Ledger | None = None
+        self.metrics: MetricsServer | None = None
         self.is_stuck = False  # a thread could not be ended, and what it uses was left as it is
         self._uncertainty_s = float("nan")
         self.addresses: dict[str, str] = {}
@@ -170,6 +173,8 @@ class Daemon:
             markers.close()
         if "output" in self._sockets and self._loop_done is not None:
             self._say_goodbye()
+        if self.metrics is not None:
+            self.metrics.close()
         if self._monitor is not None:
             self._sockets["ingest"].disable_monitor()
             self._monitor.close(0)
@@ -241,6 +246,8 @@ class Daemon:
             endpoint = bound.get(zmq.LAST_ENDPOINT)
             assert isinstance(endpoint, bytes)
             self.addresses[name] = endpoint.decode().rstrip("\0")
+        if self.config.metrics is not None:
+            self.metrics = MetricsServer(self.config.metrics)
 
     def _open_source(self) -> None:
         config = self.config
@@ -441,6 +448,10 @@ class Daemon:
             ledger_fault=lambda: guard.fault,
         )
         self._spawn("neuromod-control", lambda: control.run(self._stop_threads))
+        if (metrics := self.metrics) is not None:
+            log.info("metrics: %s", metrics.url)
+            registry = make_registry(self.collector, session=config.session.name)
+            self._spawn("neuromod-metrics", lambda: metrics.run(registry, self._stop_threads))
         if in_python:
             self._spawn("neuromod-exchange", self._exchange)
         if self._pulls == rt.SOURCE_RING and isinstance(self._source, LslSource):
@@ -630,8 +641,15 @@ def _send_all(output: "zmq.Socket[bytes]", ring: Ring, limit: int = 4096) -> Non
         output.send_multipart([data[:middle], data[middle:]], zmq.DONTWAIT)
 
 
-def serve(config: SessionConfig) -> int:
+def serve(config: SessionConfig, on_open: Callable[[Daemon], None] = lambda daemon: None) -> int:
     """Run a session until a signal, the command `stop`, or the end of its recording.
+
+    Parameters
+    ----------
+    config : SessionConfig
+        What to run.
+    on_open : callable
+        Called with the daemon once it runs.
 
     Returns
     -------
@@ -646,10 +664,11 @@ def serve(config: SessionConfig) -> int:
     try:
         daemon.open()
         is_open = True
+        on_open(daemon)
         halt_on_signal(daemon.collector.halt)
         for name, address in daemon.addresses.items():
             log.info("%s: %s", name, address)
-        print(f"neuromod: {daemon.assembly.info.name} -> {daemon.addresses['output']}; Ctrl-C stops", file=sys.stderr)
+        logs.say(f"{daemon.assembly.info.name} -> {daemon.addresses['output']}; Ctrl-C stops")
         while not daemon.stopped.wait(0.1):
             if daemon.has_ended():
                 log.info("the recording has been played to its end")

@@ -172,6 +172,9 @@ realtime_priority = @  # SCHED_FIFO, 1 to 98; 0 leaves the scheduler alone
 cpus = @  # the loop's thread runs on these only
 lock_memory = @
 timer_slack_ns = @
+
+# [metrics]                      # numbers for Prometheus; deploy/observability has a board and alerts for them
+# address = "127.0.0.1:9464"     # loopback only: scrape from elsewhere through ssh -L, or by an agent on this host
 """
 
 
