@@ -26,9 +26,8 @@ from numpy.typing import NDArray
 from neuromod.adapters.base import Marker, Source, StreamInfo, create_source
 from neuromod.adapters.config import ZmqConfig
 from neuromod.adapters.lsl import LslMarkers, LslSource
-from neuromod.bridge import array_watch, native, realtime, wire
+from neuromod.bridge import array_watch, logs, native, realtime, wire
 from neuromod.bridge import collector as collecting
-from neuromod.bridge import logs, native, realtime, wire
 from neuromod.bridge import loop_state as rt
 from neuromod.bridge.arming import Arming, read_key
 from neuromod.bridge.assembly import Assembly, assemble, stimuli_stream
