@@ -198,7 +198,7 @@ class ArrayWatch:
         signal = samples[:, channels] * scale[channels]
         if has_reference:
             weights = np.where([channel in excluded for channel in range(self._n)], 0.0, scale).astype(np.float32)
-            signal -= (samples @ (weights / max(1, np.count_nonzero(weights))))[:, None]
+            signal -= (samples @ (weights / max(1, int(np.count_nonzero(weights)))))[:, None]
         filtered = scipy.signal.sosfilt(sos, signal - signal[0], axis=0)
         threshold = self._thresholds(filtered)[channels]
         below = filtered < threshold
