@@ -22,6 +22,7 @@ from neuromod.bridge import (
     cli_export,
     cli_fpga,
     cli_hil,
+    cli_monitor,
     cli_operator,
     cli_session,
     cli_sort,
@@ -513,6 +514,7 @@ cli_fpga.add_commands(app, RUN)
 cli_hil.add_commands(app, RUN)
 cli_client.add_commands(app, TALK)
 cli_operator.add_commands(app, TALK)
+cli_monitor.add_commands(app, TALK)
 
 
 def main() -> None:

@@ -62,7 +62,7 @@ COMMANDS_WITH_HELP = [
     ["subscribe"], ["status"], ["pause"], ["resume"], ["stop"], ["set"], ["learning"], ["checkpoint"], ["restore"],
     ["key"], ["arm"], ["disarm"], ["halt"], ["decoder"], ["rollback"],
     ["send", "stimuli"], ["send", "modulators"], ["send", "reward"], ["send", "stress"], ["send", "stimulate"],
-    ["send", "event"],
+    ["send", "event"], ["monitor"],
 ]  # fmt: skip
 
 
