@@ -21,6 +21,7 @@ from neuromod.bridge.metrics_config import MetricsConfig
 from neuromod.bridge.offload import OffloadConfig, check_offload
 from neuromod.bridge.safety_config import StimulationConfig
 from neuromod.bridge.toml_text import to_toml
+from neuromod.engine.arrays import NO_ARRAYS
 from neuromod.engine.config import ChannelOverride, NetworkConfig
 from neuromod.engine.errors import ConfigError
 from neuromod.engine.network import MIN_DT_MS, check_step
@@ -501,9 +502,12 @@ def _read_weights(raw: dict[str, Any], folder: Path | None, where: str) -> None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # numpy warns about an empty file, and the shape says it better
-            matrix = np.load(path) if path.suffix == ".npy" else np.loadtxt(path, delimiter=",", ndmin=2)
-    except (OSError, ValueError) as error:
+            with path.open("rb") as file:  # numpy would leave a damaged one open
+                matrix = np.load(file) if path.suffix == ".npy" else np.loadtxt(file, delimiter=",", ndmin=2)
+    except NO_ARRAYS as error:
         raise ConfigError(f"{where}: network.weights.path: {path} cannot be read as a matrix: {error}") from None
+    if not isinstance(matrix, np.ndarray):
+        raise ConfigError(f"{where}: network.weights.path: {path} is an archive; expected one matrix")
     if matrix.shape != (16, 16) or matrix.dtype.kind not in "fiu":
         raise ConfigError(
             f"{where}: network.weights.path: {path} holds {matrix.dtype} of shape {matrix.shape}; "
