@@ -2,7 +2,7 @@
 
 Exit codes: 0 all went well; 1 it ran, and failed; 2 it could not run (bad configuration, bad usage, no daemon);
 130 interrupted. What a program may read goes to stdout, everything else to stderr. Environment variables are read here
-and nowhere below: `NEUROMOD_LOG` (level of the log).
+and nowhere below: `NEUROMOD_LOG` (level of the log), and what systemd sets (`NOTIFY_SOCKET`, `WATCHDOG_USEC`).
 """
 
 import logging
@@ -360,17 +360,35 @@ def demo(
 
 
 @app.command(rich_help_panel=RUN)
-def start(config: ConfigFile) -> None:
+def start(
+    config: ConfigFile,
+    supervise: Annotated[bool, typer.Option("--supervise", help="Start it anew where it crashes.")] = False,
+    last_life: Annotated[str | None, typer.Option(hidden=True)] = None,
+) -> None:
     """Run the daemon until it is stopped (Ctrl-C, SIGTERM or 'neuromod stop').
 
     [bold]neuromod start session.toml[/bold]
+
+    [bold]neuromod start --supervise session.toml[/bold]    as a child that is started anew after a crash; with
+    checkpoint in the session file, from where it was, and always disarmed
     """
+    if supervise:
+        from neuromod.bridge.supervise import supervise as run_supervised
+
+        said = [word for word in sys.argv[1:] if word != "--supervise"]  # all else is the child's
+        raise typer.Exit(run_supervised([sys.executable, "-m", "neuromod.bridge.cli", *said]))
     from neuromod.bridge.config import load
 
     session = load(config)
+    import os
+
+    from neuromod.bridge.notify import Notifier
+    from neuromod.bridge.resume import from_supervisor
     from neuromod.bridge.service import serve
 
-    raise typer.Exit(serve(session))
+    with Notifier.from_environment(os.environ) as notifier:
+        last = from_supervisor(last_life) if last_life is not None else None
+        raise typer.Exit(serve(session, notifier=notifier, last=last))
 
 
 @app.command(rich_help_panel=RUN)
