@@ -42,7 +42,7 @@ class Supervision:
         self._last = last
         self._life: Life | None = None
         self._watch: Watch | None = None
-        self._checkpoints: Checkpointer | None = None
+        self.checkpoints: Checkpointer | None = None
 
     @property
     def last_session(self) -> str:
@@ -94,14 +94,14 @@ class Supervision:
             "checkpoints": checkpoints.describe,
             "restarts": lambda: restarts,
         }
-        self._watch, self._checkpoints = watch, checkpoints
+        self._watch, self.checkpoints = watch, checkpoints
         return checkpoints
 
     def threads(self, stop: threading.Event) -> list[tuple[str, Callable[[], None]]]:
         """Return the names of the threads that are to run now, and what they do until `stop` is set."""
         assert self._watch is not None
-        assert self._checkpoints is not None
-        watch, checkpoints = self._watch, self._checkpoints
+        assert self.checkpoints is not None
+        watch, checkpoints = self._watch, self.checkpoints
         found: list[tuple[str, Callable[[], None]]] = [("neuromod-watchdogs", lambda: watch.run(stop))]
         if self._config.checkpoint is not None:
             found.append(("neuromod-checkpoints", lambda: checkpoints.run(stop)))
