@@ -363,6 +363,11 @@ def demo(
 def start(
     config: ConfigFile,
     supervise: Annotated[bool, typer.Option("--supervise", help="Start it anew where it crashes.")] = False,
+    standby: Annotated[
+        bool | None,
+        typer.Option("--keep-standby/--no-standby", help="--supervise: a warm process (250 MB) to take over at once."),
+    ] = None,
+    is_standby: Annotated[bool, typer.Option("--standby", hidden=True)] = False,
     last_life: Annotated[str | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Run the daemon until it is stopped (Ctrl-C, SIGTERM or 'neuromod stop').
@@ -375,8 +380,17 @@ def start(
     if supervise:
         from neuromod.bridge.supervise import supervise as run_supervised
 
-        said = [word for word in sys.argv[1:] if word != "--supervise"]  # all else is the child's
-        raise typer.Exit(run_supervised([sys.executable, "-m", "neuromod.bridge.cli", *said]))
+        ours = ("--supervise", "--keep-standby", "--no-standby")
+        said = [word for word in sys.argv[1:] if word not in ours]  # all else is the child's
+        command = [sys.executable, "-m", "neuromod.bridge.cli", *said]
+        raise typer.Exit(run_supervised(command, has_standby=standby is not False))
+    if standby is not None:
+        raise _usage("--keep-standby and --no-standby go with --supervise")
+    if is_standby:
+        from neuromod.bridge.standby import wait_to_be_told
+
+        if not (last_life := wait_to_be_told()):
+            raise typer.Exit
     from neuromod.bridge.config import load
 
     session = load(config)

@@ -24,6 +24,9 @@ MOST_CRASHES, WITHIN_S = 5, 60.0
 COULD_NOT_RUN = 2
 """Exit code of a session that cannot be: starting it anew would change nothing."""
 
+STANDBY_AFTER_S = 8.0
+"""Age of the daemon at which a standby is started."""
+
 _LONGEST_PAUSE_S = 8.0
 _POLL_S = 0.02
 _PR_SET_PDEATHSIG = 1
@@ -34,6 +37,7 @@ _HALT = getattr(signal, "SIGUSR1", None)
 def supervise(
     command: Sequence[str],
     *,
+    has_standby: bool = False,
     most_crashes: int = MOST_CRASHES,
     within_s: float = WITHIN_S,
     clock: Callable[[], float] = time.monotonic,
@@ -44,6 +48,8 @@ def supervise(
     ----------
     command : sequence of str
         Starts the daemon; from the second time on with `--last-life` and what is known of the child before.
+    has_standby : bool
+        Keep a process beside the daemon that has everything imported, started with `--standby`, and takes its place.
     most_crashes, within_s
         So many crashes within so many seconds, and it gives up.
     clock : callable
@@ -55,6 +61,7 @@ def supervise(
         Exit code: that of a child that was told to end, ended in order or cannot run; 1 where it gave up.
     """
     child: subprocess.Popen[bytes] | None = None
+    standby: subprocess.Popen[bytes] | None = None
     told_to_end = False
 
     def on_signal(number: int, frame: Any) -> None:
@@ -66,13 +73,19 @@ def supervise(
 
     before = {number: signal.signal(number, on_signal) for number in _PASSED_ON}
     crashes: deque[float] = deque(maxlen=most_crashes)
-    restarts, last_life = 0, list[str]()
+    restarts, last_life = 0, ""
     try:
         while True:
-            child = _start([*command, *last_life])
+            child = _take(standby, last_life) or _start([*command, *(["--last-life", last_life] if last_life else [])])
+            standby = None
             log.info("the daemon runs as process %d", child.pid)
             if told_to_end:  # by a signal that came while there was no child to pass it to
                 child.terminate()
+            if has_standby:
+                with contextlib.suppress(subprocess.TimeoutExpired):  # not while the daemon itself starts
+                    child.wait(STANDBY_AFTER_S)
+                if child.poll() is None and not told_to_end:
+                    standby = _start([*command, "--standby"], stdin=subprocess.PIPE)
             code = child.wait()  # handlers of signals run in between
             ended_at = time.time()
             child = None
@@ -98,7 +111,7 @@ def supervise(
             pause_s = min(0.5 * 2.0 ** (recent - 2), _LONGEST_PAUSE_S) if recent > 1 else 0.0
             log.error("the daemon %s: started anew in %.1f s", how, pause_s)
             restarts += 1
-            last_life = ["--last-life", json.dumps({"how": how, "at": ended_at, "restarts": restarts})]
+            last_life = json.dumps({"how": how, "at": ended_at, "restarts": restarts})
             deadline = clock() + pause_s
             while not told_to_end and clock() < deadline:
                 time.sleep(_POLL_S)
@@ -109,13 +122,30 @@ def supervise(
         if child is not None:  # something of ours failed: nobody would look after it
             child.terminate()
             child.wait()
+        if standby is not None:
+            standby.kill()
+            standby.communicate()
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
-def _start(command: Sequence[str]) -> "subprocess.Popen[bytes]":
+def _take(standby: "subprocess.Popen[bytes] | None", last_life: str) -> "subprocess.Popen[bytes] | None":
+    """Tell a standby to be the daemon; None where there is none that lives."""
+    if standby is None or standby.stdin is None:
+        return None
+    try:
+        standby.stdin.write(last_life.encode() + b"\n")
+        standby.stdin.close()
+    except OSError:
+        standby.wait()
+        log.warning("the standby had ended by itself: the daemon starts from nothing")
+        return None
+    return standby
+
+
+def _start(command: Sequence[str], *, stdin: int | None = None) -> "subprocess.Popen[bytes]":
     if sys.platform == "win32":
-        return subprocess.Popen(command)
+        return subprocess.Popen(command, stdin=stdin)
     parent = os.getpid()
     libc = ctypes.CDLL(None) if sys.platform.startswith("linux") else None
 
@@ -126,7 +156,7 @@ def _start(command: Sequence[str]) -> "subprocess.Popen[bytes]":
                 os._exit(1)
 
     # a group of its own: Ctrl-C in a terminal comes to us, and once to the child
-    return subprocess.Popen(command, preexec_fn=die_with_parent, process_group=0)
+    return subprocess.Popen(command, stdin=stdin, preexec_fn=die_with_parent, process_group=0)
 
 
 def _tell(code: int) -> str:

@@ -1,5 +1,6 @@
 """Checkpoints by the clock, and what a life begins from: the newest good one, bit for bit, after a crash only."""
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -9,7 +10,6 @@ import numpy as np
 import pytest
 from harness import MEMORY, GatedSource, Running, session, wait_until
 
-from neuromod.bridge import checkpoint
 from neuromod.bridge.resume import LastLife, Life, from_supervisor
 from neuromod.bridge.session_log import LogReader
 from neuromod.bridge.supervision import Supervision
@@ -173,14 +173,16 @@ def test_a_disk_that_takes_no_checkpoint_is_said_once_and_nothing_else_happens(
         real = os.fsync
 
         def full(fd: int) -> None:
-            raise OSError(28, "No space left on device")
+            if str(lives.path) in str(Path(f"/proc/self/fd/{fd}").readlink()):  # not the record beside it
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            real(fd)
 
-        monkeypatch.setattr(checkpoint.os, "fsync", full)
+        monkeypatch.setattr(os, "fsync", full)
         health = running.wait_for_health(lambda h: not h["watchdogs"]["disk"]["ok"], "the watchdog's word")
         assert "No space left on device" in health["watchdogs"]["disk"]["says"]
         good = lives.path.read_bytes()
         count = health["checkpoints"]["count"]
-        monkeypatch.setattr(checkpoint.os, "fsync", real)
+        monkeypatch.setattr(os, "fsync", real)
         running.wait_for_health(lambda h: h["checkpoints"]["count"] > count, "checkpoints again")
         assert good[:20] == lives.path.read_bytes()[:20]
     assert caplog.text.count("could not be written") == 2  # by the checkpoints, and by the watchdog

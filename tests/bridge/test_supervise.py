@@ -1,4 +1,4 @@
-"""A supervised daemon is started anew after a crash, from its checkpoint and disarmed; not without end, and no orphan."""
+"""A supervised daemon is started anew after a crash, from its checkpoint, disarmed; not without end, and no orphan."""
 
 import json
 import signal
@@ -88,7 +88,13 @@ def streaming(name: str) -> Iterator[Streaming]:
 
 def daemons(supervisor: Process) -> list[psutil.Process]:
     """Return the children of a supervisor."""
-    return psutil.Process(supervisor.popen.pid).children()
+    found: list[psutil.Process] = psutil.Process(supervisor.popen.pid).children()
+    return found
+
+
+def living(folder: Path) -> psutil.Process:
+    """Return the daemon that lives now, by the file beside its checkpoints."""
+    return psutil.Process(json.loads((folder / "loop.checkpoint.life").read_text())["pid"])
 
 
 @pytest.mark.compiled_loop
@@ -109,13 +115,19 @@ def test_a_killed_daemon_is_back_from_its_checkpoint_disarmed_and_says_so(tmp_pa
             (event,) = listener.until(
                 lambda: [m for m in listener.of(EventMessage) if m.name == "daemon.restarted"], "the word", START_S
             )
-            (second,) = daemons(supervisor)
+            second = living(tmp_path)
             health = listener.health(lambda m: m.body["restarts"] == 1)
             # what the first life left: the second has not moved on since, for its stream is silent
             client.request("checkpoint", path=str(tmp_path / "after"))
             before, after = (checkpoint.network_block(tmp_path / name) for name in ("loop.checkpoint", "after"))
             stream.sends.set()
-            listener.health(lambda m: m.state == "streaming" and m.tick > event.value["tick"], "ticks again")
+            listener.health(lambda m: m.state == "streaming" and m.body["tick"] > event.value["tick"], "ticks again")
+
+            supervisor.wait_for_line("standby is ready", timeout_s=START_S)
+            (standby,) = (child for child in daemons(supervisor) if child.pid != second.pid)
+            second.kill()
+            again = listener.health(lambda m: m.body["restarts"] == 2 and m.state == "streaming", "the standby's life")
+            third = living(tmp_path)
             code, _ = supervisor.end(signal.SIGTERM)
 
     assert second.pid != first.pid
@@ -127,7 +139,9 @@ def test_a_killed_daemon_is_back_from_its_checkpoint_disarmed_and_says_so(tmp_pa
     assert before["weights_mv"].tobytes() == after["weights_mv"].tobytes()
     assert before["eligibility_mv"].tobytes() == after["eligibility_mv"].tobytes()
     assert code == 0
-    wait_until(lambda: not second.is_running(), "the end of the daemon")
+    assert third.pid == standby.pid
+    assert again.body["tick"] >= event.value["tick"]
+    wait_until(lambda: not third.is_running(), "the end of the daemon")
     assert "was ended by SIGKILL: started anew" in supervisor.errors
 
 
@@ -204,6 +218,24 @@ def test_sigusr1_is_passed_on_and_ends_nothing() -> None:
         parent.wait_for_line("^halted")
         assert len(daemons(parent)) == 1
         parent.end(signal.SIGTERM)
+
+
+def test_a_standby_that_ended_by_itself_is_done_without(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("neuromod.bridge.supervise.STANDBY_AFTER_S", 0.0)
+    # the first crashes once its standby has come and gone; the next ends in order
+    script = """
+import os, psutil, sys, time
+if "--standby" in sys.argv:
+    sys.exit(3)
+family = psutil.Process(os.getppid()).children
+while "--last-life" not in sys.argv and not any(child.status() == psutil.STATUS_ZOMBIE for child in family()):
+    time.sleep(0.01)
+sys.exit(0 if "--last-life" in sys.argv else 70)
+"""
+    assert supervise([sys.executable, "-c", script], has_standby=True) == 0
+    assert "starts from nothing" in caplog.text
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux ends a child with its parent")
