@@ -20,6 +20,7 @@ from neuromod.bridge.config_errors import checked
 from neuromod.bridge.metrics_config import MetricsConfig
 from neuromod.bridge.offload import OffloadConfig, check_offload
 from neuromod.bridge.safety_config import StimulationConfig
+from neuromod.bridge.supervision_config import CheckpointConfig, WatchdogConfig
 from neuromod.bridge.toml_text import to_toml
 from neuromod.engine.arrays import NO_ARRAYS
 from neuromod.engine.config import ChannelOverride, NetworkConfig
@@ -37,7 +38,12 @@ _CURVE = (
 )
 
 
-_MADE_LATER = ("record.folder", "stimulation.stop_file", "stimulation.ledger")  # paths that need not be there
+_MADE_LATER = (
+    "record.folder",
+    "stimulation.stop_file",
+    "stimulation.ledger",
+    "checkpoint.path",
+)  # paths that need not be there
 
 
 def _check_address(address: str) -> str:
@@ -238,7 +244,9 @@ class SessionConfig(_Section, frozen=True, extra="forbid"):
         LSL streams of markers.
     metrics : MetricsConfig, optional
         Numbers for Prometheus; without it none are served.
-    session, sockets, publish, timing, runtime
+    checkpoint : CheckpointConfig, optional
+        Checkpoints by the clock, and what a session begins from after a crash; without it, none.
+    session, sockets, publish, timing, runtime, watchdog
         See each section's class.
     """
 
@@ -257,6 +265,8 @@ class SessionConfig(_Section, frozen=True, extra="forbid"):
     publish: PublishConfig = PublishConfig()
     timing: TimingConfig = TimingConfig()
     runtime: RuntimeConfig = RuntimeConfig()
+    watchdog: WatchdogConfig = WatchdogConfig()
+    checkpoint: CheckpointConfig | None = None
     metrics: MetricsConfig | None = None
 
     @pydantic.field_validator("source", mode="before")
@@ -348,7 +358,7 @@ class SessionConfig(_Section, frozen=True, extra="forbid"):
     def effective(self) -> dict[str, Any]:
         """Return the complete configuration as plain data, without the sections that this source does not use."""
         body = self.model_dump(mode="json")
-        for section in ("decoder", "stimulation", "record", "offload", "metrics"):
+        for section in ("decoder", "stimulation", "record", "offload", "checkpoint", "metrics"):
             if body[section] is None:
                 del body[section]
         if self.stimulation is None or self.source_content == "stimuli":

@@ -95,7 +95,11 @@ def _measure(rig: Rig) -> dict[str, dict[str, float]]:
 
 
 def _complaints(
-    outcomes: list[Outcome], unaccounted: list[str], unsafe: list[str], passed_wrongly: list[str], counts: dict[str, int]
+    outcomes: list[Outcome],
+    unaccounted: list[str],
+    unsafe: list[str],
+    passed_wrongly: list[str],
+    counts: dict[str, int],
 ) -> list[str]:
     found = []
     for outcome in outcomes:

@@ -381,7 +381,9 @@ def _without_ticks(evidence: Evidence, *, recorded: bool, seen: bool) -> Evidenc
     begin = float(calm["t"][len(calm) // 2])
     for start in calm["t"][len(calm) // 2 :: 50]:  # where 20 ms around are calm, and recorded
         near = (spikes["t"] >= start) & (spikes["t"] < start + 0.1)
-        if not spikes["flags"][near].any() and any(((each.t > start) & (each.t < start + 0.1)).sum() > 50 for each in evidence.recorded):
+        if not spikes["flags"][near].any() and any(
+            ((each.t > start) & (each.t < start + 0.1)).sum() > 50 for each in evidence.recorded
+        ):
             begin = float(start)
             break
     end = begin + 0.02

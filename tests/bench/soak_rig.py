@@ -9,12 +9,10 @@ import json
 import os
 import pty
 import select
-import shutil
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 import tty

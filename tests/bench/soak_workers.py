@@ -17,9 +17,9 @@ import numpy as np
 import pylsl
 import zmq
 
+from neuromod.adapters.actuators.base import Command, Stimulation
 from neuromod.bridge.client import Client, ClientTimeoutError
 from neuromod.bridge.wire import EventMessage, HealthMessage, SpikesMessage
-from neuromod.adapters.actuators.base import Command, Stimulation
 
 PUSHED = np.dtype([("index", "<u8"), ("stamp", "<f8"), ("pushed", "<f8")])
 """What the source writes of each sample: its number in this life of the source, its stamp, and when it was pushed."""
