@@ -29,11 +29,13 @@ from neuromod.adapters.lsl import LslMarkers, LslSource
 from neuromod.bridge import array_watch, logs, native, realtime, wire
 from neuromod.bridge import collector as collecting
 from neuromod.bridge import loop_state as rt
+from neuromod.bridge.admission import admission_of
 from neuromod.bridge.arming import Arming, read_key
 from neuromod.bridge.assembly import Assembly, assemble, stimuli_stream
 from neuromod.bridge.collector import Collector
 from neuromod.bridge.config import SessionConfig
 from neuromod.bridge.control import Control
+from neuromod.bridge.doorkeeper import Doorkeeper
 from neuromod.bridge.gate import DECISION
 from neuromod.bridge.guard import Guard
 from neuromod.bridge.intake import Feeder, Keeper, ring_capacity
@@ -104,7 +106,7 @@ class Daemon:
         self._speed, self._on_ticks, self._on_units = speed, on_ticks, on_units
         self._context: zmq.Context[zmq.Socket[bytes]] | None = None
         self._sockets: dict[str, zmq.Socket[bytes]] = {}
-        self._monitor: zmq.Socket[bytes] | None = None
+        self._door: Doorkeeper | None = None
         self._markers: list[LslMarkers] = []
         self._threads: list[threading.Thread] = []
         self._stop_threads = threading.Event()
@@ -185,10 +187,9 @@ class Daemon:
             self._say_goodbye()
         if self.metrics is not None:
             self.metrics.close()
-        if self._monitor is not None:
-            self._sockets["ingest"].disable_monitor()
-            self._monitor.close(0)
-            self._monitor = None
+        if self._door is not None:
+            self._door.close()
+            self._door = None
         for opened in self._sockets.values():
             opened.close(linger=20)  # so that the good-bye leaves
         self._sockets.clear()
@@ -234,13 +235,14 @@ class Daemon:
 
     def _bind(self) -> None:
         self._context = zmq.Context(io_threads=1)
+        door = self._door = Doorkeeper(self._context, self.config.security)
         kinds = {"ingest": zmq.PULL, "output": zmq.PUB, "control": zmq.ROUTER}
         for name, kind in kinds.items():
             bound = self._sockets[name] = self._context.socket(kind)
             bound.maxmsgsize = _MAX_MESSAGE_BYTES
+            door.protect(name, bound)
             address = getattr(self.config.sockets, name)
             if name == "ingest":
-                self._monitor = bound.get_monitor_socket(zmq.EVENT_DISCONNECTED)
                 bound.rcvhwm = _INGEST_HWM
                 if self.config.source_content == "stimuli":
                     bound.rcvtimeo = _SOURCE_TIMEOUT_MS
@@ -256,6 +258,7 @@ class Daemon:
             endpoint = bound.get(zmq.LAST_ENDPOINT)
             assert isinstance(endpoint, bytes)
             self.addresses[name] = endpoint.decode().rstrip("\0")
+        self._spawn("neuromod-door", lambda: door.run(self._stop_threads))
         if self.config.metrics is not None:
             self.metrics = MetricsServer(self.config.metrics)
 
@@ -439,6 +442,8 @@ class Daemon:
             on_units=self._on_units,
             is_timed=is_timed,
             recorder=self.recorder,
+            door=self._door,
+            admission=(admission := admission_of(config.security)),
         )
         if isinstance(self._source, LslSource):
             self._follow_clock(*self._source.correction(), submit=False)
@@ -451,11 +456,13 @@ class Daemon:
             self._spawn("neuromod-guard", lambda: guard.run(self._stop_threads))
             if self._ledger is not None:
                 self._spawn("neuromod-ledger", lambda: guard.run_ledger(self._stop_threads))
+        assert self._door is not None
         control = Control(
             self._sockets["control"],
             self.collector,
             self.stopped.set,
-            self._monitor,
+            door=self._door,
+            admission=admission,
             arming=arming,
             ledger_fault=lambda: guard.fault,
             checkpoints=checkpoints,
