@@ -263,7 +263,7 @@ class Daemon:
         if in_python or absent:
             for library in absent:
                 log.warning("%s cannot be called from compiled code here: Python threads do its part", library)
-            self._functions[[native.ZMQ_SEND, native.ZMQ_RECV]] = 0
+            self._functions[[native.ZMQ_SEND, native.ZMQ_MSG_RECV]] = 0
         scale: NDArray[np.float32] | None = None
         info: StreamInfo
         if isinstance(config.source, ZmqConfig) and self._source is None:
@@ -363,6 +363,7 @@ class Daemon:
         is_live = self._pulls != rt.SOURCE_RING or assembly.info.n_samples is None
         paced_rate = 0.0 if is_live else self._speed
         is_timed = is_live or paced_rate > 0
+        is_lsl = isinstance(self._source, LslSource)
         arming = self._open_stimulation()
         self._start_recorder(is_timed, 1.0 / paced_rate if paced_rate > 0 else 1.0)
         keeps_samples = self.recorder is not None and config.record is not None and config.record.raw
@@ -395,6 +396,10 @@ class Daemon:
             n_outputs=int(assembly.decoder[0]["n_outputs"]),
             lease_s=(config.stimulation.lease_ms if config.stimulation is not None else _LEASE_MS) / 1000.0,
             keep_samples=keeps_samples,
+            behind=config.timing.behind,
+            # a recording waits for us, and stimuli that were sent are each to act
+            behind_s=config.timing.behind_bound_ms(assembly.block_ms) / 1000.0 if is_lsl else math.inf,
+            period_s=1.0 / assembly.info.sampling_frequency,
         )
         if self.recorder is not None and keeps_samples:
             self.recorder.record_samples(self.rings.raw)
@@ -416,6 +421,7 @@ class Daemon:
             on_units=self._on_units,
             is_timed=is_timed,
             recorder=self.recorder,
+            on_behind=lambda sentence: self._fail(AdapterError(sentence)),
         )
         if isinstance(self._source, LslSource):
             self._follow_clock(*self._source.correction(), submit=False)
@@ -512,12 +518,15 @@ class Daemon:
                 target()
             except Exception as error:  # whatever it is, the session must end in order and say so
                 log.exception("thread %s failed", name)
-                self.failure = self.failure or error
-                self.stopped.set()
+                self._fail(error)
 
         thread = threading.Thread(target=guarded, name=name, daemon=True)
         self._threads.append(thread)
         thread.start()
+
+    def _fail(self, error: Exception) -> None:
+        self.failure = self.failure or error
+        self.stopped.set()
 
     # -- threads ------------------------------------------------------------------------------------------------------
 
@@ -538,11 +547,12 @@ class Daemon:
             _send_all(output, self.rings.out, limit=256)
             if ingest.poll(0 if available(self.rings.out.ends) else 1):
                 with contextlib.suppress(zmq.Again):
-                    self._judge(ingest.recv_multipart(zmq.DONTWAIT))
+                    self._judge(ingest.recv_multipart(zmq.DONTWAIT, copy=False))
 
-    def _judge(self, frames: list[bytes]) -> None:
+    def _judge(self, frames: list[zmq.Frame]) -> None:
         try:
-            self.collector.judge(*wire.split_parts(frames))
+            topic, payload = wire.split_parts([frame.bytes for frame in frames])
+            self.collector.judge(topic, payload, _user_id(frames[0]))
         except wire.MessageError as error:
             self.collector.refuse(error.reason, str(error))
 
@@ -623,6 +633,14 @@ def _send_all(output: "zmq.Socket[bytes]", ring: Ring, limit: int = 4096) -> Non
         middle = int(frame["topic"])
         data = frame["data"][: middle + int(frame["payload"])].tobytes()
         output.send_multipart([data[:middle], data[middle:]], zmq.DONTWAIT)
+
+
+def _user_id(frame: zmq.Frame) -> str | None:
+    """Return what the authentication calls the sender; None without keys."""
+    try:
+        return str(frame.get("User-Id"))
+    except zmq.ZMQError:  # there is no such property
+        return None
 
 
 def serve(config: SessionConfig) -> int:
