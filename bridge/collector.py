@@ -19,8 +19,10 @@ from neuromod.bridge import gate as safety
 from neuromod.bridge import loop_state as rt
 from neuromod.bridge import native, wire
 from neuromod.bridge import stimulation as stimulating
+from neuromod.bridge.array_watch import ArrayWatch
 from neuromod.bridge.assembly import Assembly
 from neuromod.bridge.events import EventAligner
+from neuromod.bridge.histograms import Histograms
 from neuromod.bridge.pipeline import COUNTERS, DELAY, PAUSED, TICK, UNIT
 from neuromod.bridge.recorder import Recorder
 from neuromod.bridge.ring import append, available, drain, refused
@@ -56,8 +58,8 @@ class Collector:
         Its state and its rings.
     clock : callable
         The local clock, in seconds.
-    state_hz, health_s : float
-        How often `state` and `health` are published.
+    state_hz, array_hz, health_s : float
+        How often `state`, `array` and `health` are published.
     describe_source : callable
         Returns what health says of the source.
     on_ticks, on_units : callable, optional
@@ -78,6 +80,7 @@ class Collector:
         *,
         clock: Callable[[], float],
         state_hz: float,
+        array_hz: float = 0.0,
         health_s: float,
         describe_source: Callable[[], dict[str, Any]],
         on_ticks: Callable[[NDArray[Any]], None] | None = None,
@@ -87,7 +90,7 @@ class Collector:
         on_behind: Callable[[str], None] | None = None,
     ) -> None:
         self.assembly, self.loop, self.rings = assembly, loop, rings
-        self.state_hz, self.health_s = state_hz, health_s
+        self.state_hz, self.array_hz, self.health_s = state_hz, array_hz, health_s
         self.events = EventAligner()
         self.past_events: deque[EventMessage] = deque(maxlen=_KEPT_EVENTS)
         self.refusals: Counter[str] = Counter()
@@ -96,10 +99,12 @@ class Collector:
         self.disconnects = 0
         self._clock, self._describe_source, self._on_ticks = clock, describe_source, on_ticks
         self._on_units = on_units
-        self._is_timed = is_timed
+        self.is_timed = is_timed
+        self.histograms = Histograms()
         self.recorder = recorder
         self._on_behind = on_behind
         self._last_role_refusal = ""
+        self._array = ArrayWatch(assembly, loop, rings.raw, recorder)
         stimulation = assembly.stimulation_config
         self.peers = stimulation.peers if stimulation is not None else ()
         self.programs = tuple(p.name for p in stimulation.programs) if stimulation is not None else ()
@@ -113,6 +118,7 @@ class Collector:
         self._rates_hz = np.zeros(N_CHANNELS, np.float64)
         self._latencies: list[NDArray[np.float64]] = []
         self._next_state = self._next_health = self._last_state = self._last_health = self._started
+        self._last_array = self._started
         self._frame = np.zeros(1, rt.FRAME)
         self._frames_lock = threading.Lock()
         self._inputs_lock = threading.RLock()  # a signal may call `halt` in the middle of it
@@ -203,6 +209,9 @@ class Collector:
             self._take_ticks(ticks)
         decided = drain(self.rings.decisions, safety.DECISION)
         units = drain(self.rings.units, UNIT, limit=65536)
+        self._array.make_room()
+        if len(units):
+            self._array.add_units(units)
         if self._on_units is not None and len(units):
             self._on_units(units)
         if self.recorder is not None:
@@ -221,6 +230,10 @@ class Collector:
             self._last_state = now
             self._next_state = max(self._next_state + 1.0 / self.state_hz, now)
             self.publish(wire.TOPIC_STATE, wire.pack_state(self._state(now)))
+        if self.array_hz and now >= self._last_array + 1.0 / self.array_hz:
+            self._last_array = now
+            for payload in self._array.messages(now, self.last_tick):
+                self.publish(wire.TOPIC_ARRAY, payload)
         if now >= min(self._next_health, self._last_health + self.health_s):
             self._last_health = now
             self._next_health = max(self._next_health + self.health_s, now)
@@ -253,10 +266,11 @@ class Collector:
             f"the loop fell behind its source: samples were {echo['values'][1] * 1e3:.0f} ms old with more waiting; "
             f"{dropped} samples ({dropped / frequency_hz * 1e3:.0f} ms) were dropped"
         )
-        log.error("%s", sentence)
         self.events.add_event("source.behind", t, sentence, "daemon", self._clock())
         if echo["word"] and self._on_behind is not None:
             self._on_behind(f'{sentence}, and the session ends, as timing.behind = "stop" asks')
+        else:
+            log.error("%s", sentence)
 
     def finish(self) -> None:
         """Give the events that still wait for their tick the last one there was: nothing is lost."""
@@ -375,8 +389,10 @@ class Collector:
             return
         self.events.add_ticks(live["t_sample"], live["tick"])
         self._measure_ingest(live)
-        if self._is_timed:
+        if self.is_timed:
             self._latencies.append(live["t_tick"] - live["t_sample"])
+            self.histograms.latency.add(self._latencies[-1])
+            self.histograms.compute.add(live["t_tick"] - live["t_arrival"])
         counts = (live["spikes"][:, None] >> _CHANNELS & 1).sum(axis=0, dtype=np.int64)
         self.spike_counts += counts
         span_s = len(live) * self.assembly.network.dt_ms / 1000.0
@@ -387,11 +403,15 @@ class Collector:
         """Find how long it took from the sending of inputs to the end of the first tick that they act on."""
         timed = live[live["t_sent"] != 0.0]
         if len(timed):
-            self._ingest_latencies.append(timed["t_tick"] - timed["t_sent"])
+            self._add_ingest_latencies(timed["t_tick"] - timed["t_sent"])
         while self._effects and self._effects[0][0] <= live["tick"][-1]:
             tick, sent = self._effects.popleft()
             at = min(int(np.searchsorted(live["tick"], tick)), len(live) - 1)
-            self._ingest_latencies.append(np.array([live["t_tick"][at] - sent]))
+            self._add_ingest_latencies(np.array([live["t_tick"][at] - sent]))
+
+    def _add_ingest_latencies(self, times_s: NDArray[np.float64]) -> None:
+        self._ingest_latencies.append(times_s)
+        self.histograms.ingest.add(times_s)
 
     def _place_markers(self, reached: int, now: float) -> None:
         """Give a marker its time once the loop has had its sample: only then is the clock of a recording tied to ours.
@@ -414,6 +434,20 @@ class Collector:
     def last_tick(self) -> int:
         """Number of the newest tick that was collected."""
         return int(self._last[0]["tick"])
+
+    @property
+    def last(self) -> Any:
+        """The newest TICK record that was collected; all zero before the first."""
+        return self._last[0]
+
+    @property
+    def rates_hz(self) -> NDArray[np.float64]:
+        """Firing rates of the network's channels over the last half second, in Hz."""
+        return self._rates_hz
+
+    def modulator_levels(self) -> dict[str, float]:
+        """Return the levels of the neuromodulators at the newest tick."""
+        return dict(zip(MODULATORS, self.last["modulators"].tolist(), strict=True))
 
     def state_name(self) -> str:
         """Say how the loop is, in the words of PROTOCOL.md."""
@@ -479,7 +513,7 @@ class Collector:
         """Return the age of the newest sample that the loop has taken; None before the first, or where it has none."""
         newest = float(self.loop.block[0]["numbers"][rt.NEWEST])
         age_ms = (now - newest) * 1e3
-        return age_ms if self._is_timed and newest != 0.0 and math.isfinite(age_ms) else None
+        return age_ms if self.is_timed and newest != 0.0 and math.isfinite(age_ms) else None
 
     def _describe_board(self) -> dict[str, int]:
         """Say how the board answers that is the network; nothing where none is."""
@@ -513,6 +547,8 @@ class Collector:
             "disarmed_by": safety.REASONS[int(gate["disarm_reason"])] if gate["disarms"] and not is_armed else "",
             "counts": stimulating.count(state),
         }
+        if is_armed and gate["heartbeat_ns"]:
+            told["heartbeat_s"] = max(0.0, now - float(gate["heartbeat_at_ns"]) * 1e-9)
         return told if state.block[0]["blind"] else told | {"dose_nc": float(dose[safety.TOTAL]) / 1000.0}
 
     def _state(self, now: float) -> wire.StateMessage:
@@ -521,7 +557,7 @@ class Collector:
             tick=int(last["tick"]),
             t=now,
             membrane=last["membrane"],
-            modulators=dict(zip(MODULATORS, last["modulators"].tolist(), strict=True)),
+            modulators=self.modulator_levels(),
             rates_hz=self._rates_hz.astype(np.float32),
         )
 

@@ -17,6 +17,7 @@ from neuromod.adapters.config import LslConfig, MarkerConfig, SourceConfig, XdfC
 from neuromod.adapters.decoder_config import DecoderConfig, DecoderFileConfig
 from neuromod.bridge import wire
 from neuromod.bridge.config_errors import checked
+from neuromod.bridge.metrics_config import MetricsConfig
 from neuromod.bridge.offload import OffloadConfig, check_offload
 from neuromod.bridge.safety_config import StimulationConfig
 from neuromod.bridge.toml_text import to_toml
@@ -115,6 +116,8 @@ class PublishConfig(_Section, frozen=True, extra="forbid"):
         Whether the stimuli of each tick go out too.
     state_hz : float
         How often `state` goes out; 0 for never.
+    array_hz : float
+        How often `array` goes out; 0 for never.
     health_s : float
         Seconds between `health` messages.
     """
@@ -122,6 +125,7 @@ class PublishConfig(_Section, frozen=True, extra="forbid"):
     spikes: Literal["every", "spiking"] = "every"
     stimuli: bool = False
     state_hz: Annotated[float, Field(ge=0.0, le=100.0)] = 10.0
+    array_hz: Annotated[float, Field(ge=0.0, le=10.0)] = 2.0
     health_s: Annotated[float, Field(ge=0.1, le=60.0)] = 1.0
 
 
@@ -254,6 +258,8 @@ class SessionConfig(_Section, frozen=True, extra="forbid"):
         A board outside is the network; without it the daemon's own is.
     markers : tuple of MarkerConfig
         LSL streams of markers.
+    metrics : MetricsConfig, optional
+        Numbers for Prometheus; without it none are served.
     session, sockets, publish, timing, runtime
         See each section's class.
     """
@@ -273,6 +279,7 @@ class SessionConfig(_Section, frozen=True, extra="forbid"):
     publish: PublishConfig = PublishConfig()
     timing: TimingConfig = TimingConfig()
     runtime: RuntimeConfig = RuntimeConfig()
+    metrics: MetricsConfig | None = None
 
     @pydantic.field_validator("source", mode="before")
     @classmethod
@@ -363,7 +370,7 @@ class SessionConfig(_Section, frozen=True, extra="forbid"):
     def effective(self) -> dict[str, Any]:
         """Return the complete configuration as plain data, without the sections that this source does not use."""
         body = self.model_dump(mode="json")
-        for section in ("decoder", "stimulation", "record", "offload"):
+        for section in ("decoder", "stimulation", "record", "offload", "metrics"):
             if body[section] is None:
                 del body[section]
         if self.stimulation is None or self.source_content == "stimuli":
