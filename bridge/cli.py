@@ -2,7 +2,8 @@
 
 Exit codes: 0 all went well; 1 it ran, and failed; 2 it could not run (bad configuration, bad usage, no daemon);
 130 interrupted. What a program may read goes to stdout, everything else to stderr. Environment variables are read here
-and nowhere below: `NEUROMOD_LOG` and `NEUROMOD_LOG_FORMAT` (level and form of the log), `JOURNAL_STREAM` (systemd's).
+and nowhere below: `NEUROMOD_LOG` and `NEUROMOD_LOG_FORMAT` (level and form of the log), `JOURNAL_STREAM` (systemd's),
+`NEUROMOD_KEY` (file with the key of a client).
 """
 
 import logging
@@ -22,6 +23,7 @@ from neuromod.bridge import (
     cli_export,
     cli_fpga,
     cli_hil,
+    cli_keys,
     cli_operator,
     cli_session,
     cli_sort,
@@ -512,6 +514,7 @@ cli_export.add_commands(app, RUN)
 cli_fpga.add_commands(app, RUN)
 cli_hil.add_commands(app, RUN)
 cli_client.add_commands(app, TALK)
+cli_keys.add_commands(app, SETUP)
 cli_operator.add_commands(app, TALK)
 
 

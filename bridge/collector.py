@@ -19,8 +19,11 @@ from neuromod.bridge import gate as safety
 from neuromod.bridge import loop_state as rt
 from neuromod.bridge import native, wire
 from neuromod.bridge import stimulation as stimulating
+from neuromod.bridge.admission import Admission
 from neuromod.bridge.array_watch import ArrayWatch
 from neuromod.bridge.assembly import Assembly
+from neuromod.bridge.commands import CommandError
+from neuromod.bridge.doorkeeper import Doorkeeper
 from neuromod.bridge.events import EventAligner
 from neuromod.bridge.histograms import Histograms
 from neuromod.bridge.pipeline import COUNTERS, DELAY, PAUSED, TICK, UNIT
@@ -70,6 +73,10 @@ class Collector:
         Keeps everything.
     on_behind : callable, optional
         Gets the sentence that says why the loop has ended, where it fell behind its source and is to stop then.
+    door : Doorkeeper, optional
+        Tells of connections.
+    admission : Admission, optional
+        Says whether a request for stimulation came before.
     """
 
     def __init__(
@@ -88,6 +95,8 @@ class Collector:
         is_timed: bool = True,
         recorder: Recorder | None = None,
         on_behind: Callable[[str], None] | None = None,
+        door: Doorkeeper | None = None,
+        admission: Admission | None = None,
     ) -> None:
         self.assembly, self.loop, self.rings = assembly, loop, rings
         self.state_hz, self.array_hz, self.health_s = state_hz, array_hz, health_s
@@ -96,7 +105,7 @@ class Collector:
         self.refusals: Counter[str] = Counter()
         self.spike_counts = np.zeros(N_CHANNELS, np.int64)
         self.is_stopping = False
-        self.disconnects = 0
+        self._door, self._admission = door, admission or Admission(None)
         self._clock, self._describe_source, self._on_ticks = clock, describe_source, on_ticks
         self._on_units = on_units
         self.is_timed = is_timed
@@ -344,7 +353,7 @@ class Collector:
             case wire.HeartbeatInput():
                 taken = self.submit(rt.HEARTBEAT, word=message.token)
             case wire.StimulateInput():
-                taken = self._submit_program(message.program)
+                taken = self._submit_program(message)
             case wire.BoardInput() if self.assembly.pipeline.words[DELAY] == 0:
                 self.refuse(wire.Reason.TOPIC, "no board is the network of this session: it has no [offload]")
                 taken = True  # it is counted already
@@ -361,7 +370,13 @@ class Collector:
         if not taken:
             self.refuse("overflow", "too many inputs wait for the loop")
 
-    def _submit_program(self, name: str) -> bool:
+    def _submit_program(self, message: wire.StimulateInput) -> bool:
+        name = message.program
+        try:
+            self._admission.check_stimulate(message.session, message.seq)
+        except CommandError as error:
+            self.refuse(error.reason, str(error))
+            return True  # it is counted already
         if name not in self.programs:
             known = ", ".join(self.programs) or "none"
             self.refuse(wire.Reason.RANGE, f"{name!r} is no program of this session; it has {known}")
@@ -464,7 +479,7 @@ class Collector:
         network = self.assembly.network.state[0]
         found["bad_stimuli"], found["bad_levels"] = int(network["bad_stimuli"]), int(network["bad_levels"])
         found["spikes"] = int(self.spike_counts.sum())
-        found["ingest_disconnects"] = self.disconnects
+        found["ingest_disconnects"] = self._door.disconnects if self._door is not None else 0
         for name in _REFUSED_BY_LOOP:
             del found[name]
         for name in ("ticks", "decisions", "units", "echoes", "odd", "inputs", "frames", "out"):
@@ -507,6 +522,7 @@ class Collector:
             "decoder": self._describe_decoder(),
             "stimulation": self._describe_stimulation(now),
             "recording": self.recorder.status() if self.recorder is not None else {"state": "off"},
+            "security": self._door.status() if self._door is not None else {},
         }
 
     def _sample_age_ms(self, now: float) -> float | None:

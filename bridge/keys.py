@@ -7,12 +7,14 @@
         server.key_secret      0600: never leaves this host
         clients/               0700: who is let in
             NAME.key           public key and roles of a client
+            NAME.key_secret    0600: for the client, unless it was written elsewhere
 
 What `new_client` writes for the client has its key pair, its roles and the daemon's public key: all that it needs.
 """
 
 import contextlib
 import hashlib
+import logging
 import os
 import re
 import stat
@@ -26,6 +28,8 @@ import zmq.utils.z85
 
 from neuromod.bridge.roles import Role, Sender, names_of, roles_of
 from neuromod.engine.errors import ConfigError
+
+log = logging.getLogger(__name__)
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _LONGEST_FILE = 16_384
@@ -75,6 +79,8 @@ def init_folder(folder: Path) -> Certificate:
     path = folder / "server.key_secret"
     if path.exists():
         raise ConfigError(f"{path} is there already: clients believe that key alone; name another folder")
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise ConfigError(f"{folder} is there already, and is no empty folder; name another one")
     public, secret = zmq.curve_keypair()
     made = Certificate(public, secret, {"name": "server"})
     with _told(folder):
@@ -86,8 +92,8 @@ def init_folder(folder: Path) -> Certificate:
     return made
 
 
-def new_client(folder: Path, name: str, roles: Role, out: Path) -> ClientKey:
-    """Make a key for a client, let it in, and write the file that it is to be given.
+def new_client(folder: Path, name: str, roles: Role, out: Path | None = None) -> Path:
+    """Make a key for a client, let it in, and return the file that it is to be given.
 
     Raises
     ------
@@ -97,6 +103,7 @@ def new_client(folder: Path, name: str, roles: Role, out: Path) -> ClientKey:
     if not _NAME.fullmatch(name):
         raise ConfigError(f"{name!r} cannot be a client's name: letters, digits, '.', '_' and '-', at most 63")
     server = load_server(folder)
+    out = out or folder / "clients" / f"{name}.key_secret"
     listed = folder / "clients" / f"{name}.key"
     for path, what in ((listed, "there is a client of that name: revoke it first"), (out, "keys are not overwritten")):
         if path.exists():
@@ -106,7 +113,7 @@ def new_client(folder: Path, name: str, roles: Role, out: Path) -> ClientKey:
     with _told(folder):
         _write(out, Certificate(public, secret, metadata | {"server": server.public.decode()}))
         _write(listed, Certificate(public, None, metadata))
-    return ClientKey(name, roles, public, secret, server.public)
+    return out
 
 
 def revoke_client(folder: Path, name: str) -> None:
@@ -123,6 +130,7 @@ def revoke_client(folder: Path, name: str) -> None:
         raise ConfigError(f"{folder} has no client {name!r}; it has {known}")
     with _told(folder):
         path.unlink()
+        path.with_suffix(".key_secret").unlink(missing_ok=True)  # where it was left here, it is good for nothing now
 
 
 def load_server(folder: Path) -> Certificate:
@@ -136,6 +144,11 @@ def load_server(folder: Path) -> Certificate:
     path = folder / "server.key_secret"
     if not path.exists():
         raise ConfigError(f"{folder} holds no key of a daemon; 'neuromod keys init {folder}' makes it")
+    for kept in (folder, folder / "clients"):
+        if sys.platform != "win32" and kept.exists() and kept.stat().st_mode & 0o022:
+            raise ConfigError(
+                f"others may let clients in: {kept} has mode {mode_of(kept)}, expected 0700; chmod 700 {kept}"
+            )
     return _load_secret(path)
 
 
@@ -258,7 +271,7 @@ def _load_secret(path: Path) -> Certificate:
 def _write(path: Path, certificate: Certificate, mode: int = 0o600) -> None:
     """Write a new file, whole, with its mode from the first byte on."""
     lines = ["# ZeroMQ CURVE certificate" + (": SECRET, for its owner alone" if certificate.secret else "")]
-    lines += ["metadata", *(f"    {key} = {value}" for key, value in certificate.metadata.items())]
+    lines += ["metadata", *(f'    {key} = "{value}"' for key, value in certificate.metadata.items())]
     lines += ["curve", f'    public-key = "{certificate.public.decode()}"']
     if certificate.secret is not None:
         lines.append(f'    secret-key = "{certificate.secret.decode()}"')
@@ -267,13 +280,21 @@ def _write(path: Path, certificate: Certificate, mode: int = 0o600) -> None:
     with contextlib.suppress(FileNotFoundError):
         scratch.unlink()
     descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-    with os.fdopen(descriptor, "w") as file:
-        file.write("\n".join(lines) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.link(scratch, path) if hasattr(os, "link") else scratch.rename(path)  # a link never takes the place of a file
-    with contextlib.suppress(FileNotFoundError):
-        scratch.unlink()
+    try:
+        with os.fdopen(descriptor, "w") as file:
+            file.write("\n".join(lines) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        try:
+            os.link(scratch, path)  # which, unlike a renaming, never takes the place of another file
+        except FileExistsError:
+            raise
+        except (OSError, AttributeError, NotImplementedError):  # a file system without links
+            scratch.rename(path)
+    finally:
+        scratch.unlink(missing_ok=True)
+    if sys.platform == "win32" and certificate.secret is not None:
+        log.warning("%s: Windows keeps no modes; see to it that nobody else may read it", path)
 
 
 def _roles(certificate: Certificate, path: Path) -> Role:

@@ -23,22 +23,25 @@ import pylsl
 import zmq
 from numpy.typing import NDArray
 
-from neuromod.adapters.base import Marker, Source, StreamInfo, create_source
+from neuromod.adapters.base import Marker, Source, StreamInfo
 from neuromod.adapters.config import ZmqConfig
 from neuromod.adapters.lsl import LslMarkers, LslSource
 from neuromod.bridge import array_watch, logs, native, realtime, wire
 from neuromod.bridge import collector as collecting
 from neuromod.bridge import loop_state as rt
+from neuromod.bridge.admission import admission_of
 from neuromod.bridge.arming import Arming, read_key
 from neuromod.bridge.assembly import Assembly, assemble, stimuli_stream
 from neuromod.bridge.collector import Collector
 from neuromod.bridge.config import SessionConfig
 from neuromod.bridge.control import Control
+from neuromod.bridge.doorkeeper import Doorkeeper
 from neuromod.bridge.gate import DECISION
 from neuromod.bridge.guard import Guard
 from neuromod.bridge.intake import Feeder, Keeper, ring_capacity
 from neuromod.bridge.ledger import Ledger, LedgerError
 from neuromod.bridge.loop import run
+from neuromod.bridge.lsl_list import markers_of, source_of
 from neuromod.bridge.metrics import MetricsServer, make_registry
 from neuromod.bridge.pipeline import TICK, UNIT
 from neuromod.bridge.recorder import SAMPLES, Recorder, sample_dtype
@@ -96,7 +99,7 @@ class Daemon:
         self._speed, self._on_ticks, self._on_units = speed, on_ticks, on_units
         self._context: zmq.Context[zmq.Socket[bytes]] | None = None
         self._sockets: dict[str, zmq.Socket[bytes]] = {}
-        self._monitor: zmq.Socket[bytes] | None = None
+        self._door: Doorkeeper | None = None
         self._markers: list[LslMarkers] = []
         self._threads: list[threading.Thread] = []
         self._stop_threads = threading.Event()
@@ -174,10 +177,9 @@ class Daemon:
             self._say_goodbye()
         if self.metrics is not None:
             self.metrics.close()
-        if self._monitor is not None:
-            self._sockets["ingest"].disable_monitor()
-            self._monitor.close(0)
-            self._monitor = None
+        if self._door is not None:
+            self._door.close()
+            self._door = None
         for opened in self._sockets.values():
             opened.close(linger=20)  # so that the good-bye leaves
         self._sockets.clear()
@@ -223,13 +225,14 @@ class Daemon:
 
     def _bind(self) -> None:
         self._context = zmq.Context(io_threads=1)
+        door = self._door = Doorkeeper(self._context, self.config.security)
         kinds = {"ingest": zmq.PULL, "output": zmq.PUB, "control": zmq.ROUTER}
         for name, kind in kinds.items():
             bound = self._sockets[name] = self._context.socket(kind)
             bound.maxmsgsize = _MAX_MESSAGE_BYTES
+            door.protect(name, bound)
             address = getattr(self.config.sockets, name)
             if name == "ingest":
-                self._monitor = bound.get_monitor_socket(zmq.EVENT_DISCONNECTED)
                 bound.rcvhwm = _INGEST_HWM
                 if self.config.source_content == "stimuli":
                     bound.rcvtimeo = _SOURCE_TIMEOUT_MS
@@ -247,12 +250,13 @@ class Daemon:
             self.addresses[name] = endpoint.decode().rstrip("\0")
         if self.config.metrics is not None:
             self.metrics = MetricsServer(self.config.metrics)
+        self._spawn("neuromod-door", lambda: door.run(self._stop_threads))
 
     def _open_source(self) -> None:
         config = self.config
         # first, since a playback begins as soon as somebody listens to its signal
         for marker_config in config.markers:
-            markers = LslMarkers(marker_config)
+            markers = markers_of(config, marker_config)
             try:
                 markers.open()
             except AdapterError as error:
@@ -277,7 +281,7 @@ class Daemon:
             self._pulls = rt.SOURCE_ZMQ
         else:
             if self._source is None:
-                self._source = create_source(config.source)
+                self._source = source_of(config)
             if isinstance(self._source, LslSource):
                 self._source.open(subscribed=False)
             else:
@@ -433,6 +437,8 @@ class Daemon:
             is_timed=is_timed,
             recorder=self.recorder,
             on_behind=self._end_behind,
+            door=self._door,
+            admission=(admission := admission_of(config.security)),
         )
         if isinstance(self._source, LslSource):
             self._follow_clock(*self._source.correction(), submit=False)
@@ -444,11 +450,13 @@ class Daemon:
             self._spawn("neuromod-guard", lambda: guard.run(self._stop_threads))
             if self._ledger is not None:
                 self._spawn("neuromod-ledger", lambda: guard.run_ledger(self._stop_threads))
+        assert self._door is not None
         control = Control(
             self._sockets["control"],
             self.collector,
             self.stopped.set,
-            self._monitor,
+            door=self._door,
+            admission=admission,
             arming=arming,
             ledger_fault=lambda: guard.fault,
         )
