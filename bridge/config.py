@@ -33,7 +33,6 @@ Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 AnyModel = TypeVar("AnyModel", bound=pydantic.BaseModel)
 
 _TCP = re.compile(r"^tcp://(\[[^\]]+\]|[^:\[\]]+):(\*|\d+)$")
-_BEHIND_MS = 100.0
 
 _MADE_BY = {
     "session.baseline": "'neuromod baseline' writes one",
@@ -165,9 +164,9 @@ class TimingConfig(_Section, frozen=True, extra="forbid"):
     behind : {"newest", "stop"}
         LSL: what is done where the loop falls behind. newest: drop what waits and go on with the newest; stop: end the
         session. Recordings and messages of stimuli wait for their turn, and are never dropped.
-    behind_ms : float, optional
-        Fallen behind is a loop whose samples are older than this, with as much waiting behind them; at least late_ms.
-        By default 100, or late_ms where that is more; never taken as less than a stall, see `behind_bound_ms`.
+    behind_ms : float
+        Fallen behind is a loop whose samples are older than this, with as much waiting behind them; never taken as less
+        than late_ms or a stall, see `behind_bound_ms`.
     jitter_ms : float
         A stamp may stand this far from its place on the grid before it counts as a gap or a step; shorter losses go
         unseen. Set it low (1 or 2) for sources that stamp each sample exactly, higher for those that stamp by push and
@@ -184,7 +183,7 @@ class TimingConfig(_Section, frozen=True, extra="forbid"):
     stall_ms: Annotated[float, Field(ge=5.0, le=60_000.0)] = 50.0
     late_ms: Annotated[float, Field(gt=0.0, le=60_000.0)] = 10.0
     behind: Literal["newest", "stop"] = "newest"
-    behind_ms: Annotated[float, Field(gt=0.0, le=60_000.0)] | None = None
+    behind_ms: Annotated[float, Field(gt=0.0, le=60_000.0)] = 100.0
     jitter_ms: Annotated[float, Field(gt=0.0, le=1000.0)] = 50.0
     device_delay_ms: Annotated[float, Field(ge=0.0, le=1000.0)] = 0.0
     fill: Literal["hold", "zero"] = "hold"
@@ -196,18 +195,7 @@ class TimingConfig(_Section, frozen=True, extra="forbid"):
 
     def behind_bound_ms(self, block_ms: float) -> float:
         """Age and backlog that mean to have fallen behind: what a source may send at once without a stall is none."""
-        wanted_ms = self.behind_ms if self.behind_ms is not None else max(_BEHIND_MS, self.late_ms)
-        return max(wanted_ms, self.stall_bound_ms(block_ms))
-
-    @pydantic.model_validator(mode="after")
-    def _late_comes_before_behind(self) -> "TimingConfig":
-        if self.behind_ms is not None and self.behind_ms < self.late_ms:
-            raise _combination(
-                "timing.behind_ms",
-                f"timing.behind_ms = {self.behind_ms:g} would drop samples that are not even late (late_ms = "
-                f"{self.late_ms:g}): set it to {self.late_ms:g} or more, or leave it out",
-            )
-        return self
+        return max(self.behind_ms, self.late_ms, self.stall_bound_ms(block_ms))
 
 
 class RuntimeConfig(_Section, frozen=True, extra="forbid"):
