@@ -2,11 +2,12 @@
 
 Exit codes: 0 all went well; 1 it ran, and failed; 2 it could not run (bad configuration, bad usage, no daemon);
 130 interrupted. What a program may read goes to stdout, everything else to stderr. Environment variables are read here
-and nowhere below: `NEUROMOD_LOG` (level of the log), `NEUROMOD_KEY` (file with the key of a client).
+and nowhere below: `NEUROMOD_LOG` and `NEUROMOD_LOG_FORMAT` (level and form of the log), `JOURNAL_STREAM` (systemd's),
+`NEUROMOD_KEY` (file with the key of a client).
 """
 
 import logging
-import sys
+import os
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -26,6 +27,7 @@ from neuromod.bridge import (
     cli_operator,
     cli_session,
     cli_sort,
+    logs,
 )
 from neuromod.engine.errors import NeuromodError
 
@@ -47,7 +49,7 @@ class _Group(typer.core.TyperGroup):
         try:
             return super().invoke(ctx)
         except NeuromodError as error:
-            typer.echo(f"neuromod: {error}", err=True)
+            logs.say(str(error), logging.ERROR)
             raise typer.Exit(cli_client.exit_code(error)) from None
 
 
@@ -117,9 +119,8 @@ def _options(
     ] = False,
 ) -> None:
     level = "INFO" if verbose and log_level == LogLevel.WARNING else log_level.value.upper()
-    logging.basicConfig(
-        level=level, stream=sys.stderr, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s", force=True
-    )
+    logging.getLogger().setLevel(level)
+    logs.set_up(journal_stream=os.environ.get("JOURNAL_STREAM", ""))
 
 
 # -- set up
@@ -361,17 +362,34 @@ def demo(
 
 
 @app.command(rich_help_panel=RUN)
-def start(config: ConfigFile) -> None:
+def start(
+    config: ConfigFile,
+    log_format: Annotated[
+        logs.LogFormat, typer.Option(envvar="NEUROMOD_LOG_FORMAT", help="The log for people, or JSON for programs.")
+    ] = logs.LogFormat.TEXT,
+    log_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The log in a file too; 10 MB, and five older ones are kept.")
+    ] = None,
+) -> None:
     """Run the daemon until it is stopped (Ctrl-C, SIGTERM or 'neuromod stop').
 
     [bold]neuromod start session.toml[/bold]
+
+    [bold]neuromod -v start session.toml --log-format json --log-file neuromod.log[/bold]
     """
+    context = logs.Context()
+    journal = os.environ.get("JOURNAL_STREAM", "")
+    logs.set_up(form=log_format, file=log_file, journal_stream=journal, context=context)
     from neuromod.bridge.config import load
 
     session = load(config)
-    from neuromod.bridge.service import serve
+    context.session = session.session.name
+    from neuromod.bridge.service import Daemon, serve
 
-    raise typer.Exit(serve(session))
+    def follow(daemon: Daemon) -> None:
+        context.clock, context.tick = daemon.collector.now, lambda: daemon.collector.last_tick
+
+    raise typer.Exit(serve(session, on_open=follow))
 
 
 @app.command(rich_help_panel=RUN)

@@ -60,7 +60,9 @@ def add_commands(app: typer.Typer, panel: str) -> None:
 def subscribe(
     topics: Annotated[
         list[str] | None,
-        typer.Argument(help="spikes, stimuli, units, command, stimulation, state, health, event.", show_default="all"),
+        typer.Argument(
+            help="spikes, stimuli, units, command, stimulation, state, array, health, event.", show_default="all"
+        ),
     ] = None,
     config: Config = None,
     address: Address = None,

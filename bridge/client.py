@@ -155,7 +155,7 @@ class Subscription:
 
     def _count(self, topic: bytes, message: wire.OutputMessage) -> None:
         self.received += 1
-        if not isinstance(message, wire.SpikesMessage | wire.StimuliMessage | wire.UnitMessage):
+        if not isinstance(message, wire.SpikesMessage | wire.StimuliMessage | wire.UnitMessage | wire.ArrayMessage):
             return
         expected = self._next_seq.get(topic, message.seq)
         if message.seq > expected:
@@ -243,7 +243,7 @@ class Client:
         Parameters
         ----------
         *topics : str
-            Any of spikes, stimuli, command, stimulation, state, health, event; none for all.
+            Any of spikes, stimuli, units, command, stimulation, state, array, health, event; none for all.
         timeout_s : float, optional
             Raise `ClientTimeoutError` where nothing comes for so long; without it, wait until stopped.
         stop : threading.Event, optional
@@ -254,8 +254,8 @@ class Client:
         Returns
         -------
         Subscription
-            An iterator of `SpikesMessage`, `StimuliMessage`, `Command`, `Stimulation`, `StateMessage`, `HealthMessage`
-            and `EventMessage`.
+            An iterator of `SpikesMessage`, `StimuliMessage`, `UnitMessage`, `Command`, `Stimulation`, `StateMessage`,
+            `ArrayMessage`, `HealthMessage` and `EventMessage`.
         """
         subscription = Subscription(self._context, self.output, topics, timeout_s=timeout_s, stop=stop, buffer=buffer)
         self._subscriptions.append(subscription)

@@ -17,6 +17,7 @@ from neuromod.adapters.config import LslConfig, MarkerConfig, SourceConfig, XdfC
 from neuromod.adapters.decoder_config import DecoderConfig, DecoderFileConfig
 from neuromod.bridge import wire
 from neuromod.bridge.config_errors import checked
+from neuromod.bridge.metrics_config import MetricsConfig
 from neuromod.bridge.offload import OffloadConfig, check_offload
 from neuromod.bridge.safety_config import StimulationConfig
 from neuromod.bridge.security_config import SecurityConfig
@@ -30,6 +31,7 @@ Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 AnyModel = TypeVar("AnyModel", bound=pydantic.BaseModel)
 
 _TCP = re.compile(r"^tcp://(\[[^\]]+\]|[^:\[\]]+):(\*|\d+)$")
+_BEHIND_MS = 100.0
 
 _MADE_BY = {
     "session.baseline": "'neuromod baseline' writes one",
@@ -128,6 +130,8 @@ class PublishConfig(_Section, frozen=True, extra="forbid"):
         Whether the stimuli of each tick go out too.
     state_hz : float
         How often `state` goes out; 0 for never.
+    array_hz : float
+        How often `array` goes out; 0 for never.
     health_s : float
         Seconds between `health` messages.
     """
@@ -135,6 +139,7 @@ class PublishConfig(_Section, frozen=True, extra="forbid"):
     spikes: Literal["every", "spiking"] = "every"
     stimuli: bool = False
     state_hz: Annotated[float, Field(ge=0.0, le=100.0)] = 10.0
+    array_hz: Annotated[float, Field(ge=0.0, le=10.0)] = 2.0
     health_s: Annotated[float, Field(ge=0.1, le=60.0)] = 1.0
 
 
@@ -150,6 +155,12 @@ class TimingConfig(_Section, frozen=True, extra="forbid"):
         A source silent for longer has stalled; never taken as less than three blocks, see `stall_bound_ms`.
     late_ms : float
         A tick that ends later than this after its newest sample counts as late.
+    behind : {"newest", "stop"}
+        LSL: what is done where the loop falls behind. newest: drop what waits and go on with the newest; stop: end the
+        session. Recordings and messages of stimuli wait for their turn, and are never dropped.
+    behind_ms : float, optional
+        Fallen behind is a loop whose samples are older than this, with as much waiting behind them; at least late_ms.
+        By default 100, or late_ms where that is more; never taken as less than a stall, see `behind_bound_ms`.
     jitter_ms : float
         A stamp may stand this far from its place on the grid before it counts as a gap or a step; shorter losses go
         unseen. Set it low (1 or 2) for sources that stamp each sample exactly, higher for those that stamp by push and
@@ -165,6 +176,8 @@ class TimingConfig(_Section, frozen=True, extra="forbid"):
     block_ms: Annotated[float, Field(gt=0.0, le=100.0)] = 1.0
     stall_ms: Annotated[float, Field(ge=5.0, le=60_000.0)] = 50.0
     late_ms: Annotated[float, Field(gt=0.0, le=60_000.0)] = 10.0
+    behind: Literal["newest", "stop"] = "newest"
+    behind_ms: Annotated[float, Field(gt=0.0, le=60_000.0)] | None = None
     jitter_ms: Annotated[float, Field(gt=0.0, le=1000.0)] = 50.0
     device_delay_ms: Annotated[float, Field(ge=0.0, le=1000.0)] = 0.0
     fill: Literal["hold", "zero"] = "hold"
@@ -173,6 +186,21 @@ class TimingConfig(_Section, frozen=True, extra="forbid"):
     def stall_bound_ms(self, block_ms: float) -> float:
         """Silence after which a source of such blocks has stalled: a block that is merely due is no stall."""
         return max(self.stall_ms, 3.0 * block_ms)
+
+    def behind_bound_ms(self, block_ms: float) -> float:
+        """Age and backlog that mean to have fallen behind: what a source may send at once without a stall is none."""
+        wanted_ms = self.behind_ms if self.behind_ms is not None else max(_BEHIND_MS, self.late_ms)
+        return max(wanted_ms, self.stall_bound_ms(block_ms))
+
+    @pydantic.model_validator(mode="after")
+    def _late_comes_before_behind(self) -> "TimingConfig":
+        if self.behind_ms is not None and self.behind_ms < self.late_ms:
+            raise _combination(
+                "timing.behind_ms",
+                f"timing.behind_ms = {self.behind_ms:g} would drop samples that are not even late (late_ms = "
+                f"{self.late_ms:g}): set it to {self.late_ms:g} or more, or leave it out",
+            )
+        return self
 
 
 class RuntimeConfig(_Section, frozen=True, extra="forbid"):
@@ -244,6 +272,8 @@ class SessionConfig(_Section, frozen=True, extra="forbid"):
         A board outside is the network; without it the daemon's own is.
     markers : tuple of MarkerConfig
         LSL streams of markers.
+    metrics : MetricsConfig, optional
+        Numbers for Prometheus; without it none are served.
     security : SecurityConfig, optional
         Keys for every socket; without it only loopback and ipc are bound.
     session, sockets, publish, timing, runtime
@@ -266,6 +296,7 @@ class SessionConfig(_Section, frozen=True, extra="forbid"):
     publish: PublishConfig = PublishConfig()
     timing: TimingConfig = TimingConfig()
     runtime: RuntimeConfig = RuntimeConfig()
+    metrics: MetricsConfig | None = None
 
     @pydantic.field_validator("source", mode="before")
     @classmethod
@@ -369,7 +400,7 @@ class SessionConfig(_Section, frozen=True, extra="forbid"):
     def effective(self) -> dict[str, Any]:
         """Return the complete configuration as plain data, without the sections that this source does not use."""
         body = self.model_dump(mode="json")
-        for section in ("decoder", "stimulation", "record", "offload", "security"):
+        for section in ("decoder", "stimulation", "record", "offload", "metrics", "security"):
             if body[section] is None:
                 del body[section]
         if self.stimulation is None or self.source_content == "stimuli":

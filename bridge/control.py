@@ -41,7 +41,7 @@ from neuromod.engine.layout import LAYOUT_ID, LAYOUT_VERSION, LIVE
 
 log = logging.getLogger(__name__)
 
-_PUBLISH = ("state_hz", "health_s")
+_PUBLISH = ("state_hz", "array_hz", "health_s")
 _POLL_MS = 50
 _ARM_WITHIN_S = 0.5  # shorter than the wait for its echo
 

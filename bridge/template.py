@@ -122,6 +122,7 @@ control = @  # commands, as those of 'neuromod status', 'arm' or 'set', are answ
 spikes = @  # "every" tick, or "spiking" ticks only
 stimuli = @  # publish the stimuli of each tick too
 state_hz = @  # membranes, modulators and rates; 0 for never
+array_hz = @  # rates, noise and snippets of the source's channels, for 'neuromod monitor'; 0 for never
 health_s = @
 
 [timing]
@@ -171,6 +172,9 @@ realtime_priority = @  # SCHED_FIFO, 1 to 98; 0 leaves the scheduler alone
 cpus = @  # the loop's thread runs on these only
 lock_memory = @
 timer_slack_ns = @
+
+# [metrics]                      # numbers for Prometheus; deploy/observability has a board and alerts for them
+# address = "127.0.0.1:9464"     # loopback only: scrape from elsewhere through ssh -L, or by an agent on this host
 """
 
 

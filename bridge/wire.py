@@ -36,6 +36,7 @@ TOPIC_STRESS: Final = b"stress"
 TOPIC_COMMAND: Final = b"command"
 TOPIC_STIMULATION: Final = b"stimulation"
 TOPIC_UNITS: Final = b"units"
+TOPIC_ARRAY: Final = b"array"
 TOPIC_ALIVE: Final = b"alive"
 TOPIC_HEARTBEAT: Final = b"heartbeat"
 TOPIC_STIMULATE: Final = b"stimulate"
@@ -49,6 +50,7 @@ OUTPUT_TOPICS: Final = (
     TOPIC_COMMAND,
     TOPIC_STIMULATION,
     TOPIC_STATE,
+    TOPIC_ARRAY,
     TOPIC_HEALTH,
     TOPIC_EVENT,
 )
@@ -411,6 +413,74 @@ class StateMessage:
     rates_hz: NDArray[np.float32]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Snippet:
+    """A piece of signal around a spike.
+
+    Attributes
+    ----------
+    channel : int
+        Of the source, from 0.
+    t_sample : float
+        Seconds on the daemon's `lsl_local_clock`: time of the sample at which it crossed.
+    crossing : int
+        Index of that sample in `data`.
+    data : ndarray of float32, shape (n,)
+        As the crossings are looked for: filtered, less the mean of all channels that take part.
+    """
+
+    channel: int
+    t_sample: float
+    crossing: int
+    data: NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ArrayMessage:
+    """How the channels of the source are, some times a second; sources of many channels take several messages.
+
+    Attributes
+    ----------
+    seq, tick : int
+        Number of this message, and the newest tick.
+    t : float
+        Seconds on the daemon's `lsl_local_clock`.
+    n, first : int
+        Channels of the source, and the first one that the arrays here are of.
+    counts : str
+        What `rates_hz` counts: "crossings", "units" (spikes of sorted units, at the channel where each is largest), or
+        "" where the source brings no spikes.
+    unit : str
+        What `noise` and the snippets are in: "uV" where the scale is known.
+    rates_hz : ndarray of float32
+        Counts per second since the message before; NaN where nothing is counted.
+    noise : ndarray of float32
+        Standard deviation of the noise of the filtered signal; NaN where it is not known.
+    positions_um : ndarray of float32, shape (channels, 2)
+        Where they are on the probe; no rows where that is not known.
+    excluded : tuple of int
+        Channels that take no part.
+    sampling_frequency : float
+        Of the snippets, in Hz.
+    snippets : tuple of Snippet
+        A few recent spikes, other channels in each message.
+    """
+
+    seq: int
+    tick: int
+    t: float
+    n: int
+    first: int
+    counts: str
+    unit: str
+    rates_hz: NDArray[np.float32]
+    noise: NDArray[np.float32]
+    positions_um: NDArray[np.float32]
+    excluded: tuple[int, ...]
+    sampling_frequency: float
+    snippets: tuple[Snippet, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class HealthMessage:
     """Health of the daemon, once a second. `body` is the whole map: see PROTOCOL.md for its keys."""
@@ -438,7 +508,15 @@ class EventMessage:
 
 
 OutputMessage = (
-    SpikesMessage | StimuliMessage | UnitMessage | Command | Stimulation | StateMessage | HealthMessage | EventMessage
+    SpikesMessage
+    | StimuliMessage
+    | UnitMessage
+    | Command
+    | Stimulation
+    | StateMessage
+    | ArrayMessage
+    | HealthMessage
+    | EventMessage
 )
 
 
@@ -521,6 +599,36 @@ def pack_state(message: StateMessage) -> bytes:
             "rates_hz": np.asarray(message.rates_hz, dtype="<f4").tobytes(),
         }
     )
+
+
+def pack_array(message: ArrayMessage) -> bytes:
+    """Pack an `array` message."""
+    body: dict[str, Any] = {
+        "v": PROTOCOL_VERSION,
+        "seq": message.seq,
+        "tick": message.tick,
+        "t": message.t,
+        "n": message.n,
+        "first": message.first,
+        "counts": message.counts,
+        "unit": message.unit,
+        "rates_hz": np.asarray(message.rates_hz, dtype="<f4").tobytes(),
+        "noise": np.asarray(message.noise, dtype="<f4").tobytes(),
+        "excluded": list(message.excluded),
+        "sampling_frequency": message.sampling_frequency,
+        "snippets": [
+            {
+                "channel": snippet.channel,
+                "t_sample": snippet.t_sample,
+                "crossing": snippet.crossing,
+                "data": np.asarray(snippet.data, dtype="<f4").tobytes(),
+            }
+            for snippet in message.snippets
+        ],
+    }
+    if len(message.positions_um):
+        body["positions_um"] = np.asarray(message.positions_um, dtype="<f4").tobytes()
+    return _pack(body)
 
 
 def pack_health(message: HealthMessage) -> bytes:
@@ -623,6 +731,8 @@ def unpack_output(topic: bytes, payload: bytes) -> OutputMessage:
             modulators={name: _number(modulators, name) for name in modulators},
             rates_hz=_floats(body, "rates_hz", None),
         )
+    if topic == TOPIC_ARRAY:
+        return _unpack_array(body)
     if topic == TOPIC_HEALTH:
         for key in ("counters", "latency_us", "source", "errors"):
             if not isinstance(body.get(key, {}), dict):
@@ -634,6 +744,42 @@ def unpack_output(topic: bytes, payload: bytes) -> OutputMessage:
         tick=_integer(body, "tick"),
         source=_text(body, "source"),
         value=body.get("value"),
+    )
+
+
+def _unpack_array(body: dict[str, Any]) -> ArrayMessage:
+    rates_hz, n, first = _floats(body, "rates_hz", None), _integer(body, "n", 1), _integer(body, "first")
+    if first + len(rates_hz) > n:
+        raise MessageError(Reason.LENGTH, f"rates_hz has {len(rates_hz)} channels from {first} on, of {n} in all")
+    has_positions = "positions_um" in body
+    positions = _floats(body, "positions_um", 2 * len(rates_hz)) if has_positions else np.zeros(0, np.float32)
+    excluded, snippets = _get(body, "excluded"), _get(body, "snippets")
+    if not isinstance(excluded, list) or not all(type(channel) is int and 0 <= channel < n for channel in excluded):
+        raise MessageError(Reason.TYPE, f"excluded must be an array of channels from 0 to {n - 1}")
+    if not isinstance(snippets, list) or not all(isinstance(snippet, dict) for snippet in snippets):
+        raise MessageError(Reason.TYPE, "snippets must be an array of maps")
+    return ArrayMessage(
+        seq=_integer(body, "seq"),
+        tick=_integer(body, "tick"),
+        t=_number(body, "t"),
+        n=n,
+        first=first,
+        counts=_text(body, "counts"),
+        unit=_text(body, "unit"),
+        rates_hz=rates_hz,
+        noise=_floats(body, "noise", len(rates_hz)),
+        positions_um=positions.reshape(-1, 2),
+        excluded=tuple(excluded),
+        sampling_frequency=_number(body, "sampling_frequency"),
+        snippets=tuple(
+            Snippet(
+                channel=_integer(snippet, "channel", 0, n - 1),
+                t_sample=_number(snippet, "t_sample"),
+                crossing=_integer(snippet, "crossing"),
+                data=_floats(snippet, "data", None),
+            )
+            for snippet in snippets
+        ),
     )
 
 
