@@ -21,7 +21,9 @@ from neuromod.bridge.metrics_config import MetricsConfig
 from neuromod.bridge.offload import OffloadConfig, check_offload
 from neuromod.bridge.safety_config import StimulationConfig
 from neuromod.bridge.security_config import SecurityConfig
+from neuromod.bridge.supervision_config import CheckpointConfig, WatchdogConfig
 from neuromod.bridge.toml_text import to_toml
+from neuromod.engine.arrays import NO_ARRAYS
 from neuromod.engine.config import ChannelOverride, NetworkConfig
 from neuromod.engine.errors import ConfigError
 from neuromod.engine.network import MIN_DT_MS, check_step
@@ -37,7 +39,12 @@ _MADE_BY = {
     "session.baseline": "'neuromod baseline' writes one",
     "security.keys": "'neuromod keys init' makes it",
 }
-_MADE_LATER = ("record.folder", "stimulation.stop_file", "stimulation.ledger")  # paths that need not be there
+_MADE_LATER = (
+    "record.folder",
+    "stimulation.stop_file",
+    "stimulation.ledger",
+    "checkpoint.path",
+)  # paths that need not be there
 
 
 def _check_address(address: str) -> str:
@@ -276,7 +283,9 @@ class SessionConfig(_Section, frozen=True, extra="forbid"):
         Numbers for Prometheus; without it none are served.
     security : SecurityConfig, optional
         Keys for every socket; without it only loopback and ipc are bound.
-    session, sockets, publish, timing, runtime
+    checkpoint : CheckpointConfig, optional
+        Checkpoints by the clock, and what a session begins from after a crash; without it, none.
+    session, sockets, publish, timing, runtime, watchdog
         See each section's class.
     """
 
@@ -296,6 +305,8 @@ class SessionConfig(_Section, frozen=True, extra="forbid"):
     publish: PublishConfig = PublishConfig()
     timing: TimingConfig = TimingConfig()
     runtime: RuntimeConfig = RuntimeConfig()
+    watchdog: WatchdogConfig = WatchdogConfig()
+    checkpoint: CheckpointConfig | None = None
     metrics: MetricsConfig | None = None
 
     @pydantic.field_validator("source", mode="before")
@@ -400,7 +411,7 @@ class SessionConfig(_Section, frozen=True, extra="forbid"):
     def effective(self) -> dict[str, Any]:
         """Return the complete configuration as plain data, without the sections that this source does not use."""
         body = self.model_dump(mode="json")
-        for section in ("decoder", "stimulation", "record", "offload", "metrics", "security"):
+        for section in ("decoder", "stimulation", "record", "offload", "checkpoint", "metrics", "security"):
             if body[section] is None:
                 del body[section]
         if self.stimulation is None or self.source_content == "stimuli":
@@ -550,9 +561,12 @@ def _read_weights(raw: dict[str, Any], folder: Path | None, where: str) -> None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # numpy warns about an empty file, and the shape says it better
-            matrix = np.load(path) if path.suffix == ".npy" else np.loadtxt(path, delimiter=",", ndmin=2)
-    except (OSError, ValueError) as error:
+            with path.open("rb") as file:  # numpy would leave a damaged one open
+                matrix = np.load(file) if path.suffix == ".npy" else np.loadtxt(file, delimiter=",", ndmin=2)
+    except NO_ARRAYS as error:
         raise ConfigError(f"{where}: network.weights.path: {path} cannot be read as a matrix: {error}") from None
+    if not isinstance(matrix, np.ndarray):
+        raise ConfigError(f"{where}: network.weights.path: {path} is an archive; expected one matrix")
     if matrix.shape != (16, 16) or matrix.dtype.kind not in "fiu":
         raise ConfigError(
             f"{where}: network.weights.path: {path} holds {matrix.dtype} of shape {matrix.shape}; "
