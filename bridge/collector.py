@@ -357,7 +357,7 @@ class Collector:
             case wire.HeartbeatInput():
                 taken = self.submit(rt.HEARTBEAT, word=message.token)
             case wire.StimulateInput():
-                taken = self._submit_program(message)
+                taken = self._submit_program(message, sender)
             case wire.BoardInput() if self.assembly.pipeline.words[DELAY] == 0:
                 self.refuse(wire.Reason.TOPIC, "no board is the network of this session: it has no [offload]")
                 taken = True  # it is counted already
@@ -374,10 +374,10 @@ class Collector:
         if not taken:
             self.refuse("overflow", "too many inputs wait for the loop")
 
-    def _submit_program(self, message: wire.StimulateInput) -> bool:
+    def _submit_program(self, message: wire.StimulateInput, sender: Sender) -> bool:
         name = message.program
         try:
-            self._admission.check_stimulate(message.session, message.seq)
+            self._admission.check_stimulate(sender, message.session, message.seq)
         except CommandError as error:
             self.refuse(error.reason, str(error))
             return True  # it is counted already

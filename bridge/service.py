@@ -595,7 +595,8 @@ class Daemon:
     def _judge(self, frames: list[zmq.Frame]) -> None:
         try:
             topic, payload = wire.split_parts([frame.bytes for frame in frames])
-            self.collector.judge(topic, payload, _user_id(frames[0]))
+            assert self._door is not None
+            self.collector.judge(topic, payload, self._door.sender(frames[0]).user_id)
         except wire.MessageError as error:
             self.collector.refuse(error.reason, str(error))
 
@@ -682,14 +683,6 @@ def _send_all(output: "zmq.Socket[bytes]", ring: Ring, limit: int = 4096) -> Non
         middle = int(frame["topic"])
         data = frame["data"][: middle + int(frame["payload"])].tobytes()
         output.send_multipart([data[:middle], data[middle:]], zmq.DONTWAIT)
-
-
-def _user_id(frame: zmq.Frame) -> str | None:
-    """Return what the authentication calls the sender; None without keys."""
-    try:
-        return str(frame.get("User-Id"))
-    except zmq.ZMQError:  # there is no such property
-        return None
 
 
 def serve(

@@ -193,6 +193,11 @@ hold_s = @  # all must be well for so long before it is said to be
 # keep = 3
 # resume = "crash"               # begin from it where the last life did not end in order; or "never", or "always"
 
+# [security]                     # keys for every socket, which then may bind away from loopback
+# keys = "keys"                  # 'neuromod keys init' makes it, 'neuromod keys new NAME --roles ...' lets a client in
+# lsl_sources = ["rig/emg-1"]    # hostname/source_id of each LSL stream that may be used, as 'neuromod streams' shows
+# requests_per_s = 200.0         # to the control socket, of one client
+
 # [metrics]                      # numbers for Prometheus; deploy/observability has a board and alerts for them
 # address = "127.0.0.1:9464"     # loopback only: scrape from elsewhere through ssh -L, or by an agent on this host
 """
