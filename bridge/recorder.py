@@ -34,6 +34,9 @@ SAMPLES = "samples"
 RESERVE = "reserve"
 RESERVE_BYTES = 1 << 20
 
+QUEUE_BYTES = 32 << 20
+"""What may wait to be written; more is left out."""
+
 _TURN_S = 0.05  # a quarter of the 0.2 s within which records are to be with the operating system
 _SYNC_S = 1.0
 _LARGEST_CHUNK = 1 << 20
@@ -100,7 +103,7 @@ class Recorder:
         min_free_bytes: int = 256 << 20,
         warn_free_bytes: int = 4 << 30,
         warn_free_s: float = WARN_FREE_S,
-        queue_bytes: int = 32 << 20,
+        queue_bytes: int = QUEUE_BYTES,
         segment_bytes: int = SEGMENT_BYTES,
         announce: Announce | None = None,
         free_bytes: Callable[[], int] | None = None,
@@ -144,6 +147,11 @@ class Recorder:
     def is_recording(self) -> bool:
         """False once the recording has ended, for whatever reason."""
         return not self._why
+
+    @property
+    def records_samples(self) -> bool:
+        """Whether raw samples are taken from their ring."""
+        return self._ring is not None and self.is_recording
 
     def add(self, kind: str, records: NDArray[Any]) -> bool:
         """Leave records to be written; they are copied. False, and counted, where they cannot be.

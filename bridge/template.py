@@ -122,6 +122,7 @@ control = @  # commands, as those of 'neuromod status', 'arm' or 'set', are answ
 spikes = @  # "every" tick, or "spiking" ticks only
 stimuli = @  # publish the stimuli of each tick too
 state_hz = @  # membranes, modulators and rates; 0 for never
+array_hz = @  # rates, noise and snippets of the source's channels, for 'neuromod monitor'; 0 for never
 health_s = @
 
 [timing]
@@ -189,6 +190,9 @@ hold_s = @  # all must be well for so long before it is said to be
 # every_s = 10.0
 # keep = 3
 # resume = "crash"               # begin from it where the last life did not end in order; or "never", or "always"
+
+# [metrics]                      # numbers for Prometheus; deploy/observability has a board and alerts for them
+# address = "127.0.0.1:9464"     # loopback only: scrape from elsewhere through ssh -L, or by an agent on this host
 """
 
 
