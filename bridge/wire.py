@@ -77,6 +77,7 @@ MAX_INBOUND_BYTES: Final = 4096
 MAX_OUTBOUND_BYTES: Final = 1 << 20
 MAX_DEPTH: Final = 8
 MAX_NAME_CHARACTERS: Final = 256
+MAX_SESSION_CHARACTERS: Final = 64
 
 # Order and inclusive limits of the four neuromodulators, as neuromod.engine.modulators has them (a test compares).
 MODULATOR_LIMITS: Final[Mapping[str, tuple[float, float]]] = {
@@ -870,9 +871,11 @@ class HeartbeatInput:
 
 @dataclass(frozen=True, slots=True)
 class StimulateInput:
-    """Ask the gate for a train of the program of this name."""
+    """Ask the gate for a train of the program of this name; `session` and `seq` as in `Request`."""
 
     program: str
+    session: str | None = None
+    seq: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -938,8 +941,8 @@ def pack_ingest(message: IngestMessage) -> tuple[bytes, bytes]:
             topic, body = TOPIC_ALIVE, {"name": name}
         case HeartbeatInput(token):
             topic, body = TOPIC_HEARTBEAT, {"token": token}
-        case StimulateInput(program):
-            topic, body = TOPIC_STIMULATE, {"program": program}
+        case StimulateInput(program, session, seq):
+            topic, body = TOPIC_STIMULATE, {"program": program} | _ordered(session, seq)
         case BoardInput(tick, spikes, checked):
             topic = TOPIC_BOARD
             body = {"tick": tick, "spikes": spikes} | ({} if checked is False else {"checked": checked})
@@ -999,8 +1002,8 @@ def unpack_ingest(topic: bytes, payload: bytes, n: int = N_CHANNELS) -> IngestMe
         _only(body, ("token",))
         return HeartbeatInput(_integer(body, "token", 0, (1 << 62) - 1))
     if topic == TOPIC_STIMULATE:
-        _only(body, ("program",))
-        return StimulateInput(_name(body, "program"))
+        _only(body, ("program", "session", "seq"))
+        return StimulateInput(_name(body, "program"), *_order(body))
     if topic == TOPIC_BOARD:
         _only(body, ("tick", "spikes", "checked"))
         tick, spikes = _integer(body, "tick", 0, (1 << 63) - 1), _integer(body, "spikes", 0, (1 << n) - 1)
@@ -1033,11 +1036,17 @@ def split_parts(frames: Sequence[bytes]) -> tuple[bytes, bytes]:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One request to the control socket; `id`, where given, comes back with the reply."""
+    """One request to the control socket; `id`, where given, comes back with the reply.
+
+    `session` is what `hello` returned, and `seq` rises with each request of that session, so that one which was
+    recorded and is sent again is known.
+    """
 
     cmd: str
     args: dict[str, Any] = field(default_factory=dict)
     id: int | str | None = None
+    session: str | None = None
+    seq: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -1056,7 +1065,7 @@ def pack_request(request: Request) -> bytes:
     body: dict[str, Any] = {"cmd": request.cmd, "args": request.args}
     if request.id is not None:
         body["id"] = request.id
-    payload = _pack(body)
+    payload = _pack(body | _ordered(request.session, request.seq))
     unpack_request(payload)
     return payload
 
@@ -1064,12 +1073,12 @@ def pack_request(request: Request) -> bytes:
 def unpack_request(payload: bytes) -> Request:
     """Check and unpack a request. Whether the command exists is for `neuromod.bridge.commands` to say."""
     body = _unpack_map(payload, MAX_INBOUND_BYTES)
-    _only(body, ("cmd", "args", "id"))
+    _only(body, ("cmd", "args", "id", "session", "seq"))
     args = body.get("args", {})
     if not isinstance(args, dict):
         raise MessageError(Reason.TYPE, f"args must be a map, not {_kind(args)}")
     _check_finite(args)
-    return Request(_text(body, "cmd"), args, _identifier(body))
+    return Request(_text(body, "cmd"), args, _identifier(body), *_order(body))
 
 
 def pack_reply(reply: Reply) -> bytes:
@@ -1288,6 +1297,20 @@ def _identifier(body: dict[str, Any]) -> int | str | None:
     if value is not None and (isinstance(value, bool) or not isinstance(value, int | str)):
         raise MessageError(Reason.TYPE, f"id must be an integer or a string, not {_kind(value)}")
     return value
+
+
+def _ordered(session: str | None, seq: int | None) -> dict[str, Any]:
+    return {key: value for key, value in (("session", session), ("seq", seq)) if value is not None}
+
+
+def _order(body: dict[str, Any]) -> tuple[str | None, int | None]:
+    """Read `session` and `seq`, which come together or not at all."""
+    if "session" not in body and "seq" not in body:
+        return None, None
+    session = _text(body, "session")
+    if not 1 <= len(session) <= MAX_SESSION_CHARACTERS:
+        raise MessageError(Reason.LENGTH, f"session has 1 to {MAX_SESSION_CHARACTERS} characters, as hello returned it")
+    return session, _integer(body, "seq", 1)
 
 
 def _put_u64(data: bytearray, at: int, name: str, value: int) -> None:
