@@ -553,8 +553,9 @@ def _array_panel(canvas: Canvas, rect: Rect, model: Model, now: float) -> None:
         canvas.text(inside.y, inside.x + 1, "nothing heard: publish.array_hz is 0?", DIM, inside.x + inside.width)
         return
     if not len(known):
-        why = "warming up, or silent" if model.counts else "n/a: the source brings no spikes"
-        canvas.text(inside.y, inside.x + 1, f"{n} channels, rates {why}", DIM, inside.x + inside.width)
+        why = "warming up, or silent" if model.counts else "the source brings no spikes"
+        for line, words in enumerate((f"{n} channels", "rates n/a:", why)[: inside.height]):
+            canvas.text(inside.y + line, inside.x + 1, words, DIM, inside.x + inside.width)
         return
     silent = int(np.sum(known == 0.0))
     legend = [
