@@ -34,7 +34,7 @@ _ARMED_S = 600.0
 _MEMORY_EVERY_S = 0.25
 _BIN_MS = 1.0  # a step of the decoder in every tick: the dearest there is
 
-_MEASURING = ("send", "subscribe", "near_end", "far_end", "pulses", "peer")
+_MEASURING = ("send", "subscribe", "source", "sink")
 
 # front end and encoder are warm before anything is counted: a gate that waits for them lets nothing pass
 _CLOSED_LOOP = """

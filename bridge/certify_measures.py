@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neuromod.bridge.bench_latency import SETTLE_S, BenchError, Worker, free_addresses, private_session
-from neuromod.bridge.certify_workers import BARE, LSL, ZEROMQ, sleeper_words
+from neuromod.bridge.certify_workers import BARE, LSL, SEATS, ZEROMQ, sleeper_words
 from neuromod.bridge.warm import LONGEST_START_S
 
 RATE_HZ = 30_000.0
@@ -157,15 +157,21 @@ class Measured:
 
 
 class Crew:
-    """The processes, on an LSL session of their own; a context manager. They are started when they are first needed."""
+    """The processes, on an LSL session of their own; a context manager."""
 
     def __init__(self) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="neuromod-certify-")
         self.folder = Path(self._folder.name)
         self.environment = private_session(self.folder)
-        self._workers: dict[str, Worker] = {}
+        self._workers = {seat: Worker(seat, self.environment, _MODULE) for seat in SEATS}
 
     def __enter__(self) -> Self:
+        try:
+            for worker in self._workers.values():  # compiling may take minutes
+                worker.wait_for("here", LONGEST_START_S)
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -173,40 +179,30 @@ class Crew:
             worker.close()
         self._folder.cleanup()
 
-    def dismiss(self, *roles: str) -> None:
-        """End workers that are not needed any more."""
-        for role in roles:
-            if (worker := self._workers.pop(role, None)) is not None:
-                worker.close()
+    def ask(self, seat: str, do: str, job: dict[str, Any], result: str = "") -> None:
+        """Give a worker a job, and wait until it is ready for it; its result goes into a file of that name."""
+        self._workers[seat].tell(job | {"do": do, "result": self.path(result)})
+        self._workers[seat].wait_for("ready")
 
-    def start(self, *roles: str) -> None:
-        """Start workers, and wait until all are there; compiling may take minutes."""
-        new = [role for role in roles if role not in self._workers]
-        for role in new:
-            self._workers[role] = Worker(role, self.environment, _MODULE)
-        for role in new:
-            self._workers[role].wait_for("here", LONGEST_START_S)
+    def poll(self, job: dict[str, Any]) -> None:
+        """Have the operator at work, who never says that it is ready."""
+        self._workers["poll"].tell(job | {"do": "poll"})
 
-    def ask(self, role: str, job: dict[str, Any]) -> None:
-        """Give a worker a job, and wait until it is ready for it."""
-        self.tell(role, job)
-        self.hear(role, "ready")
+    def hear(self, seat: str, timeout_s: float = 60.0) -> None:
+        """Wait until a worker has done its job."""
+        self._workers[seat].wait_for("done", timeout_s)
 
-    def tell(self, role: str, words: str | dict[str, Any]) -> None:
-        """Give a worker a job without waiting, or the word "stop"."""
-        self._workers[role].tell(words)
+    def stop(self, seat: str) -> None:
+        """Tell a worker whose job is done to clear up."""
+        self._workers[seat].tell("stop")
 
-    def hear(self, role: str, word: str = "done", timeout_s: float = 180.0) -> dict[str, Any]:
-        """Wait for a word of a worker."""
-        return self._workers[role].wait_for(word, timeout_s)
-
-    def finish(self, role: str) -> dict[str, Any]:
-        """Stop a job, and return what the worker has to say."""
-        self.tell(role, "stop")
-        return self.hear(role)
+    def finish(self, seat: str) -> None:
+        """End a job, and wait until it is done."""
+        self.stop(seat)
+        self.hear(seat)
 
     def path(self, name: str) -> str:
-        """Return where a worker may leave its result."""
+        """Return where a worker leaves its result."""
         return str(self.folder / name)
 
 
@@ -227,7 +223,6 @@ def measure(settings: Settings, step: Callable[[str], None] = lambda what: None)
     """
     zeromq, lsl, ticks, wakes = Pair(), Pair(), Pair(), []
     with Crew() as crew:
-        crew.start("near_end", "far_end")
         for k in range(settings.rounds):
             step(f"ZeroMQ and LSL beside bare TCP, {k + 1} of {settings.rounds}")
             found = links(crew, settings.link_s)
@@ -235,26 +230,19 @@ def measure(settings: Settings, step: Callable[[str], None] = lambda what: None)
             lsl.ours.append(found[LSL])
             for pair in (zeromq, lsl):
                 pair.bare.append(found[BARE])
-        crew.dismiss("near_end", "far_end")
-        crew.start("daemon", "sleeper")
         for k in range(settings.rounds):
             step(f"ticks of 1 ms beside a bare loop, {k + 1} of {settings.rounds}")
-            ours, bare, woke = paced_ticks(crew, settings.paced_s, first_bare=k % 2 == 1)
+            ours, bare, woke = paced_ticks(crew, settings.paced_s)
             ticks.ours.append(ours)
             ticks.bare.append(bare)
             wakes.append(woke)
-        crew.dismiss("sleeper")
         points = [Point(channels, tick_ms) for channels in settings.channels for tick_ms in settings.ticks_ms]
-        if points:
-            crew.start("send", "subscribe", "poll", "bare")
         for k in range(settings.rounds):
             for point in points if k % 2 == 0 else points[::-1]:
                 step(f"{point.channels} channels, ticks of {point.tick_ms:g} ms, {k + 1} of {settings.rounds}")
                 run_point(crew, point, settings.grid_s)
-        crew.dismiss("send", "subscribe", "poll", "bare")
         loopback = Loopback() if settings.loopback else None
         if loopback is not None:
-            crew.start("pulses", "peer")
             for k in range(settings.rounds):
                 step(f"pulses to an actuator, {k + 1} of {settings.rounds}")
                 run_loopback(crew, loopback, settings.loopback_s, seed=k)
@@ -270,13 +258,12 @@ def links(crew: Crew, seconds: float, interval_s: float = 0.0005) -> dict[int, N
         "source_id": uuid.uuid4().hex,
         "seconds": seconds,
         "interval_s": interval_s,
-        "result": crew.path("links.npz"),
     }
-    crew.ask("near_end", job)
-    crew.ask("far_end", job)
-    crew.hear("near_end", timeout_s=seconds + 60.0)
-    crew.finish("far_end")
-    crew.tell("near_end", "stop")
+    crew.ask("source", "near_end", job)
+    crew.ask("sink", "far_end", job, "links.npz")
+    crew.hear("source", seconds + 60.0)
+    crew.finish("sink")
+    crew.stop("source")
     found = {}
     with np.load(crew.path("links.npz")) as heard:
         for way in (ZEROMQ, LSL, BARE):
@@ -285,25 +272,23 @@ def links(crew: Crew, seconds: float, interval_s: float = 0.0005) -> dict[int, N
     return found
 
 
-def paced_ticks(
-    crew: Crew, seconds: float, *, first_bare: bool
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Return how late ticks of 1 ms ended, in the daemon's loop and in a bare one, and how late the loop woke."""
+def paced_ticks(crew: Crew, seconds: float) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Return how late ticks of 1 ms ended, in the daemon's loop and in a bare one, and how late the loop woke.
+
+    Both run at the same time: either sleeps for most of it, and what holds the machine up meets both.
+    """
     output, control, ingest = free_addresses(3)
-    job = {"seconds": seconds, "output": output, "control": control, "ingest": ingest, "is_paced": True}
-
-    def ask(role: str, file: str) -> None:
-        crew.ask(role, job | {"result": crew.path(file)})
-        crew.hear(role, timeout_s=seconds + 120.0)
-
-    jobs = [("daemon", "paced.npy"), ("sleeper", "bare.npy")]
-    for role, file in jobs[::-1] if first_bare else jobs:
-        ask(role, file)
+    crew.ask("bare", "sleeper", {}, "bare.npy")
+    job = {"seconds": seconds, "output": output, "control": control, "ingest": ingest}
+    crew.ask("daemon", "paced", job, "paced.npy")
+    crew.hear("daemon", seconds + 120.0)
+    crew.finish("bare")
     ticks, bare = np.load(crew.path("paced.npy")), np.load(crew.path("bare.npy"))
     due = ticks["t_sample"]
     late = _settled((ticks["t_tick"] - due) * 1e6, due, "the loop's ticks")
     woke = _settled((ticks["t_arrival"] - due) * 1e6, due, "the loop's ticks")
-    return late, bare[min(len(bare) - 1, round(1000 * SETTLE_S)) :], woke
+    together = (bare[:, 0] >= due[0]) & (bare[:, 0] <= due[-1])
+    return late, _settled(bare[together, 1], bare[together, 0], "the bare loop"), woke
 
 
 def run_point(crew: Crew, point: Point, seconds: float) -> None:
@@ -320,7 +305,6 @@ def run_point(crew: Crew, point: Point, seconds: float) -> None:
         "ingest": ingest,
         "busy": False,
         "closed_loop": True,
-        "is_paced": False,
         "record": "",
         "seconds": seconds,
     }
@@ -329,7 +313,7 @@ def run_point(crew: Crew, point: Point, seconds: float) -> None:
     at -= messages["t_sample"] - stamps[at - 1] < stamps[at] - messages["t_sample"]
     point.answers.bare.append(_settled((messages["arrival"] - stamps[at]) * 1e6, stamps[at], "the bare loop"))
 
-    stamps, messages, ticks = _one_run(crew, job, "daemon", "command", seconds)
+    stamps, messages, ticks = _one_run(crew, job, "live", "command", seconds)
     block = _blocks_of(ticks, stamps, chunk)
     known = (block >= 0) & (block < len(stamps))
     ticks, block = ticks[known], block[known]
@@ -347,25 +331,26 @@ def run_point(crew: Crew, point: Point, seconds: float) -> None:
     point.answers.ours.append(_settled((messages["arrival"][same] - sent) * 1e6, sent, "commands"))
 
 
-def _one_run(crew: Crew, job: dict[str, Any], role: str, topic: str, seconds: float) -> tuple[Any, Any, Any]:
+def _one_run(crew: Crew, job: dict[str, Any], do: str, topic: str, seconds: float) -> tuple[Any, Any, Any]:
     job = job | {"source_id": uuid.uuid4().hex}
-    crew.ask("subscribe", {"output": job["output"], "topic": topic, "result": crew.path("messages.npz")})
-    crew.ask("send", job | {"result": crew.path("stamps.npy")})
-    crew.ask(role, job | {"result": crew.path("ticks.npy")})
-    if role == "daemon":
-        crew.tell("poll", job)
-    crew.hear("send", timeout_s=seconds + 60.0)
-    if role == "daemon":
+    seat = "daemon" if do == "live" else "bare"
+    crew.ask("sink", "subscribe", {"output": job["output"], "topic": topic}, "messages.npz")
+    crew.ask("source", "send", job, "stamps.npy")
+    crew.ask(seat, do, job, "ticks.npy")
+    if do == "live":
+        crew.poll(job)
+    crew.hear("source", seconds + 60.0)
+    if do == "live":
         crew.finish("poll")
     time.sleep(_DRAIN_S)  # what is still under way arrives before the stop
-    crew.finish("subscribe")
-    crew.finish(role)
-    crew.tell("send", "stop")
+    crew.finish("sink")
+    crew.finish(seat)
+    crew.stop("source")
     with np.load(crew.path("messages.npz")) as found:
         messages = {name: found[name] for name in found}
     if not len(messages["t_sample"]):
         raise CertifyError(f"no message of {job['n_channels']} channels arrived at all; see 'neuromod doctor'")
-    return np.load(crew.path("stamps.npy")), messages, np.load(crew.path("ticks.npy")) if role == "daemon" else None
+    return np.load(crew.path("stamps.npy")), messages, np.load(crew.path("ticks.npy")) if do == "live" else None
 
 
 def _blocks_of(ticks: NDArray[Any], stamps: NDArray[np.float64], chunk: int) -> NDArray[np.int64]:
@@ -375,7 +360,9 @@ def _blocks_of(ticks: NDArray[Any], stamps: NDArray[np.float64], chunk: int) -> 
     loop lays them on a grid, which follows a sender that was held up only slowly.
     """
     block = (ticks["sample"].astype(np.int64) - 1) // chunk
-    return block + int(np.abs(stamps - ticks["t_sample"][0]).argmin()) - block[0]
+    first = int(np.abs(stamps - ticks["t_sample"][0]).argmin())
+    counted: NDArray[np.int64] = block + first - block[0]
+    return counted
 
 
 def run_loopback(crew: Crew, found: Loopback, seconds: float, seed: int) -> None:
@@ -388,19 +375,18 @@ def run_loopback(crew: Crew, found: Loopback, seconds: float, seed: int) -> None
         "n_channels": 16, "rate": RATE_HZ, "chunk": chunk, "source_id": source_id, "seconds": seconds + settle_s,
         "settle_s": settle_s, "seed": seed, "noise_uv": 5.0, "pulse_uv": -400.0, "least_blocks": 25, "most_blocks": 50,
         "output": output, "control": control, "ingest": ingest, "messages": messages, "answers": answers,
-        "is_paced": False, "session": _LOOPBACK.format(source_id=source_id),
+        "session": _LOOPBACK.format(source_id=source_id),
     }  # fmt: skip
-    files = {"pulses": "pulses.npy", "daemon": "ticks.npy", "peer": "heard.npy"}
-    crew.ask("peer", job | {"result": crew.path(files["peer"])})
+    crew.ask("sink", "peer", job, "heard.npy")
     with _actuator(crew, job):
-        crew.ask("pulses", job | {"result": crew.path(files["pulses"])})
-        crew.ask("daemon", job | {"result": crew.path(files["daemon"])})
-        crew.hear("pulses", timeout_s=seconds + 120.0)
-        time.sleep(_DRAIN_S)  # what is still under way arrives before the stop
+        crew.ask("source", "pulses", job, "pulses.npy")
+        crew.ask("daemon", "live", job, "ticks.npy")
+        crew.hear("source", seconds + 120.0)
+        time.sleep(_DRAIN_S)
         crew.finish("daemon")
-        crew.tell("pulses", "stop")
-    crew.finish("peer")
-    sent, ticks, heard = (np.load(crew.path(files[role])) for role in ("pulses", "daemon", "peer"))
+        crew.stop("source")
+    crew.finish("sink")
+    sent, ticks, heard = (np.load(crew.path(name)) for name in ("pulses.npy", "ticks.npy", "heard.npy"))
     _judge_loopback(found, sent[:, 0], ticks, heard[heard[:, 1] > 0.5])
 
 

@@ -43,14 +43,17 @@ def print_report(console: Console, found: dict[str, Any], changed: dict[str, Any
         f"ticks at most {target['over_bare_us']:g} us later than bare, at p50 and p99: {told}\n", highlight=False
     )
     if found["grid"]:
-        promises = Table("channels", "tick", "promised", "late", "p50", "p99", "p99.9", "max", "why", box=None)
+        promises = Table("channels", "tick", "promised", "late", "p50", "p99", "p99.9", "max", box=None, pad_edge=False)
         for point in found["grid"]:
             word = "[green]yes" if point["promised"] else "[red]no"
             promises.add_row(
                 str(point["channels"]), f"{point['tick_ms']:g} ms", word, f"{point['late_share']:.3%}",
-                *_numbers(point["ends"]), point["why"],
+                *_numbers(point["ends"]),
             )  # fmt: skip
         console.print(promises)
+        for point in found["grid"]:
+            name = f"{point['channels']} channels, {point['tick_ms']:g} ms"
+            console.print(f"{name}: {'' if point['promised'] else 'not '}promised: {point['why']}", highlight=False)
         console.print(
             f"us from the push of a sample to the end of its tick. {found['rule']}\n", style="dim", highlight=False
         )

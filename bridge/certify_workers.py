@@ -1,7 +1,7 @@
 """The programs that `neuromod certify` starts, each in a process of its own: the bare ones, and the daemon itself.
 
-`python -m neuromod.bridge.certify_workers ROLE`; they take jobs as those of `bench_workers` do, four of which
-(`send`, `subscribe`, `bare` and `poll`) serve here, too.
+`python -m neuromod.bridge.certify_workers SEAT`; they take jobs as those of `bench_workers` do, four of which (`send`,
+`subscribe`, `bare` and `poll`) serve here, too.
 """
 
 import ctypes
@@ -33,6 +33,7 @@ LINK_HEAD = np.dtype([("way", "<i8"), ("number", "<i8"), ("sent", "<f8")])
 _CONNECT_S = 10.0
 _POLL_S = 0.2
 _PACED_HZ = 1000.0
+_TICKS_AT_ONCE = 100  # of the bare loop, before it looks whether it is to stop
 
 
 def far_end(desk: Desk, job: Job) -> None:
@@ -140,15 +141,22 @@ def near_end(desk: Desk, job: Job) -> None:
 
 def sleeper(desk: Desk, job: Job) -> None:
     """The bare loop of ticks: nothing but sleeping until each is due, in compiled code where the host lets it."""
-    n, period_ns = round(job["seconds"] * _PACED_HZ), round(1e9 / _PACED_HZ)
-    late_ns = np.zeros(n, np.int64)
-    sleep_until = _compiled_sleep(period_ns)
+    sleep_until = _compiled_sleep(round(1e9 / _PACED_HZ))
+    found: list[tuple[float, NDArray[np.int64]]] = []
+
+    def run() -> None:
+        while not desk.stop.is_set():
+            late_ns = np.zeros(_TICKS_AT_ONCE, np.int64)
+            found.append((pylsl.local_clock(), late_ns))
+            sleep_until(late_ns)
+
     desk.say("ready")
-    thread = threading.Thread(target=sleep_until, args=(late_ns,))
+    thread = threading.Thread(target=run)
     thread.start()
     thread.join()
-    np.save(job["result"], late_ns / 1e3)
-    desk.say("done", how=sleeper_words())
+    due = np.concatenate([start + (1.0 + np.arange(len(late))) / _PACED_HZ for start, late in found])
+    np.save(job["result"], np.column_stack((due, np.concatenate([late for _, late in found]) / 1e3)))
+    desk.say("done")
 
 
 def sleeper_words() -> str:
@@ -222,11 +230,6 @@ def live(desk: Desk, job: Job) -> None:
     run.until(lambda _: desk.stop.is_set(), float("inf"))
     run.save(job["result"])
     desk.say("done", **run.notes)
-
-
-def daemon(desk: Desk, job: Job) -> None:
-    """The daemon, whole, on a source that the job says; one process, since loading compiled code takes its time."""
-    (paced if job["is_paced"] else live)(desk, job)
 
 
 def pulses(desk: Desk, job: Job) -> None:
@@ -341,16 +344,24 @@ def peer(desk: Desk, job: Job) -> None:
     desk.say("done", heard=len(heard))
 
 
-ROLES: dict[str, Callable[[Desk, Job], None]] = {
+JOBS: dict[str, Callable[[Desk, Job], None]] = {
     "far_end": far_end,
     "near_end": near_end,
     "sleeper": sleeper,
-    "daemon": daemon,
+    "paced": paced,
+    "live": live,
     "pulses": pulses,
     "peer": peer,
 } | {role: bench_workers.ROLES[role] for role in ("send", "subscribe", "bare", "poll")}
 
+SEATS = ("source", "sink", "daemon", "bare", "poll")
+"""Processes; each does one job after another, of any kind, so that few have to be started."""
+
+
+def work(desk: Desk, job: Job) -> None:
+    """Do the job that ``job["do"]`` names."""
+    JOBS[job["do"]](desk, job)
+
+
 if __name__ == "__main__":
-    _role = sys.argv[1]
-    _warm = bench_workers.warm_daemon if _role == "daemon" else lambda: None
-    bench_workers.main(_role, ROLES[_role], _warm)
+    bench_workers.main(sys.argv[1], work, bench_workers.warm_daemon if sys.argv[1] == "daemon" else lambda: None)
