@@ -17,9 +17,13 @@ from neuromod.adapters.config import LslConfig, MarkerConfig, SourceConfig, XdfC
 from neuromod.adapters.decoder_config import DecoderConfig, DecoderFileConfig
 from neuromod.bridge import wire
 from neuromod.bridge.config_errors import checked
+from neuromod.bridge.metrics_config import MetricsConfig
 from neuromod.bridge.offload import OffloadConfig, check_offload
 from neuromod.bridge.safety_config import StimulationConfig
+from neuromod.bridge.security_config import SecurityConfig
+from neuromod.bridge.supervision_config import CheckpointConfig, WatchdogConfig
 from neuromod.bridge.toml_text import to_toml
+from neuromod.engine.arrays import NO_ARRAYS
 from neuromod.engine.config import ChannelOverride, NetworkConfig
 from neuromod.engine.errors import ConfigError
 from neuromod.engine.network import MIN_DT_MS, check_step
@@ -29,17 +33,22 @@ Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 AnyModel = TypeVar("AnyModel", bound=pydantic.BaseModel)
 
 _TCP = re.compile(r"^tcp://(\[[^\]]+\]|[^:\[\]]+):(\*|\d+)$")
-_CURVE = (
-    "sockets away from loopback need CURVE keys, which come with a later release: "
-    "bind to 127.0.0.1 and reach the port from elsewhere through ssh -L"
-)
+_BEHIND_MS = 100.0
 
-
-_MADE_LATER = ("record.folder", "stimulation.stop_file", "stimulation.ledger")  # paths that need not be there
+_MADE_BY = {
+    "session.baseline": "'neuromod baseline' writes one",
+    "security.keys": "'neuromod keys init' makes it",
+}
+_MADE_LATER = (
+    "record.folder",
+    "stimulation.stop_file",
+    "stimulation.ledger",
+    "checkpoint.path",
+)  # paths that need not be there
 
 
 def _check_address(address: str) -> str:
-    """Allow loopback TCP and ipc; write localhost as the number, since libzmq does not bind to names."""
+    """Allow TCP by number and ipc; write localhost as the number, since libzmq does not bind to names."""
     if address.startswith("ipc://") and len(address) > len("ipc://"):
         return address
     match = _TCP.match(address)
@@ -48,15 +57,20 @@ def _check_address(address: str) -> str:
     host, port = match[1].strip("[]"), match[2]
     if port != "*" and not 0 <= int(port) <= 65535:
         raise ValueError(f"port {port} does not exist, ports end at 65535: choose a free one above 1023")
-    if host == "localhost":
-        host = "127.0.0.1"
+    host = {"localhost": "127.0.0.1", "*": "0.0.0.0"}.get(host, host)  # noqa: S104, which needs keys
     try:
-        is_loopback = ipaddress.ip_address(host).is_loopback
+        ipaddress.ip_address(host)
     except ValueError:
-        is_loopback = False
-    if not is_loopback:
-        raise ValueError(f"{address} is away from loopback; {_CURVE}")
+        raise ValueError(
+            f"{address}: {host!r} is no address of an interface; give its number, 0.0.0.0 for all of them"
+        ) from None
     return f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
+
+
+def is_loopback(address: str) -> bool:
+    """Say whether an address of `[sockets]` can be reached from this host alone."""
+    match = _TCP.match(address)
+    return match is None or ipaddress.ip_address(match[1].strip("[]")).is_loopback
 
 
 Address = Annotated[str, pydantic.AfterValidator(_check_address)]
@@ -82,11 +96,19 @@ class SessionInfo(_Section, frozen=True, extra="forbid"):
 
 
 class SocketsConfig(_Section, frozen=True, extra="forbid"):
-    """Where the three sockets bind: loopback TCP (`*` as port takes a free one) or ipc."""
+    """Where the three sockets bind: TCP (`*` as port takes a free one) or ipc; away from loopback only with keys."""
 
     ingest: Address = wire.DEFAULT_INGEST
     output: Address = wire.DEFAULT_OUTPUT
     control: Address = wire.DEFAULT_CONTROL
+
+    def for_clients(self) -> dict[str, str]:
+        """Return where a client on this host connects to: an address that means every interface is none to go to."""
+        everywhere = (("tcp://0.0.0.0:", "tcp://127.0.0.1:"), ("tcp://[::]:", "tcp://[::1]:"))
+        found: dict[str, str] = self.model_dump()
+        for bound, reached in everywhere:
+            found = {name: address.replace(bound, reached) for name, address in found.items()}
+        return found
 
     @pydantic.model_validator(mode="after")
     def _are_different(self) -> "SocketsConfig":
@@ -115,6 +137,8 @@ class PublishConfig(_Section, frozen=True, extra="forbid"):
         Whether the stimuli of each tick go out too.
     state_hz : float
         How often `state` goes out; 0 for never.
+    array_hz : float
+        How often `array` goes out; 0 for never.
     health_s : float
         Seconds between `health` messages.
     """
@@ -122,6 +146,7 @@ class PublishConfig(_Section, frozen=True, extra="forbid"):
     spikes: Literal["every", "spiking"] = "every"
     stimuli: bool = False
     state_hz: Annotated[float, Field(ge=0.0, le=100.0)] = 10.0
+    array_hz: Annotated[float, Field(ge=0.0, le=10.0)] = 2.0
     health_s: Annotated[float, Field(ge=0.1, le=60.0)] = 1.0
 
 
@@ -137,6 +162,12 @@ class TimingConfig(_Section, frozen=True, extra="forbid"):
         A source silent for longer has stalled; never taken as less than three blocks, see `stall_bound_ms`.
     late_ms : float
         A tick that ends later than this after its newest sample counts as late.
+    behind : {"newest", "stop"}
+        LSL: what is done where the loop falls behind. newest: drop what waits and go on with the newest; stop: end the
+        session. Recordings and messages of stimuli wait for their turn, and are never dropped.
+    behind_ms : float, optional
+        Fallen behind is a loop whose samples are older than this, with as much waiting behind them; at least late_ms.
+        By default 100, or late_ms where that is more; never taken as less than a stall, see `behind_bound_ms`.
     jitter_ms : float
         A stamp may stand this far from its place on the grid before it counts as a gap or a step; shorter losses go
         unseen. Set it low (1 or 2) for sources that stamp each sample exactly, higher for those that stamp by push and
@@ -152,6 +183,8 @@ class TimingConfig(_Section, frozen=True, extra="forbid"):
     block_ms: Annotated[float, Field(gt=0.0, le=100.0)] = 1.0
     stall_ms: Annotated[float, Field(ge=5.0, le=60_000.0)] = 50.0
     late_ms: Annotated[float, Field(gt=0.0, le=60_000.0)] = 10.0
+    behind: Literal["newest", "stop"] = "newest"
+    behind_ms: Annotated[float, Field(gt=0.0, le=60_000.0)] | None = None
     jitter_ms: Annotated[float, Field(gt=0.0, le=1000.0)] = 50.0
     device_delay_ms: Annotated[float, Field(ge=0.0, le=1000.0)] = 0.0
     fill: Literal["hold", "zero"] = "hold"
@@ -160,6 +193,21 @@ class TimingConfig(_Section, frozen=True, extra="forbid"):
     def stall_bound_ms(self, block_ms: float) -> float:
         """Silence after which a source of such blocks has stalled: a block that is merely due is no stall."""
         return max(self.stall_ms, 3.0 * block_ms)
+
+    def behind_bound_ms(self, block_ms: float) -> float:
+        """Age and backlog that mean to have fallen behind: what a source may send at once without a stall is none."""
+        wanted_ms = self.behind_ms if self.behind_ms is not None else max(_BEHIND_MS, self.late_ms)
+        return max(wanted_ms, self.stall_bound_ms(block_ms))
+
+    @pydantic.model_validator(mode="after")
+    def _late_comes_before_behind(self) -> "TimingConfig":
+        if self.behind_ms is not None and self.behind_ms < self.late_ms:
+            raise _combination(
+                "timing.behind_ms",
+                f"timing.behind_ms = {self.behind_ms:g} would drop samples that are not even late (late_ms = "
+                f"{self.late_ms:g}): set it to {self.late_ms:g} or more, or leave it out",
+            )
+        return self
 
 
 class RuntimeConfig(_Section, frozen=True, extra="forbid"):
@@ -231,7 +279,13 @@ class SessionConfig(_Section, frozen=True, extra="forbid"):
         A board outside is the network; without it the daemon's own is.
     markers : tuple of MarkerConfig
         LSL streams of markers.
-    session, sockets, publish, timing, runtime
+    security : SecurityConfig, optional
+        Keys for every socket; without it only loopback and ipc are bound.
+    metrics : MetricsConfig, optional
+        Numbers for Prometheus; without it none are served.
+    checkpoint : CheckpointConfig, optional
+        Checkpoints by the clock, and what a session begins from after a crash; without it, none.
+    session, sockets, publish, timing, runtime, watchdog
         See each section's class.
     """
 
@@ -247,9 +301,13 @@ class SessionConfig(_Section, frozen=True, extra="forbid"):
     offload: OffloadConfig | None = None
     markers: tuple[MarkerConfig, ...] = ()
     sockets: SocketsConfig = SocketsConfig()
+    security: SecurityConfig | None = None
     publish: PublishConfig = PublishConfig()
     timing: TimingConfig = TimingConfig()
     runtime: RuntimeConfig = RuntimeConfig()
+    watchdog: WatchdogConfig = WatchdogConfig()
+    checkpoint: CheckpointConfig | None = None
+    metrics: MetricsConfig | None = None
 
     @pydantic.field_validator("source", mode="before")
     @classmethod
@@ -274,6 +332,8 @@ class SessionConfig(_Section, frozen=True, extra="forbid"):
                 f"timing.block_ms cuts a signal into blocks; here {length} says how long one is: remove it",
             )
         self._triggers_have_events()
+        if self.security is None:
+            self._sockets_stay_on_loopback()
         if kind == "zmq" or self.source_content == "signal":
             # a block is at least so long: the ticks of the session are no shorter
             block_ms = getattr(self.source, "block_ms", self.timing.block_ms)
@@ -305,6 +365,17 @@ class SessionConfig(_Section, frozen=True, extra="forbid"):
             check_offload(offload, self.network, max(block_ms / ticks, MIN_DT_MS), ticks)
         except ConfigError as error:
             raise _combination("offload", str(error)) from None
+
+    def _sockets_stay_on_loopback(self) -> None:
+        for name in ("ingest", "output", "control"):
+            address = getattr(self.sockets, name)
+            if not is_loopback(address):
+                key = f"sockets.{name}"
+                raise _combination(
+                    key,
+                    f"{key}: {address} is away from loopback, which needs keys: 'neuromod keys init keys', and "
+                    '[security] keys = "keys"; or bind to 127.0.0.1 and reach the port through ssh -L',
+                )
 
     def _triggers_have_events(self) -> None:
         """Refuse triggers that could never fire; those of a decoder's file are seen when it is read."""
@@ -340,7 +411,7 @@ class SessionConfig(_Section, frozen=True, extra="forbid"):
     def effective(self) -> dict[str, Any]:
         """Return the complete configuration as plain data, without the sections that this source does not use."""
         body = self.model_dump(mode="json")
-        for section in ("decoder", "stimulation", "record", "offload"):
+        for section in ("decoder", "stimulation", "record", "offload", "security", "checkpoint", "metrics"):
             if body[section] is None:
                 del body[section]
         if self.stimulation is None or self.source_content == "stimuli":
@@ -422,11 +493,7 @@ def parse(text: str, *, folder: Path | None = None, where: str = "session") -> S
     config = _with_paths_from(config, folder)
     for key, path in paths_in(config, ""):
         if not path.exists() and key not in _MADE_LATER:
-            fix = (
-                "'neuromod baseline' writes one"
-                if key == "session.baseline"
-                else "mend the path, or put the file there"
-            )
+            fix = _MADE_BY.get(key, "mend the path, or put the file there")
             raise ConfigError(f"{where}: {key} names {path}, which does not exist; {fix}")
     return config
 
@@ -494,9 +561,12 @@ def _read_weights(raw: dict[str, Any], folder: Path | None, where: str) -> None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # numpy warns about an empty file, and the shape says it better
-            matrix = np.load(path) if path.suffix == ".npy" else np.loadtxt(path, delimiter=",", ndmin=2)
-    except (OSError, ValueError) as error:
+            with path.open("rb") as file:  # numpy would leave a damaged one open
+                matrix = np.load(file) if path.suffix == ".npy" else np.loadtxt(file, delimiter=",", ndmin=2)
+    except NO_ARRAYS as error:
         raise ConfigError(f"{where}: network.weights.path: {path} cannot be read as a matrix: {error}") from None
+    if not isinstance(matrix, np.ndarray):
+        raise ConfigError(f"{where}: network.weights.path: {path} is an archive; expected one matrix")
     if matrix.shape != (16, 16) or matrix.dtype.kind not in "fiu":
         raise ConfigError(
             f"{where}: network.weights.path: {path} holds {matrix.dtype} of shape {matrix.shape}; "
