@@ -24,9 +24,10 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from soak_faults import HARD, SOFT, Outcome, inflict, schedule
 from soak_judge import check_the_judge, collect, judge, n_changes
-from soak_rig import AMPLITUDE_UA, PERIOD_US, PHASE_US, PULSES, Rig, resources
+from soak_rig import AMPLITUDE_UA, PERIOD_US, PHASE_US, PULSES, START_WITHIN_MS, Rig, resources
 
 PROGRAM = {"amplitude_ua": AMPLITUDE_UA, "phase_us": PHASE_US, "period_us": PERIOD_US, "pulses": float(PULSES)}
+PROGRAM["start_within_s"] = START_WITHIN_MS / 1e3
 SETTLE_S = 8.0
 """Before the first fault, so that there are pulses to judge."""
 
@@ -95,7 +96,11 @@ def _measure(rig: Rig) -> dict[str, dict[str, float]]:
 
 
 def _complaints(
-    outcomes: list[Outcome], unaccounted: list[str], unsafe: list[str], passed_wrongly: list[str], counts: dict[str, int]
+    outcomes: list[Outcome],
+    unaccounted: list[str],
+    unsafe: list[str],
+    passed_wrongly: list[str],
+    counts: dict[str, int],
 ) -> list[str]:
     found = []
     for outcome in outcomes:

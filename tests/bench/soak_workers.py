@@ -6,9 +6,11 @@ trouble: clients that come and go, that send nonsense, that ask without end, or 
 
 import json
 import os
+import pty
 import random
 import sys
 import time
+import tty
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,9 +19,12 @@ import numpy as np
 import pylsl
 import zmq
 
+from neuromod.adapters.actuator_config import StimulatorConfig
+from neuromod.adapters.actuators.base import Command, Stimulation
+from neuromod.adapters.actuators.device import LineDevice
+from neuromod.adapters.actuators.stimulator import VirtualStimulator
 from neuromod.bridge.client import Client, ClientTimeoutError
 from neuromod.bridge.wire import EventMessage, HealthMessage, SpikesMessage
-from neuromod.adapters.actuators.base import Command, Stimulation
 
 PUSHED = np.dtype([("index", "<u8"), ("stamp", "<f8"), ("pushed", "<f8")])
 """What the source writes of each sample: its number in this life of the source, its stamp, and when it was pushed."""
@@ -132,6 +137,20 @@ def _key(key: str | None) -> dict[str, Any]:
     return {} if key is None else {"key": Path(key)}
 
 
+def device(port: str, pulses: str) -> None:
+    """Be a stimulator behind a serial line: one end of a pseudo-terminal, whose other end is `port` until this ends."""
+    ours, theirs = pty.openpty()
+    tty.setraw(theirs)
+    place = Path(port)
+    place.unlink(missing_ok=True)
+    place.symlink_to(os.ttyname(theirs))
+    stimulator = VirtualStimulator(StimulatorConfig(pulses=Path(pulses)))
+    line = LineDevice(ours, stimulator)
+    print("ready", flush=True)
+    while True:
+        line.step()  # `theirs` stays open: a line that nobody has open is an error to read from
+
+
 def flood(addresses: dict[str, str], seconds: float, key: str | None, seed: int) -> None:
     """Subscribe and go away again, many times, while some read slowly."""
     rng, ends, n = random.Random(seed), time.monotonic() + seconds, 0
@@ -231,6 +250,7 @@ def _ask(client: Client, context: Any, address: str, dealers: list[Any]) -> Call
 WORKERS: dict[str, Callable[..., None]] = {
     "source": source,
     "witness": witness,
+    "device": device,
     "flood": flood,
     "frozen": frozen,
     "nonsense": nonsense,
