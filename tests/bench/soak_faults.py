@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from soak_rig import Process, Rig, wait
+from bench.soak_rig import Process, Rig, wait
 
 NOTICE_S, RECOVER_S = 20.0, 120.0
 
@@ -188,7 +188,7 @@ class LineCut(Fault):
     def is_over(self) -> bool:
         is_back = "is back" in self.rig.hand.said()[self._offset :]
         health = self.rig.status() if is_back else None
-        return health is not None and (health["stimulation"]["state"] == "armed" or self.rig.has_to_wait())
+        return health is not None and bool(health["stimulation"]["state"] == "armed" or self.rig.has_to_wait())
 
 
 class DiskFull(Fault):

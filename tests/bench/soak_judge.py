@@ -1,7 +1,7 @@
 """What a soak run is judged by: every sample accounted for, and nothing unsafe at the far end.
 
-Everything here is a function of what was written down: what the source pushed, what the witness heard, what the sessions
-recorded, what the stimulator did. Times are seconds on the local clock, which all processes share.
+Everything here is a function of what was written down: what the source pushed, what the witness heard, what the
+sessions recorded, what the stimulator did. Times are seconds on the local clock, which all processes share.
 
 A sample of the source is accounted for where
 - a tick has it as its newest one, in the record of a session or at the witness;
@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from bench.soak_workers import COMMAND, PUSHED, SEEN, SPIKES, STIMULATION
 from numpy.typing import NDArray
-from soak_workers import COMMAND, PUSHED, SEEN, SPIKES, STIMULATION
 
 from neuromod.bridge.session import Session, find_sessions, verify
 from neuromod.bridge.wire import Flag
@@ -182,7 +182,7 @@ def _judge_records(evidence: Evidence, verdict: Verdict) -> None:
 
 
 def _judge_samples(evidence: Evidence, verdict: Verdict) -> None:
-    """Every sample that the source pushed is in a tick, in a gap that is flagged, or in a time that the daemon was down."""
+    """Every sample that the source pushed is in a tick, in a gap that is flagged, or came while the daemon was down."""
     stamps = np.concatenate([np.empty(0), *(each["stamp"] for each in evidence.pushed)])
     if not len(stamps):
         return
@@ -230,7 +230,8 @@ def _judge_samples(evidence: Evidence, verdict: Verdict) -> None:
     }
     if len(lost):
         verdict.unaccounted.append(
-            f"{len(lost)} samples are in no tick, gap or time that the daemon was down; the first at {stamps[lost[0]]:.3f}"
+            f"{len(lost)} samples are in no tick, no gap that is flagged, and did not come while the daemon was down; "
+            f"the first at {stamps[lost[0]]:.3f}"
         )
     doubled = len(nearest[is_there]) - len(np.unique(nearest[is_there]))
     if doubled:
@@ -244,8 +245,9 @@ def _all_ticks(evidence: Evidence) -> tuple[NDArray[np.float64], NDArray[np.floa
     tick = np.concatenate([spikes["tick"], *(each.tick for each in evidence.recorded)])
     t_sample = np.concatenate([spikes["t_sample"], *(each.t_sample for each in evidence.recorded)])
     flags = np.concatenate([spikes["flags"], *(each.flags for each in evidence.recorded)])
-    keys = np.stack([_of_life(t, evidence.lives).astype(np.uint64), tick, (flags & _NO_STEP).astype(np.uint64)])
-    _, unique = np.unique(keys, axis=1, return_index=True)
+    keys = np.zeros(len(t), [("life", "<u4"), ("tick", "<u8"), ("no_step", "<u4")])
+    keys["life"], keys["tick"], keys["no_step"] = _of_life(t, evidence.lives), tick, flags & _NO_STEP
+    _, unique = np.unique(keys, return_index=True)
     return t[unique], t_sample[unique], flags[unique]
 
 
@@ -379,14 +381,9 @@ def _without_ticks(evidence: Evidence, *, recorded: bool, seen: bool) -> Evidenc
     calm = spikes[spikes["flags"] == 0]
     if len(calm) < 1000:
         return None
-    begin = float(calm["t"][len(calm) // 2])
-    for start in calm["t"][len(calm) // 2 :: 50]:  # where 20 ms around are calm, and recorded
-        near = (spikes["t"] >= start) & (spikes["t"] < start + 0.1)
-        if not spikes["flags"][near].any() and any(
-            ((each.t > start) & (each.t < start + 0.1)).sum() > 50 for each in evidence.recorded
-        ):
-            begin = float(start)
-            break
+    begin = next((float(t) for t in calm["t"][len(calm) // 2 :: 50] if _is_calm(evidence, spikes, float(t))), None)
+    if begin is None:
+        return None
     end = begin + 0.02
     records = evidence.recorded
     if recorded:
@@ -404,6 +401,13 @@ def _without_ticks(evidence: Evidence, *, recorded: bool, seen: bool) -> Evidenc
     if seen:
         heard = heard[~((heard["kind"] == SPIKES) & (heard["t"] >= begin) & (heard["t"] < end))]
     return replace(evidence, seen=heard, recorded=records)
+
+
+def _is_calm(evidence: Evidence, spikes: NDArray[Any], t: float) -> bool:
+    """Say whether nothing is flagged in a tenth of a second, and all of it is recorded."""
+    near = (spikes["t"] >= t) & (spikes["t"] < t + 0.1)
+    n_recorded = sum(int(((each.t >= t) & (each.t < t + 0.1)).sum()) for each in evidence.recorded)
+    return bool(near.sum() > 50 and n_recorded >= near.sum() and not spikes["flags"][near].any())
 
 
 def _clear(row: Any) -> None:

@@ -1,4 +1,4 @@
-"""Everything that runs in a soak: source, daemon and who restarts it, witness, stimulator behind a serial line, operator.
+"""What runs in a soak: source, daemon and who restarts it, witness, stimulator behind a serial line, operator.
 
 Each is a process of its own, but for the operator, who arms and holds the handle. The serial line is a pseudo-terminal
 that the stimulator holds the other end of: when that process ends, the line hangs up.
@@ -273,7 +273,7 @@ class Operator(threading.Thread):
 
 
 class Disk:
-    """A small disk for the recordings, which can be filled: a file system of its own where this process may mount one."""
+    """A small disk for the recordings, which can be filled: a file system of its own where one may be mounted."""
 
     def __init__(self, folder: Path, megabytes: int) -> None:
         self.folder = folder
@@ -337,6 +337,9 @@ class Rig:
         self.disk = Disk(folder / "sessions", int(200 + 60 * minutes))
         (folder / "lsl.cfg").write_text(_LSL.format(session=uuid.uuid4().hex))
         self.environment = os.environ | {"LSLAPICFG": str(folder / "lsl.cfg"), "PYTHONUNBUFFERED": "1"}
+        self.environment["PYTHONPATH"] = os.pathsep.join(
+            [str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+        )
         ports = _free_ports(3)
         self.addresses = {
             name: f"tcp://127.0.0.1:{port}" for name, port in zip(("ingest", "output", "control"), ports, strict=True)
@@ -345,10 +348,18 @@ class Rig:
         self.key: str | None = None
         (folder / "session.toml").write_text(
             _SESSION.format(
-                folder=folder, disk=self.disk.folder, peer=PEER, lease_ms=LEASE_MS, start_within_ms=START_WITHIN_MS, amplitude_ua=AMPLITUDE_UA,
-                phase_us=PHASE_US, pulses=PULSES, period_us=PERIOD_US, **self.addresses,
+                folder=folder,
+                disk=self.disk.folder,
+                peer=PEER,
+                lease_ms=LEASE_MS,
+                start_within_ms=START_WITHIN_MS,
+                amplitude_ua=AMPLITUDE_UA,
+                phase_us=PHASE_US,
+                pulses=PULSES,
+                period_us=PERIOD_US,
+                **self.addresses,
             )
-        )  # fmt: skip
+        )
         (folder / "hand.toml").write_text(_ACTUATOR.format(peer=PEER, port=folder / "port", **self.addresses))
         cli = [sys.executable, "-m", "neuromod.bridge.cli", "-v"]
         self.daemon = Daemon([*cli, "start", str(folder / "session.toml")], folder, self.environment)
@@ -370,7 +381,7 @@ class Rig:
 
     def worker(self, kind: str, **settings: Any) -> Process:
         """Return a process of `soak_workers.py`, not started."""
-        command = [sys.executable, str(HERE / "soak_workers.py"), kind, json.dumps(settings)]
+        command = [sys.executable, "-m", "bench.soak_workers", kind, json.dumps(settings)]
         return Process(kind, command, self.folder, self.environment)
 
     def client(self) -> Client:
@@ -414,7 +425,7 @@ class Rig:
 
     def has_to_wait(self) -> bool:
         """Whether the ledger still keeps anybody from arming, since the daemon was killed."""
-        return pylsl.local_clock() - self.daemon.lives[-1][0] < LEDGER_WAIT_S
+        return bool(pylsl.local_clock() - self.daemon.lives[-1][0] < LEDGER_WAIT_S)
 
     def processes(self) -> dict[str, int]:
         """Number of each process that is to be watched."""
@@ -445,7 +456,7 @@ def resources(pid: int) -> dict[str, float]:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         values = dict(line.split(":", 1) for line in status.splitlines() if ":" in line)
         return {
-            "descriptors": len(os.listdir(f"/proc/{pid}/fd")),
+            "descriptors": sum(1 for _ in Path(f"/proc/{pid}/fd").iterdir()),
             "threads": int(values["Threads"]),
             "rss_mb": int(values["VmRSS"].split()[0]) / 1024,
             "cpu_s": (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK"),
