@@ -27,7 +27,7 @@ test-waiting: warm
 warm: .venv/ready-dev
 	$(BIN)/python -c 'from neuromod.bridge.warm import warm_loop; warm_loop()'
 
-# some nine minutes on two idle cores: millions of ticks, and the netlist that synthesis makes of the Verilog
+# some ten minutes on two idle cores: millions of ticks, and the netlist that synthesis makes of the Verilog
 test-long: .venv/ready-dev
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,synthesis]'
 	$(BIN)/pytest -m long

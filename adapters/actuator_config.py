@@ -16,7 +16,8 @@ class _Config(pydantic.BaseModel, frozen=True, extra="forbid"):
     """Frozen, unknown keys refused."""
 
 
-def _loopback(address: str) -> str:
+def check_loopback(address: str) -> str:
+    """Return an address of this host; raise ValueError, in a sentence, for any other."""
     if address.startswith("ipc://") and len(address) > len("ipc://"):
         return address
     host, _, port = address.removeprefix("tcp://").rpartition(":")
@@ -28,11 +29,13 @@ def _loopback(address: str) -> str:
     except ValueError:
         is_loopback = False
     if not is_loopback:
-        raise ValueError(f"{address} is away from loopback, where nothing is encrypted: forward the port through ssh")
+        raise ValueError(
+            f"{address} is away from loopback, where nothing is encrypted without a key: forward the port through ssh"
+        )
     return f"tcp://{host}:{port}"
 
 
-Loopback = Annotated[str, AfterValidator(_loopback)]
+Loopback = Annotated[str, AfterValidator(check_loopback)]
 Ms = Annotated[float, Field(gt=0.0, le=60_000.0)]
 
 

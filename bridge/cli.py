@@ -2,10 +2,12 @@
 
 Exit codes: 0 all went well; 1 it ran, and failed; 2 it could not run (bad configuration, bad usage, no daemon);
 130 interrupted. What a program may read goes to stdout, everything else to stderr. Environment variables are read here
-and nowhere below: `NEUROMOD_LOG` (level of the log).
+and nowhere below: `NEUROMOD_LOG` and `NEUROMOD_LOG_FORMAT` (level and form of the log), `NEUROMOD_KEY` (file with
+the key of a client), and what systemd sets (`JOURNAL_STREAM`, `NOTIFY_SOCKET`, `WATCHDOG_USEC`).
 """
 
 import logging
+import os
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -22,9 +24,12 @@ from neuromod.bridge import (
     cli_export,
     cli_fpga,
     cli_hil,
+    cli_keys,
+    cli_monitor,
     cli_operator,
     cli_session,
     cli_sort,
+    logs,
 )
 from neuromod.engine.errors import NeuromodError
 
@@ -46,7 +51,7 @@ class _Group(typer.core.TyperGroup):
         try:
             return super().invoke(ctx)
         except NeuromodError as error:
-            typer.echo(f"neuromod: {error}", err=True)
+            logs.say(str(error), logging.ERROR)
             raise typer.Exit(cli_client.exit_code(error)) from None
 
 
@@ -116,9 +121,8 @@ def _options(
     ] = False,
 ) -> None:
     level = "INFO" if verbose and log_level == LogLevel.WARNING else log_level.value.upper()
-    logging.basicConfig(
-        level=level, stream=sys.stderr, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s", force=True
-    )
+    logging.getLogger().setLevel(level)
+    logs.set_up(journal_stream=os.environ.get("JOURNAL_STREAM", ""))
 
 
 # -- set up
@@ -360,17 +364,62 @@ def demo(
 
 
 @app.command(rich_help_panel=RUN)
-def start(config: ConfigFile) -> None:
+def start(
+    config: ConfigFile,
+    supervise: Annotated[bool, typer.Option("--supervise", help="Start it anew where it crashes.")] = False,
+    standby: Annotated[
+        bool | None,
+        typer.Option("--keep-standby/--no-standby", help="--supervise: a warm process (250 MB) to take over at once."),
+    ] = None,
+    is_standby: Annotated[bool, typer.Option("--standby", hidden=True)] = False,
+    last_life: Annotated[str | None, typer.Option(hidden=True)] = None,
+    log_format: Annotated[
+        logs.LogFormat, typer.Option(envvar="NEUROMOD_LOG_FORMAT", help="The log for people, or JSON for programs.")
+    ] = logs.LogFormat.TEXT,
+    log_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The log in a file too; 10 MB, and five older ones are kept.")
+    ] = None,
+) -> None:
     """Run the daemon until it is stopped (Ctrl-C, SIGTERM or 'neuromod stop').
 
     [bold]neuromod start session.toml[/bold]
+
+    [bold]neuromod -v start session.toml --log-format json --log-file neuromod.log[/bold]
+
+    [bold]neuromod start --supervise session.toml[/bold]    as a child that is started anew after a crash; with
+    checkpoint in the session file, from where it was, and always disarmed
     """
+    if supervise:
+        from neuromod.bridge.supervise import supervise as run_supervised
+
+        ours = ("--supervise", "--keep-standby", "--no-standby")
+        said = [word for word in sys.argv[1:] if word not in ours]  # all else is the child's
+        command = [sys.executable, "-m", "neuromod.bridge.cli", *said]
+        raise typer.Exit(run_supervised(command, has_standby=standby is not False))
+    if standby is not None:
+        raise _usage("--keep-standby and --no-standby go with --supervise")
+    if is_standby:
+        from neuromod.bridge.standby import wait_to_be_told
+
+        if not (last_life := wait_to_be_told()):
+            raise typer.Exit
+    context = logs.Context()
+    journal = os.environ.get("JOURNAL_STREAM", "")
+    logs.set_up(form=log_format, file=log_file, journal_stream=journal, context=context)
     from neuromod.bridge.config import load
 
     session = load(config)
-    from neuromod.bridge.service import serve
+    context.session = session.session.name
+    from neuromod.bridge.notify import Notifier
+    from neuromod.bridge.resume import from_supervisor
+    from neuromod.bridge.service import Daemon, serve
 
-    raise typer.Exit(serve(session))
+    def follow(daemon: Daemon) -> None:
+        context.clock, context.tick = daemon.collector.now, lambda: daemon.collector.last_tick
+
+    with Notifier.from_environment(os.environ) as notifier:
+        last = from_supervisor(last_life) if last_life is not None else None
+        raise typer.Exit(serve(session, on_open=follow, notifier=notifier, last=last))
 
 
 @app.command(rich_help_panel=RUN)
@@ -495,7 +544,9 @@ cli_export.add_commands(app, RUN)
 cli_fpga.add_commands(app, RUN)
 cli_hil.add_commands(app, RUN)
 cli_client.add_commands(app, TALK)
+cli_keys.add_commands(app, SETUP)
 cli_operator.add_commands(app, TALK)
+cli_monitor.add_commands(app, TALK)
 
 
 def main() -> None:

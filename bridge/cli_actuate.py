@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from neuromod.bridge.cli_client import Key
 from neuromod.engine.errors import ConfigError
 
 
@@ -20,6 +21,7 @@ def actuate(
     name: Annotated[str | None, typer.Option(help="Name under which the daemon knows it.")] = None,
     output: Annotated[str | None, typer.Option(help="Output address of the daemon.")] = None,
     ingest: Annotated[str | None, typer.Option(help="Ingest address of the daemon.")] = None,
+    key: Key = None,
     list_: Annotated[bool, typer.Option("--list", help="List the kinds of actuators that are installed.")] = False,
     json: Annotated[bool, typer.Option("--json", help="The list as JSON.")] = False,
 ) -> None:
@@ -49,7 +51,8 @@ def actuate(
         actuator |= dict(map(_pair, option or ()))
         if "kind" not in actuator:
             raise ConfigError("say what to drive: 'neuromod actuate KIND', or --config FILE with the table actuator")
-    raw |= {key: value for key, value in (("name", name), ("output", output), ("ingest", ingest)) if value is not None}
+    given = (("name", name), ("output", output), ("ingest", ingest), ("key", key))
+    raw |= {name_: value for name_, value in given if value is not None}
     process_config = checked(process.ActuateConfig, raw, text, where)
     code = process.actuate(process_config, ready=lambda sentence: typer.echo(f"neuromod: {sentence}", err=True))
     raise typer.Exit(code)
@@ -81,7 +84,10 @@ def _read(config: Path | None) -> tuple[dict[str, Any], str, str]:
         return {}, "", "actuate"
     try:
         text = config.read_text(encoding="utf-8")
-        return tomllib.loads(text), text, str(config)
+        raw = tomllib.loads(text)
+        if isinstance(key := raw.get("key"), str):
+            raw["key"] = str(config.parent / Path(key).expanduser())  # paths in a file start from its folder
+        return raw, text, str(config)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{config}: cannot be read ({error}); check its name and permissions") from None
     except tomllib.TOMLDecodeError as error:

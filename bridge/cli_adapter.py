@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from neuromod.bridge.cli_client import Key
 from neuromod.engine.errors import ConfigError
 
 app = typer.Typer(no_args_is_help=True, help="Connect a board that runs the network itself.")
@@ -52,6 +53,7 @@ def fpga(
     ] = None,
     output: Annotated[str | None, typer.Option(help="Output address of the daemon.")] = None,
     ingest: Annotated[str | None, typer.Option(help="Ingest address of the daemon.")] = None,
+    key: Key = None,
     name: Annotated[str | None, typer.Option(help="Name under which the daemon knows it.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON at the end.")] = False,
 ) -> None:
@@ -75,18 +77,18 @@ def fpga(
 
     session = None if config is None else load(config)
     board: dict[str, Any] = {"port": port, "protocol": protocol.value}
-    for key, value in (("baud", baud), ("depth", depth), ("timeout_ms", timeout_ms)):
+    for what, value in (("baud", baud), ("depth", depth), ("timeout_ms", timeout_ms)):
         if value is not None:
-            board[key] = value
+            board[what] = value
     if decimate is not None:
         board["decimate"] = _decimation(decimate)
     raw: dict[str, Any] = {"fpga": board, "mode": mode.value}
-    raw |= {key: value for key, value in (("name", name), ("output", output), ("ingest", ingest)) if value is not None}
+    given = (("name", name), ("output", output), ("ingest", ingest), ("key", key))
+    raw |= {what: value for what, value in given if value is not None}
     if session is not None:
-        for key in ("output", "ingest"):
-            address = getattr(session.sockets, key)
-            if key not in raw and not address.endswith((":*", ":0")):
-                raw[key] = address
+        for what, address in session.sockets.for_clients().items():
+            if what in ("output", "ingest") and what not in raw and not address.endswith((":*", ":0")):
+                raw[what] = address
 
     def done(summary: dict[str, Any]) -> None:
         typer.echo(jsonlib.dumps(summary, indent=2, allow_nan=False) if json else _in_words(summary), err=not json)

@@ -21,6 +21,15 @@ Config = Annotated[
     Path | None, typer.Option("--config", "-c", metavar="CONFIG", help="Session file whose sockets to use.")
 ]
 Address = Annotated[str | None, typer.Option("--address", help="The socket to use instead of the default one.")]
+Key = Annotated[
+    Path | None,
+    typer.Option(
+        "--key",
+        envvar="NEUROMOD_KEY",
+        metavar="FILE",
+        help="Key for a daemon that asks for one, as 'keys new' wrote it.",
+    ),
+]
 Timeout = Annotated[float, typer.Option("--timeout", min=0.01, max=3600.0, help="Seconds to wait for the daemon.")]
 
 NEGATIVE = {"ignore_unknown_options": True}  # -0.5 is a number, not an option
@@ -51,10 +60,13 @@ def add_commands(app: typer.Typer, panel: str) -> None:
 def subscribe(
     topics: Annotated[
         list[str] | None,
-        typer.Argument(help="spikes, stimuli, units, command, stimulation, state, health, event.", show_default="all"),
+        typer.Argument(
+            help="spikes, stimuli, units, command, stimulation, state, array, health, event.", show_default="all"
+        ),
     ] = None,
     config: Config = None,
     address: Address = None,
+    key: Key = None,
     count: Annotated[int | None, typer.Option("--count", "-n", min=1, help="End after so many messages.")] = None,
     seconds: Annotated[float | None, typer.Option(min=0.0, help="End after so many seconds.")] = None,
     timeout: Annotated[
@@ -76,7 +88,7 @@ def subscribe(
     from neuromod.bridge.show import as_json, as_line
 
     deadline = None if seconds is None else time.monotonic() + seconds
-    with _client("output", config, address, 2.0) as client:
+    with _client("output", config, address, key, 2.0) as client:
         subscription = client.subscribe(*(topics or ()))
         try:
             for _ in range(count) if count is not None else itertools.count():
@@ -120,13 +132,14 @@ def stimuli(
     interval_ms: Annotated[float, typer.Option(min=0.0, help="Pause between two.")] = 1.0,
     config: Config = None,
     address: Address = None,
+    key: Key = None,
     timeout: Timeout = 2.0,
 ) -> None:
     """Send stimuli: added to the source's, or one tick each with source.kind = "zmq".
 
     [bold]neuromod send stimuli 1 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 --repeat 100[/bold]
     """
-    with _client("ingest", config, address, timeout) as client:
+    with _client("ingest", config, address, key, timeout) as client:
         for index in range(repeat):
             if index:
                 time.sleep(1e-3 * interval_ms)
@@ -141,6 +154,7 @@ def modulators(
     tempo: Annotated[float | None, typer.Option(help="0.1 to 4.")] = None,
     config: Config = None,
     address: Address = None,
+    key: Key = None,
     timeout: Timeout = 2.0,
 ) -> None:
     """Set levels of neuromodulators; the others keep theirs.
@@ -148,7 +162,7 @@ def modulators(
     [bold]neuromod send modulators --acetylcholine 0.8 --tempo 1.5[/bold]
     """
     given = {"dopamine": dopamine, "cortisol": cortisol, "acetylcholine": acetylcholine, "tempo": tempo}
-    with _client("ingest", config, address, timeout) as client:
+    with _client("ingest", config, address, key, timeout) as client:
         client.send_modulators(**{name: level for name, level in given.items() if level is not None})
 
 
@@ -157,13 +171,14 @@ def reward(
     amount: Annotated[float, typer.Argument(help="Any finite amount; negative for a punishment.", show_default=False)],
     config: Config = None,
     address: Address = None,
+    key: Key = None,
     timeout: Timeout = 2.0,
 ) -> None:
     """Add a reward.
 
     [bold]neuromod send reward 1.0[/bold]    or, for a punishment, [bold]neuromod send reward -0.5[/bold]
     """
-    with _client("ingest", config, address, timeout) as client:
+    with _client("ingest", config, address, key, timeout) as client:
         client.send_reward(amount)
 
 
@@ -172,13 +187,14 @@ def stress(
     amount: Annotated[float, typer.Argument(help="Not negative.", show_default=False)],
     config: Config = None,
     address: Address = None,
+    key: Key = None,
     timeout: Timeout = 2.0,
 ) -> None:
     """Add a stress.
 
     [bold]neuromod send stress 0.3[/bold]
     """
-    with _client("ingest", config, address, timeout) as client:
+    with _client("ingest", config, address, key, timeout) as client:
         client.send_stress(amount)
 
 
@@ -187,13 +203,17 @@ def stimulate(
     program: Annotated[str, typer.Argument(help="One of the session's programs.", show_default=False)],
     config: Config = None,
     address: Address = None,
+    control: Annotated[
+        str | None, typer.Option("--control", help="The daemon's control socket, which a key needs too.")
+    ] = None,
+    key: Key = None,
     timeout: Timeout = 2.0,
 ) -> None:
     """Ask the safety gate for a train of a program; it comes only while armed, and within every limit.
 
     [bold]neuromod send stimulate pulse[/bold]
     """
-    with _client("ingest", config, address, timeout) as client:
+    with _client("ingest", config, address, key, timeout, control=control) as client:
         client.send_stimulate(program)
     typer.echo("asked; what the gate says comes as an event: 'neuromod subscribe event'", err=True)
 
@@ -204,20 +224,23 @@ def event(
     value: Annotated[str | None, typer.Option(help="JSON, or plain text.")] = None,
     config: Config = None,
     address: Address = None,
+    key: Key = None,
     timeout: Timeout = 2.0,
 ) -> None:
     """Mark this moment in the session.
 
     [bold]neuromod send event go --value '{"trial": 4}'[/bold]
     """
-    with _client("ingest", config, address, timeout) as client:
+    with _client("ingest", config, address, key, timeout) as client:
         client.send_event(name, None if value is None else _value(value))
 
 
 # -- commanding
 
 
-def status(config: Config = None, address: Address = None, timeout: Timeout = 2.0, json: Json = False) -> None:
+def status(
+    config: Config = None, address: Address = None, key: Key = None, timeout: Timeout = 2.0, json: Json = False
+) -> None:
     """Say how the daemon is doing.
 
     [bold]neuromod status[/bold]
@@ -226,28 +249,35 @@ def status(config: Config = None, address: Address = None, timeout: Timeout = 2.
 
     Exits with 2 where no daemon answers.
     """
-    _command("status", {}, config, address, timeout, json)
+    _command("status", {}, config, address, key, timeout, json)
 
 
-def pause(config: Config = None, address: Address = None, timeout: Timeout = 2.0, json: Json = False) -> None:
+def pause(
+    config: Config = None, address: Address = None, key: Key = None, timeout: Timeout = 2.0, json: Json = False
+) -> None:
     """Hold the network; the source is still read."""
-    _command("pause", {}, config, address, timeout, json)
+    _command("pause", {}, config, address, key, timeout, json)
 
 
-def resume(config: Config = None, address: Address = None, timeout: Timeout = 2.0, json: Json = False) -> None:
+def resume(
+    config: Config = None, address: Address = None, key: Key = None, timeout: Timeout = 2.0, json: Json = False
+) -> None:
     """Let the network go on."""
-    _command("resume", {}, config, address, timeout, json)
+    _command("resume", {}, config, address, key, timeout, json)
 
 
-def stop(config: Config = None, address: Address = None, timeout: Timeout = 2.0, json: Json = False) -> None:
+def stop(
+    config: Config = None, address: Address = None, key: Key = None, timeout: Timeout = 2.0, json: Json = False
+) -> None:
     """End the session."""
-    _command("stop", {}, config, address, timeout, json)
+    _command("stop", {}, config, address, key, timeout, json)
 
 
 def set_(
     parameters: Annotated[list[str], typer.Argument(metavar="NAME=VALUE...", show_default=False)],
     config: Config = None,
     address: Address = None,
+    key: Key = None,
     timeout: Timeout = 2.0,
     json: Json = False,
 ) -> None:
@@ -261,26 +291,28 @@ def set_(
         if not (name and equals):
             raise NeuromodError(f"write NAME=VALUE, as in publish.state_hz=20, not {parameter!r}")
         values[name.strip()] = _value(value)
-    _command("set", {"parameters": values}, config, address, timeout, json)
+    _command("set", {"parameters": values}, config, address, key, timeout, json)
 
 
 def learning(
     on: Annotated[str, typer.Argument(metavar="on|off", show_default=False)],
     config: Config = None,
     address: Address = None,
+    key: Key = None,
     timeout: Timeout = 2.0,
     json: Json = False,
 ) -> None:
     """Let plasticity change weights, or freeze them."""
     if on not in ("on", "off"):
         raise NeuromodError(f"learning is on or off, not {on!r}")
-    _command("learning", {"on": on == "on"}, config, address, timeout, json)
+    _command("learning", {"on": on == "on"}, config, address, key, timeout, json)
 
 
 def checkpoint(
     path: Annotated[Path | None, typer.Argument(help="File, on the daemon's host.")] = None,
     config: Config = None,
     address: Address = None,
+    key: Key = None,
     timeout: Timeout = 5.0,
     json: Json = False,
 ) -> None:
@@ -289,44 +321,52 @@ def checkpoint(
     [bold]neuromod checkpoint before-training.ckpt[/bold]
     """
     args = {} if path is None else {"path": str(path.absolute())}
-    _command("checkpoint", args, config, address, timeout, json)
+    _command("checkpoint", args, config, address, key, timeout, json)
 
 
 def restore(
     path: Annotated[Path, typer.Argument(help="File, on the daemon's host.", show_default=False)],
     config: Config = None,
     address: Address = None,
+    key: Key = None,
     timeout: Timeout = 5.0,
     json: Json = False,
 ) -> None:
     """Load the state of the loop from a checkpoint."""
-    _command("restore", {"path": str(path.absolute())}, config, address, timeout, json)
+    _command("restore", {"path": str(path.absolute())}, config, address, key, timeout, json)
 
 
 # -- helpers
 
 
 @contextmanager
-def _client(socket: str, config: Path | None, address: str | None, timeout_s: float) -> "Iterator[Client]":
+def _client(
+    socket: str, config: Path | None, address: str | None, key: Path | None, timeout_s: float, **also: str | None
+) -> "Iterator[Client]":
     from neuromod.bridge.client import Client
 
     addresses: dict[str, str] = {}
-    if address is not None:
-        addresses[socket] = address
-    elif config is not None:
+    if config is not None and address is None:
         from neuromod.bridge.config import load
 
-        addresses[socket] = getattr(load(config).sockets, socket)
-    with Client(timeout_s=timeout_s, **addresses) as client:
+        addresses = load(config).sockets.for_clients()
+    addresses |= {name: given for name, given in {socket: address, **also}.items() if given is not None}
+    with Client(timeout_s=timeout_s, key=key, **addresses) as client:
         yield client
 
 
 def _command(
-    cmd: str, args: dict[str, Any], config: Path | None, address: str | None, timeout_s: float, json: bool
+    cmd: str,
+    args: dict[str, Any],
+    config: Path | None,
+    address: str | None,
+    key: Path | None,
+    timeout_s: float,
+    json: bool,
 ) -> None:
     from neuromod.bridge.show import as_tree, plain
 
-    with _client("control", config, address, timeout_s) as client:
+    with _client("control", config, address, key, timeout_s) as client:
         result = client.request(cmd, **args)
     if json:
         typer.echo(jsonlib.dumps(plain(result), indent=2, allow_nan=False))

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from neuromod.bridge.cli_client import Key
 from neuromod.engine.errors import ConfigError
 
 _LINE = "Boards"
@@ -71,6 +72,7 @@ def hil(
         ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the faults.", rich_help_panel=_LINE)] = 0,
+    key: Key = None,
     print_criteria: Annotated[
         bool, typer.Option("--print-criteria", help="Print the criteria with their defaults, and leave.")
     ] = False,
@@ -116,7 +118,7 @@ def hil(
         code = hil_command(
             session,
             lambda state: make_device(
-                which, state, protocol=protocol.value, baud=baud, faults=tuple(fault or ()), seed=seed
+                which, state, protocol=protocol.value, baud=baud, faults=tuple(fault or ()), seed=seed, key=key
             ),
             limits, options, wanted,
         )  # fmt: skip

@@ -9,12 +9,22 @@ from typing import Annotated
 
 import typer
 
-from neuromod.bridge.cli_client import Address, Config, Json, Timeout, _command
+from neuromod.bridge.cli_client import Address, Config, Json, Key, Timeout, _command
 from neuromod.engine.errors import NeuromodError
 
 Ingest = Annotated[str | None, typer.Option("--ingest", help="Address of the daemon's ingest.")]
 Output = Annotated[str | None, typer.Option("--output", help="Address of the daemon's output.")]
 Control = Annotated[str | None, typer.Option("--control", help="Address of the daemon's control.")]
+
+ClientKey = Annotated[
+    Path | None,
+    typer.Option(
+        "--client-key",
+        envvar="NEUROMOD_KEY",
+        metavar="FILE",
+        help="Key for a daemon that asks for one, as 'keys new' wrote it.",
+    ),
+]
 
 
 def add_commands(app: typer.Typer, panel: str) -> None:
@@ -41,12 +51,16 @@ def key(file: Annotated[Path, typer.Argument(metavar="FILE", help="File to write
 def arm(
     seconds: Annotated[float, typer.Option(min=0.1, max=86_400.0, help="For how long at most.")] = 60.0,
     key: Annotated[
-        Path | None, typer.Option("--key", metavar="FILE", help="The session's key.", show_default="that of --config")
+        Path | None,
+        typer.Option(
+            "--key", metavar="FILE", help="The session's key of stimulation.", show_default="that of --config"
+        ),
     ] = None,
     config: Config = None,
     ingest: Ingest = None,
     output: Output = None,
     control: Control = None,
+    client_key: ClientKey = None,
     timeout: Timeout = 2.0,
     json: Json = False,
 ) -> None:
@@ -69,7 +83,7 @@ def arm(
     secret = read_key(key) if key is not None else None
     addresses = _addresses(config, ingest=ingest, output=output, control=control)
     try:
-        ending = operator.arm(seconds, secret, **addresses, as_json=json, timeout_s=timeout)
+        ending = operator.arm(seconds, secret, **addresses, as_json=json, timeout_s=timeout, client_key=client_key)
     except RefusedError as error:
         typer.echo(f"neuromod: {error}", err=True)
         raise typer.Exit(2) from None
@@ -78,12 +92,14 @@ def arm(
     raise typer.Exit(ending.exit_code)
 
 
-def disarm(config: Config = None, address: Address = None, timeout: Timeout = 2.0, json: Json = False) -> None:
+def disarm(
+    config: Config = None, address: Address = None, key: Key = None, timeout: Timeout = 2.0, json: Json = False
+) -> None:
     """End the arming of stimulation; every train stops.
 
     [bold]neuromod disarm[/bold]    or, by every way at once, [bold]neuromod halt[/bold]
     """
-    _command("disarm", {}, config, address, timeout, json)
+    _command("disarm", {}, config, address, key, timeout, json)
 
 
 def halt(
@@ -91,6 +107,7 @@ def halt(
     ingest: Ingest = None,
     output: Output = None,
     control: Control = None,
+    key: Key = None,
     timeout: Timeout = 2.0,
     json: Json = False,
 ) -> None:
@@ -104,7 +121,7 @@ def halt(
     from neuromod.bridge import operator
 
     addresses = _addresses(config, ingest=ingest, output=output, control=control)
-    found = operator.halt(**addresses, timeout_s=timeout)
+    found = operator.halt(**addresses, timeout_s=timeout, client_key=key)
     if json:
         typer.echo(jsonlib.dumps({"disarmed": bool(found.confirmed_by), "confirmed_by": found.confirmed_by or None}))
     if found.confirmed_by:
@@ -127,6 +144,7 @@ def decoder(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="As calibrate wrote it.", show_default=False)],
     config: Config = None,
     address: Address = None,
+    key: Key = None,
     timeout: Timeout = 5.0,
     json: Json = False,
 ) -> None:
@@ -136,12 +154,14 @@ def decoder(
 
     [bold]neuromod rollback[/bold] undoes it.
     """
-    _command("decoder", {"path": str(file.absolute())}, config, address, timeout, json)
+    _command("decoder", {"path": str(file.absolute())}, config, address, key, timeout, json)
 
 
-def rollback(config: Config = None, address: Address = None, timeout: Timeout = 5.0, json: Json = False) -> None:
+def rollback(
+    config: Config = None, address: Address = None, key: Key = None, timeout: Timeout = 5.0, json: Json = False
+) -> None:
     """Swap back the decoder before the last swap."""
-    _command("rollback", {}, config, address, timeout, json)
+    _command("rollback", {}, config, address, key, timeout, json)
 
 
 def _addresses(config: Path | None, **given: str | None) -> dict[str, str]:
@@ -151,8 +171,7 @@ def _addresses(config: Path | None, **given: str | None) -> dict[str, str]:
     if config is not None:
         from neuromod.bridge.config import load
 
-        sockets = load(config).sockets
-        found = {name: getattr(sockets, name) for name in found}
+        found = load(config).sockets.for_clients()
     return found | {name: address for name, address in given.items() if address is not None}
 
 

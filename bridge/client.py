@@ -10,10 +10,12 @@ One `Client` belongs to one thread, as ZeroMQ's sockets do; make another one for
 nothing here blocks for longer than the timeout that it was given.
 """
 
+import contextlib
 import itertools
 import threading
 import time
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -21,7 +23,9 @@ import zmq
 from numpy.typing import ArrayLike
 
 from neuromod.bridge import wire
+from neuromod.bridge.admission import UNORDERED
 from neuromod.bridge.arming import prove
+from neuromod.bridge.keys import ClientKey, load_client
 from neuromod.engine.errors import NeuromodError
 
 POLL_MS = 100  # how soon a waiting subscription notices `stop`
@@ -63,13 +67,14 @@ class Subscription:
         timeout_s: float | None = None,
         stop: threading.Event | None = None,
         buffer: int = 100_000,
+        key: ClientKey | None = None,
     ) -> None:
         self.received = 0
         self.lost: dict[str, int] = {}
         self.malformed = 0
         self._timeout_s = timeout_s
         self._stop = stop or threading.Event()
-        self._address = address
+        self._address, self._has_key = address, key is not None
         self._next_seq: dict[bytes, int] = {}
         known = {topic.decode() for topic in wire.OUTPUT_TOPICS}
         wanted = list(topics) or sorted(known)
@@ -83,7 +88,7 @@ class Subscription:
         self._socket.linger = 0
         for topic in wanted:
             self._socket.subscribe(topic.encode())
-        _connect(self._socket, address)
+        _connect(self._socket, address, key)
 
     def __iter__(self) -> Iterator[wire.OutputMessage]:
         return self
@@ -128,7 +133,7 @@ class Subscription:
             if wait_ms <= 0:
                 raise ClientTimeoutError(
                     f"nothing came from {self._address} within {timeout_s:g} s; check that the daemon runs "
-                    "('neuromod status') and publishes there"
+                    "('neuromod status') and publishes there" + _or_refused(self._has_key)
                 )
             self._socket.poll(max(1, int(wait_ms)))
         return None
@@ -150,7 +155,7 @@ class Subscription:
 
     def _count(self, topic: bytes, message: wire.OutputMessage) -> None:
         self.received += 1
-        if not isinstance(message, wire.SpikesMessage | wire.StimuliMessage | wire.UnitMessage):
+        if not isinstance(message, wire.SpikesMessage | wire.StimuliMessage | wire.UnitMessage | wire.ArrayMessage):
             return
         expected = self._next_seq.get(topic, message.seq)
         if message.seq > expected:
@@ -169,6 +174,13 @@ class Client:
         The daemon's three addresses, as in the `[sockets]` section of its session file.
     timeout_s : float
         How long a request may take, and a send may wait for the daemon to be there.
+    key : Path or str, optional
+        File that `neuromod keys new` wrote, for a daemon that asks for keys.
+
+    Raises
+    ------
+    ConfigError
+        Where the key cannot be read, or others may read it.
 
     Examples
     --------
@@ -185,11 +197,15 @@ class Client:
         output: str = wire.DEFAULT_OUTPUT,
         control: str = wire.DEFAULT_CONTROL,
         timeout_s: float = 2.0,
+        key: Path | str | None = None,
     ) -> None:
         self.ingest = ingest
         self.output = output
         self.control = control
         self.timeout_s = timeout_s
+        self._key = load_client(Path(key)) if key is not None else None
+        self._session: str | None = None
+        self._seq = 0
         # a context of its own: closing this client never waits for, or disturbs, anyone else's sockets
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._push: zmq.Socket[bytes] | None = None
@@ -227,7 +243,7 @@ class Client:
         Parameters
         ----------
         *topics : str
-            Any of spikes, stimuli, command, stimulation, state, health, event; none for all.
+            Any of spikes, stimuli, units, command, stimulation, state, array, health, event; none for all.
         timeout_s : float, optional
             Raise `ClientTimeoutError` where nothing comes for so long; without it, wait until stopped.
         stop : threading.Event, optional
@@ -238,8 +254,8 @@ class Client:
         Returns
         -------
         Subscription
-            An iterator of `SpikesMessage`, `StimuliMessage`, `Command`, `Stimulation`, `StateMessage`, `HealthMessage`
-            and `EventMessage`.
+            An iterator of `SpikesMessage`, `StimuliMessage`, `UnitMessage`, `Command`, `Stimulation`, `StateMessage`,
+            `ArrayMessage`, `HealthMessage` and `EventMessage`.
         """
         subscription = Subscription(self._context, self.output, topics, timeout_s=timeout_s, stop=stop, buffer=buffer)
         self._subscriptions.append(subscription)
@@ -273,8 +289,12 @@ class Client:
         self.send(wire.HeartbeatInput(token))
 
     def send_stimulate(self, program: str) -> None:
-        """Ask the gate for a train of a program."""
-        self.send(wire.StimulateInput(program))
+        """Ask the gate for a train of a program. With a key this asks control for a session first."""
+        if self._key is None:
+            self.send(wire.StimulateInput(program))
+        else:
+            # a session for each: nobody answers that one has been forgotten, as by a daemon that was started anew
+            self.send(wire.StimulateInput(program, self._ask("hello", {})["session"], 1))
 
     def send_board(self, tick: int, spikes: int, checked: bool = False) -> None:
         """Answer for a board that is the network (`[offload]`): the spikes of a tick, bit i = channel i.
@@ -322,13 +342,13 @@ class Client:
             # only a daemon that is there gets messages: without this they pile up here, and arrive late as a burst
             self._push.immediate = True
             self._push.sndtimeo = int(1e3 * self.timeout_s)
-            _connect(self._push, self.ingest)
+            _connect(self._push, self.ingest, self._key)
         try:
             self._push.send_multipart([topic, payload])
         except zmq.Again:
             raise ClientTimeoutError(
                 f"no daemon took the message at {self.ingest} within {self.timeout_s:g} s; "
-                "check that it runs ('neuromod status') and that the address is its ingest"
+                "check that it runs ('neuromod status') and that the address is its ingest" + _or_refused(self._key)
             ) from None
 
     def request(self, cmd: str, **args: Any) -> Any:
@@ -348,13 +368,30 @@ class Client:
         ClientTimeoutError
             No answer in `timeout_s`.
         """
+        if self._key is None or cmd in UNORDERED:
+            return self._ask(cmd, args)
+        if self._session is not None:
+            try:
+                return self._ask_in_order(cmd, args)
+            except RefusedError as error:
+                if error.reason != "session":
+                    raise  # else the daemon has forgotten it, or is another one by now
+        self._session, self._seq = self._ask("hello", {})["session"], 0
+        return self._ask_in_order(cmd, args)
+
+    def _ask_in_order(self, cmd: str, args: dict[str, Any]) -> Any:
+        self._seq += 1
+        return self._ask(cmd, args, self._session, self._seq)
+
+    def _ask(self, cmd: str, args: dict[str, Any], session: str | None = None, seq: int | None = None) -> Any:
         number = next(self._ids)
-        payload = wire.pack_request(wire.Request(cmd, args, number))
+        payload = wire.pack_request(wire.Request(cmd, args, number, session, seq))
         if self._dealer is None:
             self._dealer = self._context.socket(zmq.DEALER)
             self._dealer.linger = 0
-            _connect(self._dealer, self.control)
-        self._dealer.send(payload)
+            _connect(self._dealer, self.control, self._key)
+        with contextlib.suppress(zmq.Again):  # full: the daemon takes nothing, and does not answer either
+            self._dealer.send(payload, zmq.DONTWAIT)
         deadline = time.monotonic() + self.timeout_s
         while (left_ms := 1e3 * (deadline - time.monotonic())) > 0:
             if not self._dealer.poll(max(1, int(left_ms))):
@@ -370,11 +407,17 @@ class Client:
         self._dealer = None
         raise ClientTimeoutError(
             f"no answer to {cmd!r} from {self.control} within {self.timeout_s:g} s; is the daemon running, "
-            "and is this its control address?"
+            "and is this its control address?" + _or_refused(self._key)
         )
 
 
-def _connect(socket: "zmq.Socket[bytes]", address: str) -> None:
+def _or_refused(key: object) -> str:
+    return " Or the daemon refuses this key: its log says" if key else ""
+
+
+def _connect(socket: "zmq.Socket[bytes]", address: str, key: ClientKey | None) -> None:
+    if key is not None:
+        key.apply(socket)
     try:
         socket.connect(address)
     except zmq.ZMQError as error:

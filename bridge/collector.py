@@ -19,8 +19,13 @@ from neuromod.bridge import gate as safety
 from neuromod.bridge import loop_state as rt
 from neuromod.bridge import native, wire
 from neuromod.bridge import stimulation as stimulating
+from neuromod.bridge.admission import Admission
+from neuromod.bridge.array_watch import ArrayWatch
 from neuromod.bridge.assembly import Assembly
+from neuromod.bridge.commands import CommandError
+from neuromod.bridge.doorkeeper import Doorkeeper
 from neuromod.bridge.events import EventAligner
+from neuromod.bridge.histograms import Histograms
 from neuromod.bridge.pipeline import COUNTERS, DELAY, PAUSED, TICK, UNIT
 from neuromod.bridge.recorder import Recorder
 from neuromod.bridge.ring import append, available, drain, refused
@@ -55,8 +60,8 @@ class Collector:
         Its state and its rings.
     clock : callable
         The local clock, in seconds.
-    state_hz, health_s : float
-        How often `state` and `health` are published.
+    state_hz, array_hz, health_s : float
+        How often `state`, `array` and `health` are published.
     describe_source : callable
         Returns what health says of the source.
     on_ticks, on_units : callable, optional
@@ -65,6 +70,10 @@ class Collector:
         Whether stamps are on our clock. Those of a recording that plays as fast as it can are not: it has no latency.
     recorder : Recorder, optional
         Keeps everything.
+    door : Doorkeeper, optional
+        Tells of connections.
+    admission : Admission, optional
+        Says whether a request for stimulation came before.
     """
 
     def __init__(
@@ -75,25 +84,32 @@ class Collector:
         *,
         clock: Callable[[], float],
         state_hz: float,
+        array_hz: float = 0.0,
         health_s: float,
         describe_source: Callable[[], dict[str, Any]],
         on_ticks: Callable[[NDArray[Any]], None] | None = None,
         on_units: Callable[[NDArray[Any]], None] | None = None,
         is_timed: bool = True,
         recorder: Recorder | None = None,
+        door: Doorkeeper | None = None,
+        admission: Admission | None = None,
     ) -> None:
         self.assembly, self.loop, self.rings = assembly, loop, rings
-        self.state_hz, self.health_s = state_hz, health_s
+        self.state_hz, self.array_hz, self.health_s = state_hz, array_hz, health_s
         self.events = EventAligner()
         self.past_events: deque[EventMessage] = deque(maxlen=_KEPT_EVENTS)
         self.refusals: Counter[str] = Counter()
         self.spike_counts = np.zeros(N_CHANNELS, np.int64)
         self.is_stopping = False
-        self.disconnects = 0
+        self._door, self._admission = door, admission or Admission(None)
+        self.heard: dict[str, int] = {}  # how often those said `alive` who are watched
+        self.more_health: dict[str, Callable[[], Any]] = {}  # what other parts of the daemon say, by key
         self._clock, self._describe_source, self._on_ticks = clock, describe_source, on_ticks
         self._on_units = on_units
-        self._is_timed = is_timed
+        self.is_timed = is_timed
+        self.histograms = Histograms()
         self.recorder = recorder
+        self._array = ArrayWatch(assembly, loop, rings.raw, recorder)
         stimulation = assembly.stimulation_config
         self.peers = stimulation.peers if stimulation is not None else ()
         self.programs = tuple(p.name for p in stimulation.programs) if stimulation is not None else ()
@@ -107,6 +123,7 @@ class Collector:
         self._rates_hz = np.zeros(N_CHANNELS, np.float64)
         self._latencies: list[NDArray[np.float64]] = []
         self._next_state = self._next_health = self._last_state = self._last_health = self._started
+        self._last_array = self._started
         self._frame = np.zeros(1, rt.FRAME)
         self._frames_lock = threading.Lock()
         self._inputs_lock = threading.RLock()  # a signal may call `halt` in the middle of it
@@ -197,6 +214,9 @@ class Collector:
             self._take_ticks(ticks)
         decided = drain(self.rings.decisions, safety.DECISION)
         units = drain(self.rings.units, UNIT, limit=65536)
+        self._array.make_room()
+        if len(units):
+            self._array.add_units(units)
         if self._on_units is not None and len(units):
             self._on_units(units)
         if self.recorder is not None:
@@ -214,6 +234,10 @@ class Collector:
             self._last_state = now
             self._next_state = max(self._next_state + 1.0 / self.state_hz, now)
             self.publish(wire.TOPIC_STATE, wire.pack_state(self._state(now)))
+        if self.array_hz and now >= self._last_array + 1.0 / self.array_hz:
+            self._last_array = now
+            for payload in self._array.messages(now, self.last_tick):
+                self.publish(wire.TOPIC_ARRAY, payload)
         if now >= min(self._next_health, self._last_health + self.health_s):
             self._last_health = now
             self._next_health = max(self._next_health + self.health_s, now)
@@ -291,12 +315,14 @@ class Collector:
             case wire.StressInput():
                 taken = self.submit(rt.STRESS, values=[message.amount], t_sent=message.t)
             case wire.AliveInput():
+                if message.name in self.heard:
+                    self.heard[message.name] += 1
                 # an actuator that nothing depends on may live, too
                 taken = message.name not in self.peers or self.submit(rt.ALIVE, word=self.peers.index(message.name))
             case wire.HeartbeatInput():
                 taken = self.submit(rt.HEARTBEAT, word=message.token)
             case wire.StimulateInput():
-                taken = self._submit_program(message.program)
+                taken = self._submit_program(message)
             case wire.BoardInput() if self.assembly.pipeline.words[DELAY] == 0:
                 self.refuse(wire.Reason.TOPIC, "no board is the network of this session: it has no [offload]")
                 taken = True  # it is counted already
@@ -313,7 +339,13 @@ class Collector:
         if not taken:
             self.refuse("overflow", "too many inputs wait for the loop")
 
-    def _submit_program(self, name: str) -> bool:
+    def _submit_program(self, message: wire.StimulateInput) -> bool:
+        name = message.program
+        try:
+            self._admission.check_stimulate(message.session, message.seq)
+        except CommandError as error:
+            self.refuse(error.reason, str(error))
+            return True  # it is counted already
         if name not in self.programs:
             known = ", ".join(self.programs) or "none"
             self.refuse(wire.Reason.RANGE, f"{name!r} is no program of this session; it has {known}")
@@ -336,8 +368,10 @@ class Collector:
             return
         self.events.add_ticks(live["t_sample"], live["tick"])
         self._measure_ingest(live)
-        if self._is_timed:
+        if self.is_timed:
             self._latencies.append(live["t_tick"] - live["t_sample"])
+            self.histograms.latency.add(self._latencies[-1])
+            self.histograms.compute.add(live["t_tick"] - live["t_arrival"])
         counts = (live["spikes"][:, None] >> _CHANNELS & 1).sum(axis=0, dtype=np.int64)
         self.spike_counts += counts
         span_s = len(live) * self.assembly.network.dt_ms / 1000.0
@@ -348,11 +382,15 @@ class Collector:
         """Find how long it took from the sending of inputs to the end of the first tick that they act on."""
         timed = live[live["t_sent"] != 0.0]
         if len(timed):
-            self._ingest_latencies.append(timed["t_tick"] - timed["t_sent"])
+            self._add_ingest_latencies(timed["t_tick"] - timed["t_sent"])
         while self._effects and self._effects[0][0] <= live["tick"][-1]:
             tick, sent = self._effects.popleft()
             at = min(int(np.searchsorted(live["tick"], tick)), len(live) - 1)
-            self._ingest_latencies.append(np.array([live["t_tick"][at] - sent]))
+            self._add_ingest_latencies(np.array([live["t_tick"][at] - sent]))
+
+    def _add_ingest_latencies(self, times_s: NDArray[np.float64]) -> None:
+        self._ingest_latencies.append(times_s)
+        self.histograms.ingest.add(times_s)
 
     def _place_markers(self, reached: int, now: float) -> None:
         """Give a marker its time once the loop has had its sample: only then is the clock of a recording tied to ours.
@@ -376,6 +414,27 @@ class Collector:
         """Number of the newest tick that was collected."""
         return int(self._last[0]["tick"])
 
+    @property
+    def last(self) -> Any:
+        """The newest TICK record that was collected; all zero before the first."""
+        return self._last[0]
+
+    @property
+    def rates_hz(self) -> NDArray[np.float64]:
+        """Firing rates of the network's channels over the last half second, in Hz."""
+        return self._rates_hz
+
+    def modulator_levels(self) -> dict[str, float]:
+        """Return the levels of the neuromodulators at the newest tick."""
+        return dict(zip(MODULATORS, self.last["modulators"].tolist(), strict=True))
+
+    def sample_age_s(self) -> float:
+        """Return how long after its newest sample the last tick ended; NaN where the network does not move."""
+        last = self._last[0]
+        if not self.is_timed or not last["t_tick"] or last["flags"] & (wire.Flag.FILLER | wire.Flag.PAUSED):
+            return math.nan
+        return float(last["t_tick"] - last["t_sample"])
+
     def state_name(self) -> str:
         """Say how the loop is, in the words of PROTOCOL.md."""
         if self.is_stopping:
@@ -391,7 +450,7 @@ class Collector:
         network = self.assembly.network.state[0]
         found["bad_stimuli"], found["bad_levels"] = int(network["bad_stimuli"]), int(network["bad_levels"])
         found["spikes"] = int(self.spike_counts.sum())
-        found["ingest_disconnects"] = self.disconnects
+        found["ingest_disconnects"] = self._door.disconnects if self._door is not None else 0
         for name in _REFUSED_BY_LOOP:
             del found[name]
         for name in ("ticks", "decisions", "units", "echoes", "odd", "inputs", "frames", "out"):
@@ -413,7 +472,7 @@ class Collector:
         now, network = self._clock(), self.assembly.network
         rules = network.config.learning
         has_plasticity = rules.rule != "none" or rules.homeostasis is not None
-        return {
+        return {key: describe() for key, describe in self.more_health.items()} | {
             "v": wire.PROTOCOL_VERSION,
             "t": now,
             "state": self.state_name(),
@@ -433,6 +492,7 @@ class Collector:
             "decoder": self._describe_decoder(),
             "stimulation": self._describe_stimulation(now),
             "recording": self.recorder.status() if self.recorder is not None else {"state": "off"},
+            "security": self._door.status() if self._door is not None else {},
         }
 
     def _describe_board(self) -> dict[str, int]:
@@ -467,6 +527,8 @@ class Collector:
             "disarmed_by": safety.REASONS[int(gate["disarm_reason"])] if gate["disarms"] and not is_armed else "",
             "counts": stimulating.count(state),
         }
+        if is_armed and gate["heartbeat_ns"]:
+            told["heartbeat_s"] = max(0.0, now - float(gate["heartbeat_at_ns"]) * 1e-9)
         return told if state.block[0]["blind"] else told | {"dose_nc": float(dose[safety.TOTAL]) / 1000.0}
 
     def _state(self, now: float) -> wire.StateMessage:
@@ -475,7 +537,7 @@ class Collector:
             tick=int(last["tick"]),
             t=now,
             membrane=last["membrane"],
-            modulators=dict(zip(MODULATORS, last["modulators"].tolist(), strict=True)),
+            modulators=self.modulator_levels(),
             rates_hz=self._rates_hz.astype(np.float32),
         )
 

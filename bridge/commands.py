@@ -92,6 +92,7 @@ COMMANDS: dict[str, Command] = {
         Command("disarm", NoArgs, "End the arming at the next tick boundary; every train stops."),
         Command("decoder", PathArgs, "Swap in a fitted decoder at a tick boundary; the one before is kept."),
         Command("rollback", NoArgs, "Swap back the decoder before the last swap."),
+        Command("hello", NoArgs, "Return a `session` token for requests with `seq`; see Requests that count."),
         Command("version", NoArgs, "Versions of the package, the protocol and the state layout."),
     )
 }

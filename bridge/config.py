@@ -17,8 +17,11 @@ from neuromod.adapters.config import LslConfig, MarkerConfig, SourceConfig, XdfC
 from neuromod.adapters.decoder_config import DecoderConfig, DecoderFileConfig
 from neuromod.bridge import wire
 from neuromod.bridge.config_errors import checked
+from neuromod.bridge.metrics_config import MetricsConfig
 from neuromod.bridge.offload import OffloadConfig, check_offload
 from neuromod.bridge.safety_config import StimulationConfig
+from neuromod.bridge.security_config import SecurityConfig
+from neuromod.bridge.supervision_config import CheckpointConfig, WatchdogConfig
 from neuromod.bridge.toml_text import to_toml
 from neuromod.engine.arrays import NO_ARRAYS
 from neuromod.engine.config import ChannelOverride, NetworkConfig
@@ -30,17 +33,21 @@ Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 AnyModel = TypeVar("AnyModel", bound=pydantic.BaseModel)
 
 _TCP = re.compile(r"^tcp://(\[[^\]]+\]|[^:\[\]]+):(\*|\d+)$")
-_CURVE = (
-    "sockets away from loopback need CURVE keys, which come with a later release: "
-    "bind to 127.0.0.1 and reach the port from elsewhere through ssh -L"
-)
 
-
-_MADE_LATER = ("record.folder", "stimulation.stop_file", "stimulation.ledger")  # paths that need not be there
+_MADE_BY = {
+    "session.baseline": "'neuromod baseline' writes one",
+    "security.keys": "'neuromod keys init' makes it",
+}
+_MADE_LATER = (
+    "record.folder",
+    "stimulation.stop_file",
+    "stimulation.ledger",
+    "checkpoint.path",
+)  # paths that need not be there
 
 
 def _check_address(address: str) -> str:
-    """Allow loopback TCP and ipc; write localhost as the number, since libzmq does not bind to names."""
+    """Allow TCP by number and ipc; write localhost as the number, since libzmq does not bind to names."""
     if address.startswith("ipc://") and len(address) > len("ipc://"):
         return address
     match = _TCP.match(address)
@@ -49,15 +56,20 @@ def _check_address(address: str) -> str:
     host, port = match[1].strip("[]"), match[2]
     if port != "*" and not 0 <= int(port) <= 65535:
         raise ValueError(f"port {port} does not exist, ports end at 65535: choose a free one above 1023")
-    if host == "localhost":
-        host = "127.0.0.1"
+    host = {"localhost": "127.0.0.1", "*": "0.0.0.0"}.get(host, host)  # noqa: S104, which needs keys
     try:
-        is_loopback = ipaddress.ip_address(host).is_loopback
+        ipaddress.ip_address(host)
     except ValueError:
-        is_loopback = False
-    if not is_loopback:
-        raise ValueError(f"{address} is away from loopback; {_CURVE}")
+        raise ValueError(
+            f"{address}: {host!r} is no address of an interface; give its number, 0.0.0.0 for all of them"
+        ) from None
     return f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
+
+
+def is_loopback(address: str) -> bool:
+    """Say whether an address of `[sockets]` can be reached from this host alone."""
+    match = _TCP.match(address)
+    return match is None or ipaddress.ip_address(match[1].strip("[]")).is_loopback
 
 
 Address = Annotated[str, pydantic.AfterValidator(_check_address)]
@@ -83,11 +95,19 @@ class SessionInfo(_Section, frozen=True, extra="forbid"):
 
 
 class SocketsConfig(_Section, frozen=True, extra="forbid"):
-    """Where the three sockets bind: loopback TCP (`*` as port takes a free one) or ipc."""
+    """Where the three sockets bind: TCP (`*` as port takes a free one) or ipc; away from loopback only with keys."""
 
     ingest: Address = wire.DEFAULT_INGEST
     output: Address = wire.DEFAULT_OUTPUT
     control: Address = wire.DEFAULT_CONTROL
+
+    def for_clients(self) -> dict[str, str]:
+        """Return where a client on this host connects to: an address that means every interface is none to go to."""
+        everywhere = (("tcp://0.0.0.0:", "tcp://127.0.0.1:"), ("tcp://[::]:", "tcp://[::1]:"))
+        found: dict[str, str] = self.model_dump()
+        for bound, reached in everywhere:
+            found = {name: address.replace(bound, reached) for name, address in found.items()}
+        return found
 
     @pydantic.model_validator(mode="after")
     def _are_different(self) -> "SocketsConfig":
@@ -116,6 +136,8 @@ class PublishConfig(_Section, frozen=True, extra="forbid"):
         Whether the stimuli of each tick go out too.
     state_hz : float
         How often `state` goes out; 0 for never.
+    array_hz : float
+        How often `array` goes out; 0 for never.
     health_s : float
         Seconds between `health` messages.
     """
@@ -123,6 +145,7 @@ class PublishConfig(_Section, frozen=True, extra="forbid"):
     spikes: Literal["every", "spiking"] = "every"
     stimuli: bool = False
     state_hz: Annotated[float, Field(ge=0.0, le=100.0)] = 10.0
+    array_hz: Annotated[float, Field(ge=0.0, le=10.0)] = 2.0
     health_s: Annotated[float, Field(ge=0.1, le=60.0)] = 1.0
 
 
@@ -232,7 +255,13 @@ class SessionConfig(_Section, frozen=True, extra="forbid"):
         A board outside is the network; without it the daemon's own is.
     markers : tuple of MarkerConfig
         LSL streams of markers.
-    session, sockets, publish, timing, runtime
+    security : SecurityConfig, optional
+        Keys for every socket; without it only loopback and ipc are bound.
+    metrics : MetricsConfig, optional
+        Numbers for Prometheus; without it none are served.
+    checkpoint : CheckpointConfig, optional
+        Checkpoints by the clock, and what a session begins from after a crash; without it, none.
+    session, sockets, publish, timing, runtime, watchdog
         See each section's class.
     """
 
@@ -248,9 +277,13 @@ class SessionConfig(_Section, frozen=True, extra="forbid"):
     offload: OffloadConfig | None = None
     markers: tuple[MarkerConfig, ...] = ()
     sockets: SocketsConfig = SocketsConfig()
+    security: SecurityConfig | None = None
     publish: PublishConfig = PublishConfig()
     timing: TimingConfig = TimingConfig()
     runtime: RuntimeConfig = RuntimeConfig()
+    watchdog: WatchdogConfig = WatchdogConfig()
+    checkpoint: CheckpointConfig | None = None
+    metrics: MetricsConfig | None = None
 
     @pydantic.field_validator("source", mode="before")
     @classmethod
@@ -275,6 +308,8 @@ class SessionConfig(_Section, frozen=True, extra="forbid"):
                 f"timing.block_ms cuts a signal into blocks; here {length} says how long one is: remove it",
             )
         self._triggers_have_events()
+        if self.security is None:
+            self._sockets_stay_on_loopback()
         if kind == "zmq" or self.source_content == "signal":
             # a block is at least so long: the ticks of the session are no shorter
             block_ms = getattr(self.source, "block_ms", self.timing.block_ms)
@@ -306,6 +341,17 @@ class SessionConfig(_Section, frozen=True, extra="forbid"):
             check_offload(offload, self.network, max(block_ms / ticks, MIN_DT_MS), ticks)
         except ConfigError as error:
             raise _combination("offload", str(error)) from None
+
+    def _sockets_stay_on_loopback(self) -> None:
+        for name in ("ingest", "output", "control"):
+            address = getattr(self.sockets, name)
+            if not is_loopback(address):
+                key = f"sockets.{name}"
+                raise _combination(
+                    key,
+                    f"{key}: {address} is away from loopback, which needs keys: 'neuromod keys init keys', and "
+                    '[security] keys = "keys"; or bind to 127.0.0.1 and reach the port through ssh -L',
+                )
 
     def _triggers_have_events(self) -> None:
         """Refuse triggers that could never fire; those of a decoder's file are seen when it is read."""
@@ -341,7 +387,7 @@ class SessionConfig(_Section, frozen=True, extra="forbid"):
     def effective(self) -> dict[str, Any]:
         """Return the complete configuration as plain data, without the sections that this source does not use."""
         body = self.model_dump(mode="json")
-        for section in ("decoder", "stimulation", "record", "offload"):
+        for section in ("decoder", "stimulation", "record", "offload", "security", "checkpoint", "metrics"):
             if body[section] is None:
                 del body[section]
         if self.stimulation is None or self.source_content == "stimuli":
@@ -423,11 +469,7 @@ def parse(text: str, *, folder: Path | None = None, where: str = "session") -> S
     config = _with_paths_from(config, folder)
     for key, path in paths_in(config, ""):
         if not path.exists() and key not in _MADE_LATER:
-            fix = (
-                "'neuromod baseline' writes one"
-                if key == "session.baseline"
-                else "mend the path, or put the file there"
-            )
+            fix = _MADE_BY.get(key, "mend the path, or put the file there")
             raise ConfigError(f"{where}: {key} names {path}, which does not exist; {fix}")
     return config
 

@@ -14,10 +14,12 @@ from numpy.typing import NDArray
 
 from neuromod.adapters.decoder import make_decoder
 from neuromod.adapters.decoder_config import DecoderFileConfig
-from neuromod.bridge import checkpoint, wire
 from neuromod.bridge import gate as safety
 from neuromod.bridge import loop_state as rt
+from neuromod.bridge import wire
+from neuromod.bridge.admission import Admission
 from neuromod.bridge.arming import Arming
+from neuromod.bridge.checkpoints import Checkpointer
 from neuromod.bridge.collector import Collector
 from neuromod.bridge.commands import (
     NETWORK_PARAMETERS,
@@ -30,15 +32,17 @@ from neuromod.bridge.commands import (
     parse_args,
 )
 from neuromod.bridge.config import PublishConfig
+from neuromod.bridge.doorkeeper import Doorkeeper
 from neuromod.bridge.offload import MODULATING
 from neuromod.bridge.pipeline import DELAY
+from neuromod.bridge.roles import Sender
 from neuromod.engine.config import check_live
 from neuromod.engine.errors import ConfigError
 from neuromod.engine.layout import LAYOUT_ID, LAYOUT_VERSION, LIVE
 
 log = logging.getLogger(__name__)
 
-_PUBLISH = ("state_hz", "health_s")
+_PUBLISH = ("state_hz", "array_hz", "health_s")
 _POLL_MS = 50
 _ARM_WITHIN_S = 0.5  # shorter than the wait for its echo
 
@@ -54,12 +58,16 @@ class Control:
         The way to the loop.
     on_stop : callable
         Called for the command `stop`, after the reply went out.
-    monitor : zmq.Socket, optional
-        Tells each end of a connection to ingest, which is all there is to see of a message too large for libzmq.
+    door : Doorkeeper
+        Knows who sent a request.
+    admission : Admission
+        Says which requests are carried out.
     arming : Arming, optional
         Who may arm; without it nobody is asked for a key.
     ledger_fault : callable
         Says in a sentence what is wrong with the ledger of the dose; empty where nothing is.
+    checkpoints : Checkpointer, optional
+        Of this session.
     """
 
     def __init__(
@@ -67,42 +75,38 @@ class Control:
         socket: "zmq.Socket[bytes]",
         collector: Collector,
         on_stop: Callable[[], None],
-        monitor: "zmq.Socket[bytes] | None" = None,
+        *,
+        door: Doorkeeper,
+        admission: Admission,
         arming: Arming | None = None,
         ledger_fault: Callable[[], str] = lambda: "",
+        checkpoints: Checkpointer | None = None,
     ) -> None:
-        self._socket, self._collector, self._on_stop, self._monitor = socket, collector, on_stop, monitor
+        self._socket, self._collector, self._on_stop = socket, collector, on_stop
+        self._door, self._admission = door, admission
         self._arming, self._ledger_fault = arming or Arming(None), ledger_fault
+        self._checkpoints = checkpoints or Checkpointer(collector)
         self._decoders: list[tuple[NDArray[Any], str]] = []  # those that were swapped out, and where they came from
 
     def run(self, stop: threading.Event) -> None:
         """Answer until `stop` is set."""
-        poller = zmq.Poller()
-        poller.register(self._socket, zmq.POLLIN)
-        if self._monitor is not None:
-            poller.register(self._monitor, zmq.POLLIN)
         while not stop.is_set():
-            ready = dict(poller.poll(_POLL_MS))
-            if self._monitor is not None and self._monitor in ready:
-                self._monitor.recv_multipart()
-                log.info(
-                    "a connection to ingest ended: the client left, or sent more than libzmq takes (1 MiB) at once"
-                )
-                self._collector.disconnects += 1
-            if self._socket in ready:
-                self._answer(self._socket.recv_multipart())
+            if self._socket.poll(_POLL_MS):
+                self._answer(self._socket.recv_multipart(copy=False))
 
-    def _answer(self, frames: list[bytes]) -> None:
+    def _answer(self, frames: list[zmq.Frame]) -> None:
         cmd, number = "", None
+        sender = self._door.sender(frames[-1])
         try:
-            envelope, payload = wire.split_envelope(frames)
+            envelope, payload = wire.split_envelope([frame.bytes for frame in frames])
         except wire.MessageError as error:
             self._collector.refuse(error.reason, str(error))
             return
         try:
             request = wire.unpack_request(payload)
             cmd, number = request.cmd, request.id
-            reply = wire.Reply(True, self._do(cmd, parse_args(cmd, request.args)), id=number)
+            self._admission.check(sender, cmd, request.session, request.seq)
+            reply = wire.Reply(True, self._do(cmd, parse_args(cmd, request.args), sender), id=number)
         except (wire.MessageError, CommandError) as error:
             self._collector.refuse(error.reason, str(error))
             reply = wire.Reply(False, error=str(error), reason=error.reason, id=number)
@@ -116,7 +120,7 @@ class Control:
         if cmd == "stop" and reply.ok:
             self._on_stop()
 
-    def _do(self, cmd: str, args: Any) -> dict[str, Any]:
+    def _do(self, cmd: str, args: Any, sender: Sender) -> dict[str, Any]:
         collector = self._collector
         match cmd, args:
             case "status", _:
@@ -134,7 +138,7 @@ class Control:
             case "checkpoint", OptionalPathArgs():
                 return self._checkpoint(args.path)
             case "restore", PathArgs():
-                return self._restore(Path(args.path))
+                return _tick(self._checkpoints.restore(Path(args.path)))
             case "challenge", _:
                 self._check_stimulation("challenge")
                 return {"nonce": self._arming.challenge()}
@@ -146,6 +150,8 @@ class Control:
                 return self._swap_decoder(Path(args.path))
             case "rollback", _:
                 return self._roll_back()
+            case "hello", _:
+                return {"session": self._admission.hello(sender)}
             case "version", _:
                 return {
                     "package": importlib.metadata.version("neuromod-bridge"),
@@ -198,23 +204,8 @@ class Control:
 
     def _checkpoint(self, name: str | None) -> dict[str, Any]:
         path = Path(name) if name else Path(time.strftime("neuromod-%Y%m%d-%H%M%S.checkpoint"))
-        self._check_answered()
-        number = self._collector.next_id()
-        tick = int(self._collector.call(rt.SNAPSHOT, number=number)["tick"])
-        loop = self._collector.loop
-        checkpoint.save(path, self._collector.assembly, loop.snapshot, tick)
-        if self._collector.recorder is not None:  # from which a replay goes on behind a gap
-            body = {"id": number, "path": str(path), "data": loop.snapshot.tobytes()}
-            body["stimulation"] = loop.stimulation_kept.tobytes()
-            self._collector.recorder.add_message("checkpoints", body)
+        tick = self._checkpoints.save(path)
         return {"path": str(path.absolute()), "tick": tick}
-
-    def _restore(self, path: Path) -> dict[str, Any]:
-        # only this thread writes the copy, and the loop reads it only when told to
-        data = checkpoint.load(path, self._collector.assembly)
-        self._check_answered()
-        self._collector.loop.snapshot[:] = data
-        return _tick(self._keep_and_call(rt.RESTORE, "checkpoints", {"path": str(path), "data": data.tobytes()}))
 
     def _keep_and_call(self, kind: int, record_as: str, body: dict[str, Any], word: int = 0) -> Any:
         """Put what an input brings with it into the record, then call the loop with the number that names it."""
@@ -222,11 +213,6 @@ class Control:
         if self._collector.recorder is not None:
             self._collector.recorder.add_message(record_as, {"id": number, **body})
         return self._collector.call(kind, word=word, number=number)
-
-    def _check_answered(self) -> None:
-        """Refuse to touch what the loop copies from and to while it may still be about to."""
-        if self._collector.unanswered:
-            raise CommandError("refused", "an earlier command is still on its way into the loop; try again")
 
     def _arm(self, args: ArmArgs) -> dict[str, Any]:
         self._check_stimulation("arm")
@@ -289,7 +275,7 @@ class Control:
         return result
 
     def _install(self, decoder: NDArray[Any], source: str) -> dict[str, Any]:
-        self._check_answered()
+        self._checkpoints.check_answered()
         self._collector.loop.next_decoder[:] = decoder
         version = int(decoder[0]["version"])
         body = {"version": version, "from": source, "data": decoder.tobytes()}

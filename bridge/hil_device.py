@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -99,6 +100,7 @@ def make_device(
     baud: int | None = None,
     faults: Sequence[str] = (),
     seed: int = 0,
+    key: Path | None = None,
 ) -> TestDevice:
     """Make the device that a name stands for; a simulated board is started, nothing else is touched.
 
@@ -116,6 +118,8 @@ def make_device(
         What is to go wrong in a simulated board.
     seed : int
         Of the faults.
+    key : Path, optional
+        For a daemon that asks for keys.
 
     Raises
     ------
@@ -130,7 +134,7 @@ def make_device(
         return TestDevice(TwinDevice(), is_simulated=True)
     if which.startswith(_PEERS):
         ingest, _, output = which.partition(",")
-        return TestDevice(PeerDaemon(ingest, output or _next_port(ingest)), is_peer=True)
+        return TestDevice(PeerDaemon(ingest, output or _next_port(ingest), key), is_peer=True)
     rate = baud or BAUD[protocol]
     if which != "sim":
         made = DEVICES[protocol](which, baud=rate, depth=_DEPTH[protocol])
@@ -251,12 +255,14 @@ class PeerDaemon:
     ----------
     ingest, output : str
         Its addresses. Its source has to be `zmq`, so that a message is a tick.
+    key : Path, optional
+        With the roles observe and feed, where it asks for keys.
     """
 
     has_checksum = True
 
-    def __init__(self, ingest: str, output: str) -> None:
-        self._ingest, self._output = ingest, output
+    def __init__(self, ingest: str, output: str, key: Path | None = None) -> None:
+        self._ingest, self._output, self._key = ingest, output, key
         self._client: Client | None = None
         self._spikes: Subscription | None = None
         self._sent_ns: dict[int, int] = {}
@@ -283,7 +289,7 @@ class PeerDaemon:
             If it is not.
         """
         self.close()
-        self._client = Client(ingest=self._ingest, output=self._output)
+        self._client = Client(ingest=self._ingest, output=self._output, key=self._key)
         self._spikes = self._client.subscribe("spikes", "state", "health")
         try:
             while not isinstance(self._spikes.receive(_READY_S), wire.StateMessage | wire.HealthMessage):

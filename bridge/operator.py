@@ -23,6 +23,7 @@ from neuromod.adapters.actuators.base import Stimulation
 from neuromod.bridge import gate as safety
 from neuromod.bridge import wire
 from neuromod.bridge.client import Client, ClientTimeoutError, RefusedError
+from neuromod.bridge.keys import load_client
 from neuromod.engine.errors import NeuromodError
 
 LOST_S = 2.0
@@ -79,9 +80,12 @@ class Line:
         Addresses of the daemon.
     *topics : str
         What to hear of its output.
+    client_key : Path, optional
+        For a daemon that asks for keys.
     """
 
-    def __init__(self, *topics: str, ingest: str, output: str, control: str) -> None:
+    def __init__(self, *topics: str, ingest: str, output: str, control: str, client_key: Path | None = None) -> None:
+        key = load_client(client_key) if client_key is not None else None
         self._context = zmq.Context()
         self._push, self._sub, self._dealer = (self._context.socket(kind) for kind in (zmq.PUSH, zmq.SUB, zmq.DEALER))
         self._push.immediate = True  # what nobody is there to take is not kept for a daemon that is started later
@@ -91,6 +95,8 @@ class Line:
         self._requests = 0
         try:
             for socket, address in ((self._push, ingest), (self._sub, output), (self._dealer, control)):
+                if key is not None:
+                    key.apply(socket)
                 try:
                     socket.connect(address)
                 except zmq.ZMQError as error:
@@ -216,7 +222,9 @@ class Halted:
     is_taken: bool
 
 
-def halt(*, ingest: str, output: str, control: str, timeout_s: float = _CONFIRM_S) -> Halted:
+def halt(
+    *, ingest: str, output: str, control: str, timeout_s: float = _CONFIRM_S, client_key: Path | None = None
+) -> Halted:
     """Stop stimulation by every way there is at once; one that is stuck does not hold up the other.
 
     Raises
@@ -224,7 +232,7 @@ def halt(*, ingest: str, output: str, control: str, timeout_s: float = _CONFIRM_
     RefusedError
         There is no stimulation to stop.
     """
-    with Line("stimulation", "health", ingest=ingest, output=output, control=control) as line:
+    with Line("stimulation", "health", ingest=ingest, output=output, control=control, client_key=client_key) as line:
         stop = Stop(line)
         stop.wait(timeout_s)
         if stop.refusal is not None:
@@ -551,6 +559,7 @@ def arm(
     control: str,
     as_json: bool = False,
     timeout_s: float = 2.0,
+    client_key: Path | None = None,
 ) -> Ending:
     """Arm stimulation and keep it armed until the operator lets go, its time is over, or the gate disarms.
 
@@ -566,6 +575,8 @@ def arm(
         Print one line of JSON for each change, instead of a view for people.
     timeout_s : float
         How long to wait for the daemon when arming.
+    client_key : Path, optional
+        For a daemon that asks for keys; it needs the roles observe and stimulate.
 
     Raises
     ------
@@ -576,8 +587,8 @@ def arm(
     # the hand comes first: a key or a signal while the daemon is asked counts too
     with (
         Hand() as hand,
-        Line("stimulation", **addresses) as line,
-        Client(**addresses, timeout_s=timeout_s) as client,
+        Line("stimulation", **addresses, client_key=client_key) as line,
+        Client(**addresses, timeout_s=timeout_s, key=client_key) as client,
     ):
         before = client.request("status")["health"]["stimulation"]
         if before["state"] == "armed":

@@ -2,17 +2,23 @@
 
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated, Any
 
 import pydantic
 import zmq
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
-from neuromod.adapters.actuator_config import Loopback
+from neuromod.adapters.actuator_config import check_loopback
 from neuromod.bridge import wire
+from neuromod.bridge.keys import load_client
 
 _AT_ONCE = 256
 _BUFFER = 10_000
+
+
+def _within_reach(address: str, info: pydantic.ValidationInfo) -> str:
+    return address if info.data.get("key") is not None and address.startswith("tcp://") else check_loopback(address)
 
 
 class PeerConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
@@ -21,15 +27,18 @@ class PeerConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
     Attributes
     ----------
     output, ingest : str
-        Addresses of the daemon.
+        Addresses of the daemon; on another host only with a key.
+    key : Path, optional
+        File that `neuromod keys new` wrote, with the roles observe and feed, for a daemon that asks for keys.
     alive_hz : float
         How often to tell the daemon that the device lives.
     reconnect_s : float
         Pause before a device that was lost is looked for again; 0 ends the process instead.
     """
 
-    output: Loopback = wire.DEFAULT_OUTPUT
-    ingest: Loopback = wire.DEFAULT_INGEST
+    key: Path | None = None  # first: what the addresses may be depends on it
+    output: Annotated[str, AfterValidator(_within_reach)] = wire.DEFAULT_OUTPUT
+    ingest: Annotated[str, AfterValidator(_within_reach)] = wire.DEFAULT_INGEST
     alive_hz: Annotated[float, Field(gt=0.0, le=100.0)] = 20.0
     reconnect_s: Annotated[float, Field(ge=0.0, le=3600.0)] = 1.0
 
@@ -44,6 +53,11 @@ class Peer:
     name : str
         Under which the daemon knows this peer.
 
+    Raises
+    ------
+    ConfigError
+        Where the key cannot be read, or others may read it.
+
     Attributes
     ----------
     sub : zmq.Socket
@@ -54,6 +68,7 @@ class Peer:
 
     def __init__(self, config: PeerConfig, name: str) -> None:
         self._config, self._name = config, name
+        self._key = load_client(config.key) if config.key is not None else None
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._push: Any = None
         self._last_seq: dict[str, int] = {}
@@ -72,8 +87,10 @@ class Peer:
         self.sub.reconnect_ivl = self._push.reconnect_ivl = 20
         for topic in topics:
             self.sub.subscribe(topic)
-        self.sub.connect(self._config.output)
-        self._push.connect(self._config.ingest)
+        for socket, address in ((self.sub, self._config.output), (self._push, self._config.ingest)):
+            if self._key is not None:
+                self._key.apply(socket)
+            socket.connect(address)
 
     def close(self) -> None:
         """Close both sockets; what was not sent yet is lost."""

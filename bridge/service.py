@@ -26,25 +26,32 @@ from numpy.typing import NDArray
 from neuromod.adapters.base import Marker, Source, StreamInfo, create_source
 from neuromod.adapters.config import ZmqConfig
 from neuromod.adapters.lsl import LslMarkers, LslSource
+from neuromod.bridge import array_watch, logs, native, realtime, wire
 from neuromod.bridge import collector as collecting
 from neuromod.bridge import loop_state as rt
-from neuromod.bridge import native, realtime, wire
+from neuromod.bridge.admission import admission_of
 from neuromod.bridge.arming import Arming, read_key
 from neuromod.bridge.assembly import Assembly, assemble, stimuli_stream
 from neuromod.bridge.collector import Collector
 from neuromod.bridge.config import SessionConfig
 from neuromod.bridge.control import Control
+from neuromod.bridge.doorkeeper import Doorkeeper
 from neuromod.bridge.gate import DECISION
 from neuromod.bridge.guard import Guard
 from neuromod.bridge.intake import Feeder, Keeper, ring_capacity
 from neuromod.bridge.ledger import Ledger, LedgerError
 from neuromod.bridge.loop import run
+from neuromod.bridge.metrics import MetricsServer, make_registry
+from neuromod.bridge.notify import Notifier
 from neuromod.bridge.pipeline import TICK, UNIT
 from neuromod.bridge.recorder import SAMPLES, Recorder, sample_dtype
+from neuromod.bridge.resume import LastLife
 from neuromod.bridge.ring import Ring, available, drain
 from neuromod.bridge.safety_config import is_sent
 from neuromod.bridge.session import start_session
+from neuromod.bridge.supervision import Supervision
 from neuromod.bridge.warm import warm_loop
+from neuromod.bridge.watchdog import STUCK_EXIT_CODE
 from neuromod.bridge.yoked import yoked_trains
 from neuromod.engine.compiled import JIT_ENABLED
 from neuromod.engine.errors import AdapterError, ConfigError, NeuromodError
@@ -77,6 +84,8 @@ class Daemon:
         Sources that have an end: seconds of recording per second; 0 for as fast as the machine goes.
     on_ticks : callable, optional
         Gets every array of TICK records, in order, from the collector's thread.
+    supervision : Supervision, optional
+        Watchdogs and checkpoints, and what is known of the last life; without it no checkpoint is written by itself.
     """
 
     def __init__(
@@ -87,15 +96,17 @@ class Daemon:
         speed: float = 1.0,
         on_ticks: Callable[[NDArray[Any]], None] | None = None,
         on_units: Callable[[NDArray[Any]], None] | None = None,
+        supervision: Supervision | None = None,
     ) -> None:
         self.config = config
+        self.supervision = supervision or Supervision(config.model_copy(update={"checkpoint": None}))
         self.stopped = threading.Event()
         self.failure: Exception | None = None
         self._source: Source | None = source
         self._speed, self._on_ticks, self._on_units = speed, on_ticks, on_units
         self._context: zmq.Context[zmq.Socket[bytes]] | None = None
         self._sockets: dict[str, zmq.Socket[bytes]] = {}
-        self._monitor: zmq.Socket[bytes] | None = None
+        self._door: Doorkeeper | None = None
         self._markers: list[LslMarkers] = []
         self._threads: list[threading.Thread] = []
         self._stop_threads = threading.Event()
@@ -103,6 +114,7 @@ class Daemon:
         self.is_looking = False  # for its source, which may take long: the moment at which a signal may interrupt
         self.recorder: Recorder | None = None
         self._ledger: Ledger | None = None
+        self.metrics: MetricsServer | None = None
         self.is_stuck = False  # a thread could not be ended, and what it uses was left as it is
         self._uncertainty_s = float("nan")
         self.addresses: dict[str, str] = {}
@@ -124,6 +136,7 @@ class Daemon:
             log.warning("%s", refused)
         try:
             self._bind()
+            self.supervision.begin()
             self.is_looking = True
             warm_loop()
             self._open_source()
@@ -158,7 +171,8 @@ class Daemon:
             self.is_stuck = True
             if "output" in self._sockets and not {"neuromod-exchange", "neuromod-collector"} & set(stuck):
                 self._say_goodbye()
-            self._leave_files(stuck)
+            self.leave_files(stuck)
+            self.supervision.end(self.failure)
             return
         self._threads.clear()
         self._close_ledger()
@@ -168,12 +182,14 @@ class Daemon:
             self._source.close()
         for markers in self._markers:
             markers.close()
+        self.supervision.end(self.failure)
         if "output" in self._sockets and self._loop_done is not None:
             self._say_goodbye()
-        if self._monitor is not None:
-            self._sockets["ingest"].disable_monitor()
-            self._monitor.close(0)
-            self._monitor = None
+        if self.metrics is not None:
+            self.metrics.close()
+        if self._door is not None:
+            self._door.close()
+            self._door = None
         for opened in self._sockets.values():
             opened.close(linger=20)  # so that the good-bye leaves
         self._sockets.clear()
@@ -193,7 +209,7 @@ class Daemon:
         with contextlib.suppress(zmq.ZMQError):
             _send_all(self._sockets["output"], self.rings.out)
 
-    def _leave_files(self, stuck: list[str]) -> None:
+    def leave_files(self, stuck: list[str]) -> None:
         """End record and ledger where threads are stuck; no longer than a bound, since the process is to end."""
         ledger, recorder = self._ledger, self.recorder
 
@@ -219,13 +235,14 @@ class Daemon:
 
     def _bind(self) -> None:
         self._context = zmq.Context(io_threads=1)
+        door = self._door = Doorkeeper(self._context, self.config.security)
         kinds = {"ingest": zmq.PULL, "output": zmq.PUB, "control": zmq.ROUTER}
         for name, kind in kinds.items():
             bound = self._sockets[name] = self._context.socket(kind)
             bound.maxmsgsize = _MAX_MESSAGE_BYTES
+            door.protect(name, bound)
             address = getattr(self.config.sockets, name)
             if name == "ingest":
-                self._monitor = bound.get_monitor_socket(zmq.EVENT_DISCONNECTED)
                 bound.rcvhwm = _INGEST_HWM
                 if self.config.source_content == "stimuli":
                     bound.rcvtimeo = _SOURCE_TIMEOUT_MS
@@ -241,6 +258,9 @@ class Daemon:
             endpoint = bound.get(zmq.LAST_ENDPOINT)
             assert isinstance(endpoint, bytes)
             self.addresses[name] = endpoint.decode().rstrip("\0")
+        self._spawn("neuromod-door", lambda: door.run(self._stop_threads))
+        if self.config.metrics is not None:
+            self.metrics = MetricsServer(self.config.metrics)
 
     def _open_source(self) -> None:
         config = self.config
@@ -345,6 +365,7 @@ class Daemon:
                 "clock_rate": clock_rate,
                 "pulls": int(self._pulls),
                 "unit_ids": list(assembly.front_end.unit_ids),
+                "continues": self.supervision.last_session,
             },
             announce=self._announce,
             min_free_bytes=int(record.min_free_mb * 1e6),
@@ -367,6 +388,8 @@ class Daemon:
         self._start_recorder(is_timed, 1.0 / paced_rate if paced_rate > 0 else 1.0)
         keeps_samples = self.recorder is not None and config.record is not None and config.record.raw
         slowdown = 1.0 / min(paced_rate, 1.0) if paced_rate > 0 else 1.0  # blocks take so much longer than they are
+        is_watched = config.publish.array_hz > 0 and array_watch.window_samples(assembly) > 0
+        chunk = int(min(max(assembly.samples_per_block + 1, 64), _LARGEST_CHUNK))
         in_python = not self._functions[native.ZMQ_SEND]
         self.rings = rt.make_rings(
             n_channels,
@@ -375,13 +398,15 @@ class Daemon:
             # half a second; messages of stimuli, and what is played as fast as it goes, know no rate
             raw_capacity=ring_capacity(n_channels, max(assembly.info.sampling_frequency, _BURST_HZ))
             if keeps_samples
+            else array_watch.ring_capacity(assembly, chunk)
+            if is_watched
             else 2,
         )
         self.loop = rt.make_loop(
             self._functions,
             source=self._pulls,
             n_channels=n_channels,
-            chunk=int(min(max(assembly.samples_per_block + 1, 64), _LARGEST_CHUNK)),
+            chunk=chunk,
             ticks_per_block=assembly.ticks_per_block,
             block_s=assembly.block_ms / 1000.0,
             stall_s=config.timing.stall_bound_ms(assembly.block_ms * slowdown) / 1000.0,
@@ -394,7 +419,7 @@ class Daemon:
             units=assembly.pipeline.units,
             n_outputs=int(assembly.decoder[0]["n_outputs"]),
             lease_s=(config.stimulation.lease_ms if config.stimulation is not None else _LEASE_MS) / 1000.0,
-            keep_samples=keeps_samples,
+            keep_samples=keeps_samples or is_watched,
         )
         if self.recorder is not None and keeps_samples:
             self.recorder.record_samples(self.rings.raw)
@@ -410,15 +435,19 @@ class Daemon:
             self.rings,
             clock=pylsl.local_clock,
             state_hz=config.publish.state_hz,
+            array_hz=config.publish.array_hz,
             health_s=config.publish.health_s,
             describe_source=self.describe_source,
             on_ticks=self._on_ticks,
             on_units=self._on_units,
             is_timed=is_timed,
             recorder=self.recorder,
+            door=self._door,
+            admission=(admission := admission_of(config.security)),
         )
         if isinstance(self._source, LslSource):
             self._follow_clock(*self._source.correction(), submit=False)
+        checkpoints = self.supervision.attach(self.collector, self._clock_of_source)
         self._spawn("neuromod-collector", lambda: collecting.run(self.collector, self._stop_threads))
         guard = Guard(self.collector, config.stimulation.stop_file if config.stimulation else None, self._ledger)
         if config.stimulation is not None:
@@ -427,15 +456,22 @@ class Daemon:
             self._spawn("neuromod-guard", lambda: guard.run(self._stop_threads))
             if self._ledger is not None:
                 self._spawn("neuromod-ledger", lambda: guard.run_ledger(self._stop_threads))
+        assert self._door is not None
         control = Control(
             self._sockets["control"],
             self.collector,
             self.stopped.set,
-            self._monitor,
+            door=self._door,
+            admission=admission,
             arming=arming,
             ledger_fault=lambda: guard.fault,
+            checkpoints=checkpoints,
         )
         self._spawn("neuromod-control", lambda: control.run(self._stop_threads))
+        if (metrics := self.metrics) is not None:
+            log.info("metrics: %s", metrics.url)
+            registry = make_registry(self.collector, session=config.session.name)
+            self._spawn("neuromod-metrics", lambda: metrics.run(registry, self._stop_threads))
         if in_python:
             self._spawn("neuromod-exchange", self._exchange)
         if self._pulls == rt.SOURCE_RING and isinstance(self._source, LslSource):
@@ -464,6 +500,8 @@ class Daemon:
                 on_reconnect=self._send_inlet,
             )
             self._spawn("neuromod-source", lambda: keeper.run(self._stop_threads))
+        for name, target in self.supervision.threads(self._stop_threads):
+            self._spawn(name, target)
         for markers in self._markers:
             self._spawn("neuromod-markers", self._marker_keeper(markers))
         promoted = realtime.promote_library_threads(config.runtime)
@@ -570,6 +608,12 @@ class Daemon:
         else:
             self.loop.block[0]["numbers"][rt.OFFSET] = offset_s
 
+    def _clock_of_source(self) -> tuple[float, float]:
+        """Return the correction of the source's clock and its uncertainty, in s; NaN where none is measured."""
+        return float(
+            self.loop.block[0]["numbers"][rt.OFFSET]
+        ) if self._uncertainty_s >= 0.0 else math.nan, self._uncertainty_s
+
     def _send_inlet(self) -> None:
         assert isinstance(self._source, LslSource)
         # no longer lost, although nothing has come yet: else the keeper would destroy the inlet that the loop pulls
@@ -625,26 +669,49 @@ def _send_all(output: "zmq.Socket[bytes]", ring: Ring, limit: int = 4096) -> Non
         output.send_multipart([data[:middle], data[middle:]], zmq.DONTWAIT)
 
 
-def serve(config: SessionConfig) -> int:
+def serve(
+    config: SessionConfig,
+    *,
+    on_open: Callable[[Daemon], None] = lambda daemon: None,
+    notifier: Notifier | None = None,
+    last: LastLife | None = None,
+) -> int:
     """Run a session until a signal, the command `stop`, or the end of its recording.
+
+    Parameters
+    ----------
+    config : SessionConfig
+        What to run.
+    on_open : callable
+        Called with the daemon once it runs.
+    notifier : Notifier, optional
+        Tells a service manager how it is.
+    last : LastLife, optional
+        What a supervisor knows of the life before this one.
 
     Returns
     -------
     int
         Exit code: 0, or 1 where a part of the daemon failed.
     """
-    daemon = Daemon(config)
+    notifier = notifier or Notifier()
+    daemon = Daemon(
+        config, supervision=Supervision(config, notifier=notifier, last=last, on_stuck=lambda: leave(daemon))
+    )
     hook = sys.unraisablehook
     sys.unraisablehook = unless_interrupted(hook)
     stop_on_signals(daemon.stopped, interrupt=lambda: daemon.is_looking)
     is_open = False
     try:
-        daemon.open()
+        with notifier.starting():
+            daemon.open()
         is_open = True
+        on_open(daemon)
+        notifier.ready()
         halt_on_signal(daemon.collector.halt)
         for name, address in daemon.addresses.items():
             log.info("%s: %s", name, address)
-        print(f"neuromod: {daemon.assembly.info.name} -> {daemon.addresses['output']}; Ctrl-C stops", file=sys.stderr)
+        logs.say(f"{daemon.assembly.info.name} -> {daemon.addresses['output']}; Ctrl-C stops")
         while not daemon.stopped.wait(0.1):
             if daemon.has_ended():
                 log.info("the recording has been played to its end")
@@ -657,6 +724,7 @@ def serve(config: SessionConfig) -> int:
             raise
         log.info("stopped before the session began")
     finally:
+        notifier.stopping()
         daemon.close()
         for number in _STOP_SIGNALS:
             signal.signal(number, signal.SIG_IGN)
@@ -670,6 +738,14 @@ def serve(config: SessionConfig) -> int:
     if isinstance(daemon.failure, NeuromodError):
         raise daemon.failure
     return 1 if daemon.failure else 0
+
+
+def leave(daemon: Daemon) -> None:
+    """End the process of a daemon whose loop is stuck: record and ledger first, then nothing that could wait."""
+    daemon.leave_files(["neuromod-loop"])
+    daemon.supervision.end(NeuromodError("the loop stood still"))
+    logging.shutdown()
+    os._exit(STUCK_EXIT_CODE)
 
 
 def halt_on_signal(halt: Callable[[], None]) -> None:

@@ -49,7 +49,7 @@ _PART = 1 << 20
 _SEALED = ("mode", "schedule", "yoked_session", "ledger", "key_file")
 """What a blind operator could tell the condition by."""
 _KEY_FILE = "key_file"
-_OUTPUTS = ("record.folder",)
+_OUTPUTS = ("record.folder", "checkpoint.path")
 """Paths that a session writes to: of no use to a replay."""
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from neuromod.adapters.actuators.base import Command, Stimulation
 from neuromod.bridge.gate import REASONS
 from neuromod.bridge.wire import (
+    ArrayMessage,
     EventMessage,
     Flag,
     HealthMessage,
@@ -60,6 +61,8 @@ def as_json(message: OutputMessage) -> dict[str, Any]:
                 "modulators": message.modulators,
                 "rates_hz": message.rates_hz,
             }
+        case ArrayMessage():
+            body = {"topic": "array", **dataclasses.asdict(message)}
         case HealthMessage():
             body = {"topic": "health", **message.body}
         case EventMessage():
@@ -106,6 +109,14 @@ def as_line(message: OutputMessage) -> str:
             levels = " ".join(f"{name} {level:.2f}" for name, level in message.modulators.items())
             return (
                 f"state   {message.tick:>10} Hz " + " ".join(f"{rate:.0f}" for rate in message.rates_hz) + f" {levels}"
+            )
+        case ArrayMessage():
+            if not message.counts:
+                return f"array   {message.tick:>10} {message.n} channels, nothing is counted"
+            silent = int((message.rates_hz == 0.0).sum())
+            return (
+                f"array   {message.tick:>10} {message.counts} {np.nansum(message.rates_hz):.0f} Hz in all, "
+                f"{silent} of {len(message.rates_hz)} channels silent, {len(message.snippets)} snippets"
             )
         case HealthMessage():
             counters = " ".join(f"{name} {count}" for name, count in message.counters.items() if count)

@@ -122,6 +122,7 @@ control = @  # commands, as those of 'neuromod status', 'arm' or 'set', are answ
 spikes = @  # "every" tick, or "spiking" ticks only
 stimuli = @  # publish the stimuli of each tick too
 state_hz = @  # membranes, modulators and rates; 0 for never
+array_hz = @  # rates, noise and snippets of the source's channels, for 'neuromod monitor'; 0 for never
 health_s = @
 
 [timing]
@@ -171,6 +172,27 @@ realtime_priority = @  # SCHED_FIFO, 1 to 98; 0 leaves the scheduler alone
 cpus = @  # the loop's thread runs on these only
 lock_memory = @
 timer_slack_ns = @
+
+[watchdog]                       # how long each may be wrong before it is announced; 0 for never
+source_s = @  # the source is silent or gone
+tick_s = @  # the loop is stuck: the process ends with code 70, to be started anew
+peers = @  # names whose 'alive' is expected, beside those of stimulation
+peer_s = @
+write_s = @  # one write of the record
+sample_age_s = @  # ticks come later than timing.late_ms
+clock_step_ms = @  # the clock on the wall was set
+clock_jump_ms = @  # the source's clock
+clock_uncertainty_ms = @
+hold_s = @  # all must be well for so long before it is said to be
+
+# [checkpoint]                   # the state of the loop, in a file, by the clock
+# path = "session.checkpoint"
+# every_s = 10.0
+# keep = 3
+# resume = "crash"               # begin from it where the last life did not end in order; or "never", or "always"
+
+# [metrics]                      # numbers for Prometheus; deploy/observability has a board and alerts for them
+# address = "127.0.0.1:9464"     # loopback only: scrape from elsewhere through ssh -L, or by an agent on this host
 """
 
 

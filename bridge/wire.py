@@ -36,6 +36,7 @@ TOPIC_STRESS: Final = b"stress"
 TOPIC_COMMAND: Final = b"command"
 TOPIC_STIMULATION: Final = b"stimulation"
 TOPIC_UNITS: Final = b"units"
+TOPIC_ARRAY: Final = b"array"
 TOPIC_ALIVE: Final = b"alive"
 TOPIC_HEARTBEAT: Final = b"heartbeat"
 TOPIC_STIMULATE: Final = b"stimulate"
@@ -49,6 +50,7 @@ OUTPUT_TOPICS: Final = (
     TOPIC_COMMAND,
     TOPIC_STIMULATION,
     TOPIC_STATE,
+    TOPIC_ARRAY,
     TOPIC_HEALTH,
     TOPIC_EVENT,
 )
@@ -75,6 +77,7 @@ MAX_INBOUND_BYTES: Final = 4096
 MAX_OUTBOUND_BYTES: Final = 1 << 20
 MAX_DEPTH: Final = 8
 MAX_NAME_CHARACTERS: Final = 256
+MAX_SESSION_CHARACTERS: Final = 64
 
 # Order and inclusive limits of the four neuromodulators, as neuromod.engine.modulators has them (a test compares).
 MODULATOR_LIMITS: Final[Mapping[str, tuple[float, float]]] = {
@@ -410,6 +413,74 @@ class StateMessage:
     rates_hz: NDArray[np.float32]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Snippet:
+    """A piece of signal around a spike.
+
+    Attributes
+    ----------
+    channel : int
+        Of the source, from 0.
+    t_sample : float
+        Seconds on the daemon's `lsl_local_clock`: time of the sample at which it crossed.
+    crossing : int
+        Index of that sample in `data`.
+    data : ndarray of float32, shape (n,)
+        As the crossings are looked for: filtered, less the mean of all channels that take part.
+    """
+
+    channel: int
+    t_sample: float
+    crossing: int
+    data: NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ArrayMessage:
+    """How the channels of the source are, some times a second; sources of many channels take several messages.
+
+    Attributes
+    ----------
+    seq, tick : int
+        Number of this message, and the newest tick.
+    t : float
+        Seconds on the daemon's `lsl_local_clock`.
+    n, first : int
+        Channels of the source, and the first one that the arrays here are of.
+    counts : str
+        What `rates_hz` counts: "crossings", "units" (spikes of sorted units, at the channel where each is largest), or
+        "" where the source brings no spikes.
+    unit : str
+        What `noise` and the snippets are in: "uV" where the scale is known.
+    rates_hz : ndarray of float32
+        Counts per second since the message before; NaN where nothing is counted.
+    noise : ndarray of float32
+        Standard deviation of the noise of the filtered signal; NaN where it is not known.
+    positions_um : ndarray of float32, shape (channels, 2)
+        Where they are on the probe; no rows where that is not known.
+    excluded : tuple of int
+        Channels that take no part.
+    sampling_frequency : float
+        Of the snippets, in Hz.
+    snippets : tuple of Snippet
+        A few recent spikes, other channels in each message.
+    """
+
+    seq: int
+    tick: int
+    t: float
+    n: int
+    first: int
+    counts: str
+    unit: str
+    rates_hz: NDArray[np.float32]
+    noise: NDArray[np.float32]
+    positions_um: NDArray[np.float32]
+    excluded: tuple[int, ...]
+    sampling_frequency: float
+    snippets: tuple[Snippet, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class HealthMessage:
     """Health of the daemon, once a second. `body` is the whole map: see PROTOCOL.md for its keys."""
@@ -437,7 +508,15 @@ class EventMessage:
 
 
 OutputMessage = (
-    SpikesMessage | StimuliMessage | UnitMessage | Command | Stimulation | StateMessage | HealthMessage | EventMessage
+    SpikesMessage
+    | StimuliMessage
+    | UnitMessage
+    | Command
+    | Stimulation
+    | StateMessage
+    | ArrayMessage
+    | HealthMessage
+    | EventMessage
 )
 
 
@@ -520,6 +599,36 @@ def pack_state(message: StateMessage) -> bytes:
             "rates_hz": np.asarray(message.rates_hz, dtype="<f4").tobytes(),
         }
     )
+
+
+def pack_array(message: ArrayMessage) -> bytes:
+    """Pack an `array` message."""
+    body: dict[str, Any] = {
+        "v": PROTOCOL_VERSION,
+        "seq": message.seq,
+        "tick": message.tick,
+        "t": message.t,
+        "n": message.n,
+        "first": message.first,
+        "counts": message.counts,
+        "unit": message.unit,
+        "rates_hz": np.asarray(message.rates_hz, dtype="<f4").tobytes(),
+        "noise": np.asarray(message.noise, dtype="<f4").tobytes(),
+        "excluded": list(message.excluded),
+        "sampling_frequency": message.sampling_frequency,
+        "snippets": [
+            {
+                "channel": snippet.channel,
+                "t_sample": snippet.t_sample,
+                "crossing": snippet.crossing,
+                "data": np.asarray(snippet.data, dtype="<f4").tobytes(),
+            }
+            for snippet in message.snippets
+        ],
+    }
+    if len(message.positions_um):
+        body["positions_um"] = np.asarray(message.positions_um, dtype="<f4").tobytes()
+    return _pack(body)
 
 
 def pack_health(message: HealthMessage) -> bytes:
@@ -622,6 +731,8 @@ def unpack_output(topic: bytes, payload: bytes) -> OutputMessage:
             modulators={name: _number(modulators, name) for name in modulators},
             rates_hz=_floats(body, "rates_hz", None),
         )
+    if topic == TOPIC_ARRAY:
+        return _unpack_array(body)
     if topic == TOPIC_HEALTH:
         for key in ("counters", "latency_us", "source", "errors"):
             if not isinstance(body.get(key, {}), dict):
@@ -633,6 +744,42 @@ def unpack_output(topic: bytes, payload: bytes) -> OutputMessage:
         tick=_integer(body, "tick"),
         source=_text(body, "source"),
         value=body.get("value"),
+    )
+
+
+def _unpack_array(body: dict[str, Any]) -> ArrayMessage:
+    rates_hz, n, first = _floats(body, "rates_hz", None), _integer(body, "n", 1), _integer(body, "first")
+    if first + len(rates_hz) > n:
+        raise MessageError(Reason.LENGTH, f"rates_hz has {len(rates_hz)} channels from {first} on, of {n} in all")
+    has_positions = "positions_um" in body
+    positions = _floats(body, "positions_um", 2 * len(rates_hz)) if has_positions else np.zeros(0, np.float32)
+    excluded, snippets = _get(body, "excluded"), _get(body, "snippets")
+    if not isinstance(excluded, list) or not all(type(channel) is int and 0 <= channel < n for channel in excluded):
+        raise MessageError(Reason.TYPE, f"excluded must be an array of channels from 0 to {n - 1}")
+    if not isinstance(snippets, list) or not all(isinstance(snippet, dict) for snippet in snippets):
+        raise MessageError(Reason.TYPE, "snippets must be an array of maps")
+    return ArrayMessage(
+        seq=_integer(body, "seq"),
+        tick=_integer(body, "tick"),
+        t=_number(body, "t"),
+        n=n,
+        first=first,
+        counts=_text(body, "counts"),
+        unit=_text(body, "unit"),
+        rates_hz=rates_hz,
+        noise=_floats(body, "noise", len(rates_hz)),
+        positions_um=positions.reshape(-1, 2),
+        excluded=tuple(excluded),
+        sampling_frequency=_number(body, "sampling_frequency"),
+        snippets=tuple(
+            Snippet(
+                channel=_integer(snippet, "channel", 0, n - 1),
+                t_sample=_number(snippet, "t_sample"),
+                crossing=_integer(snippet, "crossing"),
+                data=_floats(snippet, "data", None),
+            )
+            for snippet in snippets
+        ),
     )
 
 
@@ -724,9 +871,11 @@ class HeartbeatInput:
 
 @dataclass(frozen=True, slots=True)
 class StimulateInput:
-    """Ask the gate for a train of the program of this name."""
+    """Ask the gate for a train of the program of this name; `session` and `seq` as in `Request`."""
 
     program: str
+    session: str | None = None
+    seq: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -792,8 +941,8 @@ def pack_ingest(message: IngestMessage) -> tuple[bytes, bytes]:
             topic, body = TOPIC_ALIVE, {"name": name}
         case HeartbeatInput(token):
             topic, body = TOPIC_HEARTBEAT, {"token": token}
-        case StimulateInput(program):
-            topic, body = TOPIC_STIMULATE, {"program": program}
+        case StimulateInput(program, session, seq):
+            topic, body = TOPIC_STIMULATE, {"program": program} | _ordered(session, seq)
         case BoardInput(tick, spikes, checked):
             topic = TOPIC_BOARD
             body = {"tick": tick, "spikes": spikes} | ({} if checked is False else {"checked": checked})
@@ -853,8 +1002,8 @@ def unpack_ingest(topic: bytes, payload: bytes, n: int = N_CHANNELS) -> IngestMe
         _only(body, ("token",))
         return HeartbeatInput(_integer(body, "token", 0, (1 << 62) - 1))
     if topic == TOPIC_STIMULATE:
-        _only(body, ("program",))
-        return StimulateInput(_name(body, "program"))
+        _only(body, ("program", "session", "seq"))
+        return StimulateInput(_name(body, "program"), *_order(body))
     if topic == TOPIC_BOARD:
         _only(body, ("tick", "spikes", "checked"))
         tick, spikes = _integer(body, "tick", 0, (1 << 63) - 1), _integer(body, "spikes", 0, (1 << n) - 1)
@@ -887,11 +1036,17 @@ def split_parts(frames: Sequence[bytes]) -> tuple[bytes, bytes]:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One request to the control socket; `id`, where given, comes back with the reply."""
+    """One request to the control socket; `id`, where given, comes back with the reply.
+
+    `session` is what `hello` returned, and `seq` rises with each request of that session, so that one which was
+    recorded and is sent again is known.
+    """
 
     cmd: str
     args: dict[str, Any] = field(default_factory=dict)
     id: int | str | None = None
+    session: str | None = None
+    seq: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -910,7 +1065,7 @@ def pack_request(request: Request) -> bytes:
     body: dict[str, Any] = {"cmd": request.cmd, "args": request.args}
     if request.id is not None:
         body["id"] = request.id
-    payload = _pack(body)
+    payload = _pack(body | _ordered(request.session, request.seq))
     unpack_request(payload)
     return payload
 
@@ -918,12 +1073,12 @@ def pack_request(request: Request) -> bytes:
 def unpack_request(payload: bytes) -> Request:
     """Check and unpack a request. Whether the command exists is for `neuromod.bridge.commands` to say."""
     body = _unpack_map(payload, MAX_INBOUND_BYTES)
-    _only(body, ("cmd", "args", "id"))
+    _only(body, ("cmd", "args", "id", "session", "seq"))
     args = body.get("args", {})
     if not isinstance(args, dict):
         raise MessageError(Reason.TYPE, f"args must be a map, not {_kind(args)}")
     _check_finite(args)
-    return Request(_text(body, "cmd"), args, _identifier(body))
+    return Request(_text(body, "cmd"), args, _identifier(body), *_order(body))
 
 
 def pack_reply(reply: Reply) -> bytes:
@@ -1142,6 +1297,20 @@ def _identifier(body: dict[str, Any]) -> int | str | None:
     if value is not None and (isinstance(value, bool) or not isinstance(value, int | str)):
         raise MessageError(Reason.TYPE, f"id must be an integer or a string, not {_kind(value)}")
     return value
+
+
+def _ordered(session: str | None, seq: int | None) -> dict[str, Any]:
+    return {key: value for key, value in (("session", session), ("seq", seq)) if value is not None}
+
+
+def _order(body: dict[str, Any]) -> tuple[str | None, int | None]:
+    """Read `session` and `seq`, which come together or not at all."""
+    if "session" not in body and "seq" not in body:
+        return None, None
+    session = _text(body, "session")
+    if not 1 <= len(session) <= MAX_SESSION_CHARACTERS:
+        raise MessageError(Reason.LENGTH, f"session has 1 to {MAX_SESSION_CHARACTERS} characters, as hello returned it")
+    return session, _integer(body, "seq", 1)
 
 
 def _put_u64(data: bytearray, at: int, name: str, value: int) -> None:

@@ -113,6 +113,7 @@ class FrontEndState(NamedTuple):
     inverse: NDArray[np.float64]  # (1,) 1 / channels that take part and are clean
     missed: NDArray[np.int64]  # (n_padded,) blanked samples of the block
     recent: NDArray[np.float64]  # (2, n_padded) crossings and clean samples, both forgotten exponentially
+    crossed: NDArray[np.float64]  # (n_padded,) crossings since the start, for whoever looks on: nothing goes by them
     unit_recent: NDArray[np.float64]  # (2, n_units) spikes and clean samples, likewise
     sorter: SorterState
     # scratch
@@ -125,7 +126,7 @@ class FrontEndState(NamedTuple):
 _CHANGING = (
     "weight", "reason", "noise", "clip", "threshold",
     "counters", "z", "hold", "total", "smoothed", "saturated", "histogram",
-    "x", "trains", "train_times", "clean", "present", "inverse", "missed", "recent", "unit_recent",
+    "x", "trains", "train_times", "clean", "present", "inverse", "missed", "recent", "crossed", "unit_recent",
 )  # fmt: skip
 
 
@@ -194,6 +195,7 @@ def finish_block(state: FrontEndState, features: NDArray[np.float32]) -> None:
         if kind == CROSSINGS:
             for c in range(n_channels):
                 smoothed[c] = total[c]
+                state.crossed[c] += total[c]
             if state.settings[_HOLD_RATE] == 1 and live:
                 _remember_counts(state, total, n_samples, touched)
                 if touched:
@@ -709,6 +711,12 @@ class FrontEnd:
         return self.state.threshold[: self.n_channels].copy()
 
     @property
+    def crossings(self) -> NDArray[np.float64] | None:
+        """Crossings of each channel since the start, as counted; None where the front end looks for none."""
+        has_any = any(path.kind == CROSSINGS for path in self._paths)
+        return self.state.crossed[: self.n_channels].copy() if has_any else None
+
+    @property
     def blanked(self) -> Blanked:
         """Samples that stimulation artefacts have cost since the start."""
         counters = self.state.counters
@@ -733,9 +741,10 @@ class FrontEnd:
     def parts(self) -> list[NDArray[Any]]:
         """Return the arrays that change with the signal, and those that configuration alone makes, for a checkpoint.
 
-        Templates and whitening are left out: they are the sorting's, and large.
+        Templates and whitening are left out: they are the sorting's, and large. So is what nothing goes by.
         """
-        return [part for name, part in self.state._asdict().items() if name != "sorter"] + self._sorter.changing()
+        left_out = ("sorter", "crossed")
+        return [part for name, part in self.state._asdict().items() if name not in left_out] + self._sorter.changing()
 
     def reset(self) -> None:
         """Back to the state of a new front end, warm-up included."""
@@ -1012,6 +1021,7 @@ def _allocate(
         inverse=np.zeros(1),
         missed=np.zeros(n_padded, dtype=np.int64),
         recent=np.zeros((2, n_padded)),
+        crossed=np.zeros(n_padded),
         unit_recent=np.zeros((2, len(unit_channel))),
         sorter=sorter.state,
         y=np.zeros(n_padded),

@@ -99,7 +99,17 @@ def _measure(rig: Rig) -> dict[str, dict[str, float]]:
     return {name: resources(pid) for name, pid in rig.processes().items()}
 
 
+<<<<<<< HEAD
 def _complaints(outcomes: list[Outcome], verdict: Verdict, passed_wrongly: list[str]) -> list[str]:
+=======
+def _complaints(
+    outcomes: list[Outcome],
+    unaccounted: list[str],
+    unsafe: list[str],
+    passed_wrongly: list[str],
+    counts: dict[str, int],
+) -> list[str]:
+>>>>>>> main
     found = []
     for outcome in outcomes:
         if outcome.is_good:

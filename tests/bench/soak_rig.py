@@ -7,6 +7,11 @@ that the stimulator holds the other end of: when that process ends, the line han
 import contextlib
 import json
 import os
+<<<<<<< HEAD
+=======
+import pty
+import select
+>>>>>>> main
 import signal
 import socket
 import subprocess

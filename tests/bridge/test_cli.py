@@ -60,9 +60,10 @@ COMMANDS_WITH_HELP = [
     ["session", "list"], ["session", "show"], ["session", "verify"], ["session", "export"],
     ["export", "mem"], ["export", "verilog"], ["export", "read"], ["adapter", "fpga"], ["fpga-sim"], ["hil"],
     ["subscribe"], ["status"], ["pause"], ["resume"], ["stop"], ["set"], ["learning"], ["checkpoint"], ["restore"],
+    ["keys", "init"], ["keys", "new"], ["keys", "list"], ["keys", "revoke"],
     ["key"], ["arm"], ["disarm"], ["halt"], ["decoder"], ["rollback"],
     ["send", "stimuli"], ["send", "modulators"], ["send", "reward"], ["send", "stress"], ["send", "stimulate"],
-    ["send", "event"],
+    ["send", "event"], ["monitor"],
 ]  # fmt: skip
 
 
@@ -84,7 +85,7 @@ def test_help_lists_every_command_and_the_exit_codes() -> None:
 
 
 def test_every_command_of_the_control_socket_can_be_given() -> None:
-    at_hand = {command[0] for command in COMMANDS_WITH_HELP} | {"version", "challenge"}  # parts of status and arm
+    at_hand = {command[0] for command in COMMANDS_WITH_HELP} | {"version", "challenge", "hello"}  # parts of others
 
     assert set(COMMANDS) <= at_hand
 

@@ -147,7 +147,7 @@ def test_stop_ends_an_iteration_that_waits(client: Client, pool: ThreadPoolExecu
 
 
 def test_a_topic_that_is_not_published_is_refused(client: Client) -> None:
-    with pytest.raises(MessageError, match=r"'spike' is not published; choose from command, event, health"):
+    with pytest.raises(MessageError, match=r"'spike' is not published; choose from array, command, event, health"):
         client.subscribe("spike")
 
 

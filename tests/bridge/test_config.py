@@ -80,7 +80,7 @@ def test_a_session_that_stimulates_reads_back_as_the_same_session(source: str) -
 def test_the_effective_configuration_has_every_default_and_no_section_that_the_source_does_not_use() -> None:
     signal, features, stimuli = parse(LSL), parse(LSL + 'content = "features"'), parse(ZMQ)
 
-    sections = {"session", "source", "network", "markers", "sockets", "publish", "timing", "runtime"}
+    sections = {"session", "source", "network", "markers", "sockets", "publish", "timing", "runtime", "watchdog"}
     assert set(signal.effective()) == sections | {"front_end", "encoder"}
     assert set(features.effective()) == sections | {"encoder"}
     assert set(stimuli.effective()) == sections
@@ -235,16 +235,35 @@ def test_every_fault_of_a_file_is_told_at_once() -> None:
         "tcp://*:5556",
         "tcp://192.168.1.4:5556",
         "tcp://[::]:5556",
-        "tcp://rig.lab:5556",
-        "tcp://eth0:1",
     ],
 )
-def test_a_bind_away_from_loopback_is_refused_until_keys_exist(address: str) -> None:
+def test_a_bind_away_from_loopback_is_refused_without_keys(address: str) -> None:
     message = fault(ZMQ + f'[sockets]\noutput = "{address}"')
 
     assert "line 3: sockets.output" in message
     assert "away from loopback" in message
-    assert "CURVE" in message
+    assert "neuromod keys init" in message
+    assert "[security]" in message
+    session = parse(ZMQ + f'[sockets]\noutput = "{address}"\n[security]\nkeys = "keys"')
+    assert session.sockets.output == address.replace("*", "0.0.0.0")
+    assert parse(session.effective_toml()) == session
+
+
+@pytest.mark.parametrize("address", ["tcp://rig.lab:5556", "tcp://eth0:1"])
+def test_an_interface_is_named_by_its_number(address: str) -> None:
+    assert "is no address of an interface" in fault(ZMQ + f'[sockets]\noutput = "{address}"')
+
+
+def test_clients_on_this_host_reach_a_daemon_that_binds_every_interface() -> None:
+    sockets = parse(
+        ZMQ + '[sockets]\noutput = "tcp://0.0.0.0:5556"\ncontrol = "tcp://[::]:7"\n[security]\nkeys = "keys"'
+    ).sockets
+
+    assert sockets.for_clients() == {
+        "ingest": "tcp://127.0.0.1:5555",
+        "output": "tcp://127.0.0.1:5556",
+        "control": "tcp://[::1]:7",
+    }
 
 
 @pytest.mark.parametrize(

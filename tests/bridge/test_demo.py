@@ -33,7 +33,7 @@ def test_demo_runs_without_loss_and_agrees_with_its_offline_replay() -> None:
     assert 0 < summary["latency_us"]["p50"] <= summary["latency_us"]["p99"] <= summary["latency_us"]["max"]
 
 
-@pytest.mark.parametrize("mode", ["sorted", "features"])
+@pytest.mark.parametrize("mode", ["sorted", pytest.param("features", marks=pytest.mark.long)])
 def test_every_mode_runs_without_loss(mode: str) -> None:
     code, summary, stderr = run_demo("--mode", mode, "--seconds", "3")
     assert code == 0, stderr

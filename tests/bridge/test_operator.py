@@ -485,7 +485,8 @@ def test_halt_works_where_control_is_stuck(tmp_path: Path) -> None:
     with daemon(tmp_path) as running, stuck(zmq.ROUTER) as control:
         arm_for_long(running, tmp_path)
 
-        halted = operator.halt(**running.daemon.addresses | {"control": control}, timeout_s=WAIT_S)
+        addresses: dict[str, Any] = running.daemon.addresses | {"control": control}
+        halted = operator.halt(**addresses, timeout_s=WAIT_S)
 
         assert halted.confirmed_by in ("stimulation", "health")
         assert wait_for_disarm(running) == "stopped"
@@ -495,7 +496,8 @@ def test_halt_works_where_ingest_is_stuck(tmp_path: Path) -> None:
     with daemon(tmp_path) as running, stuck(zmq.PULL) as ingest:
         arm_for_long(running, tmp_path)
 
-        halted = operator.halt(**running.daemon.addresses | {"ingest": ingest}, timeout_s=WAIT_S)
+        addresses: dict[str, Any] = running.daemon.addresses | {"ingest": ingest}
+        halted = operator.halt(**addresses, timeout_s=WAIT_S)
 
         assert halted.confirmed_by
         assert wait_for_disarm(running) == "disarmed"

@@ -33,7 +33,7 @@ N_WORDS = 16
 RECORD = np.dtype([("words", np.int64, (N_WORDS,))])
 """All words of a record are the same number, so that a torn one shows."""
 
-N_RECORDS = 60_000 if JIT_ENABLED else 2_000
+N_RECORDS = 20_000 if JIT_ENABLED else 2_000
 N_SAMPLES = 100_000 if JIT_ENABLED else 2_000
 N_CHANNELS = 24
 PATIENCE = 1 << 33  # refusals before a producer or a consumer gives up; ten seconds and more

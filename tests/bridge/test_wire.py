@@ -186,6 +186,63 @@ def test_state_health_and_events_come_back_as_they_were_packed() -> None:
     assert "value" not in msgpack.unpackb(wire.pack_event(without_value))
 
 
+def array_message(**changes: Any) -> wire.ArrayMessage:
+    fields: dict[str, Any] = {
+        "seq": 3,
+        "tick": 500,
+        "t": 2.5,
+        "n": 700,
+        "first": 512,
+        "counts": "crossings",
+        "unit": "uV",
+        "rates_hz": np.arange(188, dtype=np.float32),
+        "noise": np.full(188, np.nan, np.float32),
+        "positions_um": np.zeros((0, 2), np.float32),
+        "excluded": (4, 600),
+        "sampling_frequency": 30000.0,
+        "snippets": (wire.Snippet(5, 2.25, 20, np.linspace(-80.0, 20.0, 60, dtype=np.float32)),),
+    }
+    return wire.ArrayMessage(**(fields | changes))
+
+
+@pytest.mark.parametrize("positions", [np.zeros((0, 2)), np.arange(376.0).reshape(188, 2)])
+def test_the_state_of_the_array_comes_back_as_it_was_packed(positions: Any) -> None:
+    message = array_message(positions_um=positions.astype(np.float32))
+
+    back = wire.unpack_output(b"array", wire.pack_array(message))
+
+    assert isinstance(back, wire.ArrayMessage)
+    for name in ("seq", "tick", "t", "n", "first", "counts", "unit", "excluded", "sampling_frequency"):
+        assert getattr(back, name) == getattr(message, name)
+    for name in ("rates_hz", "noise", "positions_um"):
+        np.testing.assert_array_equal(getattr(back, name), getattr(message, name))
+    (snippet,) = back.snippets
+    assert (snippet.channel, snippet.t_sample, snippet.crossing) == (5, 2.25, 20)
+    assert snippet.data.tobytes() == message.snippets[0].data.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"n": 600}, Reason.LENGTH),
+        ({"noise": bytes(4)}, Reason.LENGTH),
+        ({"positions_um": bytes(4)}, Reason.LENGTH),
+        ({"excluded": [700]}, Reason.TYPE),
+        ({"excluded": [True]}, Reason.TYPE),
+        ({"snippets": [1]}, Reason.TYPE),
+        ({"snippets": [{"channel": 700, "t_sample": 0.0, "crossing": 0, "data": b""}]}, Reason.RANGE),
+        ({"snippets": [{"channel": 0, "t_sample": 0.0, "crossing": 0}]}, Reason.MISSING_KEY),
+    ],
+)
+def test_a_state_of_the_array_that_cannot_be_is_refused(changes: dict[str, Any], reason: Reason) -> None:
+    body = msgpack.unpackb(wire.pack_array(array_message())) | changes
+
+    with pytest.raises(MessageError) as refused:
+        wire.unpack_output(b"array", msgpack.packb(body))
+
+    assert refused.value.reason is reason
+
+
 def test_a_subscriber_ignores_keys_that_a_later_daemon_adds() -> None:
     body = msgpack.unpackb(wire.pack_spikes(spikes_message())) | {"confidence": 0.5}
 

@@ -103,7 +103,15 @@ def test_the_network_learns_from_reward_alone(by_condition: Callable[[Condition]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("condition", [c for c in CONDITIONS if c != "reward"])
+@pytest.mark.parametrize(
+    "condition",
+    [
+        # where no weight can move at all, which is tested below in a moment
+        pytest.param(c, marks=pytest.mark.long) if c in ("frozen", "no_dopamine") else c
+        for c in CONDITIONS
+        if c != "reward"
+    ],
+)
 def test_without_learning_or_true_reward_or_command_it_stays_at_the_level_of_random_movements(
     by_condition: Callable[[Condition], list[Practice]], condition: Condition
 ) -> None:

@@ -27,7 +27,9 @@ def _no_display() -> Iterator[None]:
 
 
 @pytest.mark.skipif(not JIT_ENABLED, reason="examples take up to millions of ticks: minutes without compilation")
-@pytest.mark.parametrize("name", FIGURES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.long) if name == "delayed_reward" else name for name in FIGURES]
+)
 def test_an_example_holds_and_writes_its_figures(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", [name, str(tmp_path / "figures")])
     runpy.run_module(f"neuromod.engine.examples.{name}", run_name="__main__")

@@ -85,6 +85,21 @@ def test_features_equal_the_naive_twin(run: Run, reference: str, seed: int) -> N
     np.testing.assert_allclose(features, expected, rtol=2e-7, atol=1e-9)
 
 
+def test_crossings_are_counted_from_the_start_for_whoever_looks_on(run: Run) -> None:
+    front_end = FrontEnd(FrontEndConfig(features=("crossings",), warmup_s=0.02, reference="none"), 3, FS)
+
+    features = run(front_end, noise_with_spikes(3000, 3, seed=4), [15] * 200)
+
+    counted = front_end.crossings
+    assert counted is not None
+    assert counted.sum() > 20
+    np.testing.assert_array_equal(counted, np.nansum(features, axis=0))
+    assert not any(part is front_end.state.crossed for part in front_end.parts())  # no checkpoint holds them
+    front_end.reset()
+    assert not np.any(front_end.crossings)
+    assert FrontEnd(FrontEndConfig(features=("raw",), reference="none"), 3, FS).crossings is None
+
+
 @pytest.mark.parametrize("log", [False, True])
 def test_power_of_a_tone_is_half_its_squared_amplitude(run: Run, log: bool) -> None:
     config = FrontEndConfig(features=("bands",), bands=BandsConfig(ranges_hz=((8.0, 13.0),), window_ms=1.0, log=log))

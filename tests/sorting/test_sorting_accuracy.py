@@ -20,8 +20,10 @@ PROBE = Scenario("neuropixels", 1, n_channels=48, n_units=24, n_background=50, t
 
 @pytest.mark.parametrize(
     ("scenario", "peer", "below", "least"),
-    [(UTAH, "tdc-peeler, z-scored", 0.01, 0.96), (PROBE, "wobble, whitened", 0.02, 0.97)],
-    ids=["utah", "probe"],
+    [
+        pytest.param(UTAH, "tdc-peeler, z-scored", 0.01, 0.96, id="utah", marks=pytest.mark.long),
+        pytest.param(PROBE, "wobble, whitened", 0.02, 0.97, id="probe"),
+    ],
 )
 def test_units_are_found_as_well_as_by_the_best_peer(
     tmp_path: Path, scenario: Scenario, peer: str, below: float, least: float
@@ -39,6 +41,7 @@ def test_units_are_found_as_well_as_by_the_best_peer(
     assert np.percentile(delays_ms(found, truth), 99) <= 2.5  # of recorded time: no clock is read
 
 
+@pytest.mark.long
 def test_a_unit_that_fades_by_a_third_is_kept(tmp_path: Path) -> None:
     still, fading = UTAH, dataclasses.replace(UTAH, slow="fade", test_s=20.0)
     truth = Truth(still)

@@ -1,0 +1,429 @@
+"""A daemon that asks for keys: true CURVE sockets over TCP, and who gets in, who does not, and who may do what."""
+
+import contextlib
+import itertools
+import logging
+import re
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import zmq
+from harness import FREE_PORTS, ONE_PROGRAM, WAIT_S, wait_until
+
+from neuromod.bridge import keys, wire
+from neuromod.bridge.client import Client, ClientTimeoutError, RefusedError
+from neuromod.bridge.config import parse
+from neuromod.bridge.peer import Peer, PeerConfig
+from neuromod.bridge.roles import EVERY_ROLE, Role
+from neuromod.bridge.service import Daemon
+from neuromod.bridge.warm import warm_loop
+from neuromod.bridge.wire import EventMessage, HealthMessage, StateMessage
+from neuromod.engine.errors import ConfigError
+
+pytestmark = pytest.mark.compiled_loop
+
+SHORT_S = 0.3  # for what is refused, and so never comes: each wait for it costs so much
+STIMULATION = '[decoder]\nkind = "rates"\nchannels = [0]\nevents = [{channel = 0}]\n[stimulation]\nmode = "dry_run"\n'
+ROLES = {"eye": Role.OBSERVE, "hand": Role.FEED, "doctor": Role.STIMULATE | Role.OBSERVE, "boss": Role.CONTROL}
+
+
+class Guarded:
+    """A daemon with keys, the files of its clients by name, and clients of it."""
+
+    def __init__(self, tmp_path: Path, security: str = "") -> None:
+        self.folder = tmp_path / "keys"
+        keys.init_folder(self.folder)
+        self.files = {name: keys.new_client(self.folder, name, roles) for name, roles in ROLES.items()}
+        self.daemon = Daemon(
+            parse(
+                f'source = {{kind = "zmq", block_ms = 1.0}}\n{STIMULATION}{ONE_PROGRAM}{FREE_PORTS}'
+                f'[security]\nkeys = "{self.folder}"\n{security}\n[publish]\nstate_hz = 100\nhealth_s = 0.1\n'
+            )
+        )
+
+    def client(self, name: str | None, timeout_s: float = WAIT_S, **addresses: str) -> Client:
+        """Return a client that has the key of this name, or none."""
+        key = None if name is None else self.files[name]
+        return Client(**self.daemon.addresses | addresses, key=key, timeout_s=timeout_s)
+
+    @property
+    def health(self) -> dict[str, Any]:
+        """What the daemon would say of itself now."""
+        body: dict[str, Any] = self.daemon.collector.health()
+        return body
+
+    def refused(self, reason: str) -> int:
+        """How many connections were turned away for this reason."""
+        return int(self.health["security"]["refused"].get(reason, 0))
+
+    def errors(self, reason: str) -> int:
+        """How many messages and requests were refused for this reason."""
+        return int(self.health["errors"].get(reason, 0))
+
+
+@contextlib.contextmanager
+def guarded(tmp_path: Path, security: str = "") -> Iterator[Guarded]:
+    found = Guarded(tmp_path, security)
+    with found.daemon:
+        yield found
+    assert found.daemon.failure is None
+    assert not found.daemon.is_stuck
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
+    """A daemon for the tests that leave it as it is."""
+    warm_loop()
+    with guarded(tmp_path_factory.mktemp("guarded")) as found:
+        yield found
+
+
+@pytest.fixture
+def said(caplog: pytest.LogCaptureFixture) -> Callable[[str], str]:
+    """Return a function that waits for a line of the log, and returns it."""
+    caplog.set_level(logging.INFO)
+
+    def wait_for(pattern: str) -> str:
+        found: str = wait_until(lambda: next(filter(re.compile(pattern).search, list(caplog.messages)), ""), pattern)
+        return found
+
+    return wait_for
+
+
+@contextlib.contextmanager
+def stranger(kind: int, address: str, key: keys.ClientKey | None) -> Iterator["zmq.Socket[bytes]"]:
+    with zmq.Context() as context, context.socket(kind) as opened:
+        opened.linger = 0
+        if key is not None:
+            key.apply(opened)
+        opened.connect(address)
+        yield opened
+
+
+def made_up(server: bytes) -> keys.ClientKey:
+    return keys.ClientKey("nobody", EVERY_ROLE, *zmq.curve_keypair(), server)
+
+
+# -- who gets in
+
+
+def test_each_key_does_what_its_roles_are_for(shared: Guarded) -> None:
+    with shared.client("eye") as eye, shared.client("hand") as hand, shared.client("boss") as boss:
+        heard = eye.subscribe("event", "state")
+        assert isinstance(heard.receive(WAIT_S), StateMessage)
+        hand.send_event("reached")
+        wait_until(lambda: isinstance(m := heard.receive(WAIT_S), EventMessage) and m.name == "reached", "the event")
+        before = shared.health["counters"]["ingest_messages"]
+        hand.send_reward(1.0)
+        wait_until(lambda: shared.health["counters"]["ingest_messages"] > before, "the reward")
+        result = boss.request("set", parameters={"network.input_gain": 1.5})
+        assert result["parameters"]["network.input_gain"] == 1.5
+        assert boss.request("checkpoint", path=str(shared.folder.parent / "x.checkpoint"))["path"]
+        assert eye.request("status")["health"]["security"]["clients"]["doctor"] == ["observe", "stimulate"]
+        assert hand.request("version")["protocol"] == wire.PROTOCOL_VERSION
+
+
+def test_who_may_stimulate_arms_holds_asks_and_disarms(shared: Guarded) -> None:
+    with shared.client("doctor") as doctor, doctor.subscribe("event", "state") as heard:
+        assert isinstance(heard.receive(WAIT_S), StateMessage)
+        token = doctor.arm(60.0)["token"]
+        doctor.send_heartbeat(token)
+        assert shared.health["stimulation"]["state"] == "armed"
+        before = shared.errors("session"), shared.errors("replayed")
+        counted = shared.health["counters"]["ingest_messages"]
+        doctor.send_stimulate("pulse")
+        wait_until(lambda: shared.health["counters"]["ingest_messages"] > counted, "the request")
+        doctor.request("disarm")
+        assert shared.health["stimulation"]["state"] == "disarmed"
+        assert (shared.errors("session"), shared.errors("replayed")) == before
+
+
+def test_peers_of_the_daemon_have_keys_too(shared: Guarded, tmp_path: Path) -> None:
+    both = keys.new_client(shared.folder, "arm", Role.OBSERVE | Role.FEED, tmp_path / "arm.key")
+    addresses = {name: shared.daemon.addresses[name] for name in ("output", "ingest")}
+    peer = Peer(PeerConfig(key=both, **addresses), "arm")
+    try:
+        peer.connect(wire.TOPIC_HEALTH)
+        wait_until(lambda: any(isinstance(m, HealthMessage) for m in peer.messages()), "health")
+        before = shared.health["counters"]["ingest_messages"]
+        peer.send(wire.AliveInput("arm"))
+        wait_until(lambda: shared.health["counters"]["ingest_messages"] > before, "alive")
+    finally:
+        peer.close()
+
+
+def test_a_peer_goes_to_another_host_with_a_key_alone(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="away from loopback"):
+        PeerConfig(output="tcp://10.0.0.7:5556")
+    assert PeerConfig(key=tmp_path / "k", output="tcp://10.0.0.7:5556").output == "tcp://10.0.0.7:5556"
+
+
+# -- who does not
+
+
+@pytest.mark.parametrize("name", ["ingest", "output", "control"])
+def test_without_a_key_nobody_gets_in(shared: Guarded, said: Callable[[str], str], name: str) -> None:
+    before = shared.refused("no_key")
+    kind = {"ingest": zmq.PUSH, "output": zmq.SUB, "control": zmq.DEALER}[name]
+    with stranger(kind, shared.daemon.addresses[name], None):
+        wait_until(lambda: shared.refused("no_key") > before, "the refusal")
+    said(rf"refused: a client at \S.* came without a key, and may not connect to {name}")
+
+
+def test_a_client_without_a_key_is_told_what_may_be(shared: Guarded) -> None:
+    with shared.client(None, SHORT_S) as client, pytest.raises(ClientTimeoutError):
+        client.request("status")
+
+
+def test_an_unknown_key_does_not_get_in(shared: Guarded, said: Callable[[str], str]) -> None:
+    before = shared.refused("unknown_key")
+    key = made_up(keys.load_server(shared.folder).public)
+    with stranger(zmq.DEALER, shared.daemon.addresses["control"], key):
+        wait_until(lambda: shared.refused("unknown_key") > before, "the refusal")
+    said(r"refused: a client at 127\.0\.0\.1 with the unknown key [0-9a-f]{16} may not connect to control")
+
+
+def test_a_client_of_another_daemon_does_not_get_in(
+    shared: Guarded, said: Callable[[str], str], tmp_path: Path
+) -> None:
+    other = keys.init_folder(tmp_path / "other")
+    mine = keys.load_client(shared.files["boss"])
+    before = shared.refused("other_daemon")
+    mistaken = keys.ClientKey(mine.name, mine.roles, mine.public, mine.secret, other.public)
+    with stranger(zmq.DEALER, shared.daemon.addresses["control"], mistaken):
+        wait_until(lambda: shared.refused("other_daemon") > before, "the refusal")
+    said("refused: a client at .* believes in the key of another daemon")
+
+
+@pytest.mark.parametrize(("name", "client"), [("output", "hand"), ("output", "boss"), ("ingest", "eye")])
+def test_a_key_without_the_role_of_a_socket_does_not_get_in(
+    shared: Guarded, said: Callable[[str], str], name: str, client: str
+) -> None:
+    before = shared.refused("role")
+    kind = {"ingest": zmq.PUSH, "output": zmq.SUB}[name]
+    with stranger(kind, shared.daemon.addresses[name], keys.load_client(shared.files[client])):
+        wait_until(lambda: shared.refused("role") > before, "the refusal")
+    said(rf"refused: {client} \([0-9a-f]{{16}}\) at 127\.0\.0\.1 may not connect to {name}: its key has")
+
+
+def test_a_client_that_is_refused_hears_that_it_may_be_for_its_key(shared: Guarded) -> None:
+    with shared.client("hand", SHORT_S) as hand, pytest.raises(ClientTimeoutError, match="refuses this key"):
+        hand.subscribe("state").receive(SHORT_S)
+
+
+@pytest.mark.parametrize(
+    ("client", "cmd", "args"),
+    [
+        ("eye", "set", {"parameters": {"network.input_gain": 2.0}}),
+        ("eye", "stop", {}),
+        ("hand", "pause", {}),
+        ("hand", "arm", {"seconds": 1.0}),
+        ("boss", "arm", {"seconds": 1.0}),
+        ("doctor", "restore", {"path": "/etc/passwd"}),
+        ("hand", "disarm", {}),
+    ],
+)
+def test_a_command_needs_its_role(
+    shared: Guarded, said: Callable[[str], str], client: str, cmd: str, args: dict[str, Any]
+) -> None:
+    before = shared.errors("role")
+    with shared.client(client) as asking, pytest.raises(RefusedError, match="needs the role") as caught:
+        asking.request(cmd, **args)
+
+    assert caught.value.reason == "role"
+    assert shared.errors("role") == before + 1
+    said(rf"refused: {client}: {cmd} needs the role")
+
+
+# -- changes of the list
+
+
+def test_revoking_ends_the_connections_of_a_key_and_new_ones_are_let_in(
+    tmp_path: Path, said: Callable[[str], str]
+) -> None:
+    with guarded(tmp_path) as rig, rig.client("boss") as boss, rig.client("eye") as eye:
+        heard = eye.subscribe("state")
+        assert isinstance(heard.receive(WAIT_S), StateMessage)
+        assert boss.request("status")
+        keys.revoke_client(rig.folder, "boss")
+        said("a key was revoked or has other roles: every connection is ended")
+        boss.timeout_s = SHORT_S
+        with pytest.raises(ClientTimeoutError, match="refuses this key"):
+            boss.request("status")
+        wait_until(lambda: rig.refused("unknown_key"), "its attempts to connect anew")
+        while heard._socket.poll(0):  # what was on its way before
+            heard.receive(WAIT_S)
+        assert isinstance(heard.receive(WAIT_S), StateMessage)  # the other one is back by itself
+        rig.files["new"] = keys.new_client(rig.folder, "new", Role.CONTROL)
+        with rig.client("new") as new:
+            assert new.request("set", parameters={"network.input_gain": 1.1})
+
+
+def test_a_role_that_is_taken_away_is_gone(tmp_path: Path) -> None:
+    with guarded(tmp_path) as rig, rig.client("doctor") as doctor:
+        assert doctor.request("challenge")
+        listed = rig.folder / "clients" / "doctor.key"
+        listed.write_text(listed.read_text().replace("observe,stimulate", "observe"))
+        wait_until(lambda: rig.health["security"]["clients"]["doctor"] == ["observe"], "the change")
+        with pytest.raises(RefusedError) as caught:
+            doctor.request("challenge")
+        assert caught.value.reason == "role"
+
+
+# -- replays
+
+
+class Wire:
+    """What somebody who can write to the control socket in a client's name can do."""
+
+    def __init__(self, rig: Guarded, name: str) -> None:
+        self._stack = contextlib.ExitStack()
+        address, key = rig.daemon.addresses["control"], keys.load_client(rig.files[name])
+        self._dealer = self._stack.enter_context(stranger(zmq.DEALER, address, key))
+        self._ids = itertools.count()
+
+    def __enter__(self) -> "Wire":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def request(self, cmd: str, session: str | None = None, seq: int | None = None, **args: Any) -> wire.Reply:
+        """Return the answer."""
+        return self.write(wire.pack_request(wire.Request(cmd, args, next(self._ids), session, seq)))
+
+    def write(self, payload: bytes) -> wire.Reply:
+        """Return the answer to these bytes."""
+        self._dealer.send(payload)
+        assert self._dealer.poll(int(1e3 * WAIT_S))
+        return wire.unpack_reply(self._dealer.recv())
+
+
+def test_a_command_that_is_sent_again_is_refused(shared: Guarded, said: Callable[[str], str]) -> None:
+    with Wire(shared, "boss") as line:
+        session = line.request("hello").result["session"]
+        recorded = wire.pack_request(wire.Request("resume", {}, 1, session, 5))
+        assert line.write(recorded).ok
+
+        again = line.write(recorded)
+
+        assert (again.ok, again.reason) == (False, "replayed")
+        assert line.request("resume", session, 4).reason == "replayed"
+        assert line.request("resume", session, 6).ok
+    assert shared.errors("replayed") >= 2
+    said("refused: boss: resume: seq 5 is not above 5")
+
+
+def test_a_command_without_a_session_or_with_that_of_another_is_refused(shared: Guarded) -> None:
+    with Wire(shared, "boss") as line, Wire(shared, "doctor") as other:
+        assert line.request("resume").reason == "session"
+        assert line.request("resume", other.request("hello").result["session"], 1).reason == "session"
+        assert line.request("status").ok
+
+
+def test_a_client_begins_a_new_session_by_itself(shared: Guarded) -> None:
+    with shared.client("boss") as boss:
+        boss.request("resume")
+        boss._session = "of a daemon that is gone"
+        assert boss.request("resume")
+
+
+def test_a_stimulate_that_is_sent_again_is_refused(shared: Guarded) -> None:
+    with shared.client("doctor") as doctor:
+        session = doctor.request("hello")["session"]
+        before = shared.errors("replayed")
+        for _ in range(3):
+            doctor.send(wire.StimulateInput("pulse", session, 1))
+        wait_until(lambda: shared.errors("replayed") == before + 2, "two refusals")
+        before = shared.errors("session")
+        doctor.send(wire.StimulateInput("pulse"))
+        doctor.send(wire.StimulateInput("pulse", "made up", 1))
+        wait_until(lambda: shared.errors("session") == before + 2, "two refusals")
+
+
+# -- too much
+
+
+def test_a_key_that_asks_too_often_is_refused_and_others_are_not(tmp_path: Path) -> None:
+    with guarded(tmp_path, "requests_per_s = 5") as rig, rig.client("eye") as eye, rig.client("boss") as boss:
+        answers = []
+        for _ in range(30):
+            try:
+                eye.request("status")
+                answers.append("")
+            except RefusedError as error:
+                answers.append(error.reason)
+        assert answers[:10] == [""] * 10
+        assert "rate" in answers
+        assert rig.errors("rate") >= 1
+        assert boss.request("status")
+
+
+def test_a_storm_of_strangers_leaves_the_daemon_answering(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    n = 500
+    with guarded(tmp_path) as rig, rig.client("eye") as eye, rig.client("boss") as boss:
+        heard = eye.subscribe("state")
+        assert isinstance(heard.receive(WAIT_S), StateMessage)
+        server, host = keys.load_server(rig.folder).public, rig.daemon.addresses["control"]
+        address = ("127.0.0.1", int(host.rpartition(":")[2]))
+        with zmq.Context() as context:
+            context.max_sockets = 2 * n
+            opened = []
+            for k in range(n):
+                if k % 3 == 0:  # no peer of ZeroMQ at all
+                    with socket.create_connection(address, WAIT_S) as plain:
+                        plain.sendall(b"GET / HTTP/1.1\r\n\r\n" * 8)
+                    continue
+                knocking = context.socket(zmq.DEALER)
+                opened.append(knocking)
+                knocking.linger, knocking.reconnect_ivl = 0, -1
+                if k % 3 == 1:
+                    made_up(server).apply(knocking)
+                knocking.connect(host)
+                if k % 50 == 0:
+                    assert boss.request("set", parameters={"publish.state_hz": 100})
+            wait_until(
+                lambda: (
+                    sum(rig.health["security"]["refused"].values()) == n
+                    and rig.refused("no_key") == n // 3
+                    and rig.refused("unknown_key") == (n + 1) // 3
+                ),
+                "all of them, counted",
+                60.0,
+            )
+            for knocking in opened:
+                knocking.close(0)
+        assert boss.request("status")
+        assert isinstance(heard.receive(WAIT_S), StateMessage)
+        assert rig.health["security"]["connections"] < 20
+    refusals = [message for message in caplog.messages if message.startswith("refused")]
+    assert 3 <= len(refusals) < 100
+    assert any("unknown key" in message for message in refusals)
+    assert any("without a key" in message for message in refusals)
+
+
+# -- without keys
+
+
+def test_plain_clients_go_on_working_without_keys(tmp_path: Path) -> None:
+    config = parse(f'source = "zmq"\n{FREE_PORTS}')
+    with Daemon(config) as daemon, Client(**daemon.addresses, timeout_s=WAIT_S) as client:
+        assert client.request("set", parameters={"network.input_gain": 1.5})
+        session = client.request("hello")["session"]
+        assert isinstance(session, str)
+        security = client.request("status")["health"]["security"]
+        assert (security["keys"], security["clients"], security["refused"]) == (False, {}, {})
+
+
+def test_keys_that_others_may_read_stop_the_daemon_before_a_socket_is_bound(tmp_path: Path) -> None:
+    keys.init_folder(tmp_path / "keys")
+    (tmp_path / "keys" / "server.key_secret").chmod(0o644)
+    daemon = Daemon(parse(f'source = "zmq"\n{FREE_PORTS}[security]\nkeys = "{tmp_path / "keys"}"\n'))
+
+    with pytest.raises(ConfigError, match="chmod 600"):
+        daemon.open()
+    assert daemon.addresses == {}
