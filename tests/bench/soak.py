@@ -19,14 +19,18 @@ import time
 from pathlib import Path
 from typing import Any
 
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from bench.soak_faults import HARD, SOFT, Outcome, inflict, schedule
+from bench.soak_judge import Verdict, check_the_judge, collect, judge, n_changes
+from bench.soak_rig import AMPLITUDE_UA, PERIOD_US, PHASE_US, PULSES, START_WITHIN_MS, Rig, resources
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
-from soak_faults import HARD, SOFT, Outcome, inflict, schedule
-from soak_judge import check_the_judge, collect, judge, n_changes
-from soak_rig import AMPLITUDE_UA, PERIOD_US, PHASE_US, PULSES, Rig, resources
 
 PROGRAM = {"amplitude_ua": AMPLITUDE_UA, "phase_us": PHASE_US, "period_us": PERIOD_US, "pulses": float(PULSES)}
+PROGRAM["start_within_s"] = START_WITHIN_MS / 1e3
 SETTLE_S = 8.0
 """Before the first fault, so that there are pulses to judge."""
 
@@ -58,7 +62,8 @@ def soak(minutes: float, seed: int, folder: Path, told: Console, *, pause_s: tup
         with Progress(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=told) as progress:
             task = progress.add_task("soak")
             while (now := time.monotonic() - begun) < 60.0 * minutes or wanted:
-                kind = next_one()
+                # what is left, once the time is over
+                kind = next_one() if now < 60.0 * minutes else next(each for each in (*SOFT, *HARD) if each in wanted)
                 progress.update(task, description=f"{now:.0f} s: {kind.name}")
                 outcome = inflict(kind, rig, rng, now)
                 wanted -= {kind}
@@ -86,7 +91,7 @@ def soak(minutes: float, seed: int, folder: Path, told: Console, *, pause_s: tup
         "unsafe": verdict.unsafe,
         "judge": {"changes": n_changes(), "passed_wrongly": passed_wrongly},
         "resources": {"first": first, "last": last},
-        "complaints": _complaints(outcomes, verdict.unaccounted, verdict.unsafe, passed_wrongly, verdict.counts),
+        "complaints": _complaints(outcomes, verdict, passed_wrongly),
     }
 
 
@@ -94,6 +99,9 @@ def _measure(rig: Rig) -> dict[str, dict[str, float]]:
     return {name: resources(pid) for name, pid in rig.processes().items()}
 
 
+<<<<<<< HEAD
+def _complaints(outcomes: list[Outcome], verdict: Verdict, passed_wrongly: list[str]) -> list[str]:
+=======
 def _complaints(
     outcomes: list[Outcome],
     unaccounted: list[str],
@@ -101,16 +109,17 @@ def _complaints(
     passed_wrongly: list[str],
     counts: dict[str, int],
 ) -> list[str]:
+>>>>>>> main
     found = []
     for outcome in outcomes:
         if outcome.is_good:
             continue
         what = "was not recovered from" if outcome.recovered_s is None else "was not noticed"
         found.append(f"{outcome.fault} at {outcome.at_s:.0f} s {what}; {outcome.error}".rstrip("; "))
-    found += [f"unaccounted for: {each}" for each in unaccounted]
-    found += [f"unsafe: {each}" for each in unsafe]
+    found += [f"unaccounted for: {each}" for each in verdict.unaccounted]
+    found += [f"unsafe: {each}" for each in verdict.unsafe]
     found += [f"the judge takes no notice of {each}" for each in passed_wrongly]
-    if not counts.get("pulses"):
+    if not verdict.counts.get("pulses"):
         found.append("there was no pulse at the far end: nothing of safety was shown")
     return found
 

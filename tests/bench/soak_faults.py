@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from soak_rig import Process, Rig, wait
+from bench.soak_rig import Process, Rig, wait
 
 NOTICE_S, RECOVER_S = 20.0, 120.0
 
@@ -123,7 +123,7 @@ class Nonsense(Fault):
         if not health:
             return ""
         then, now = self.before.get("errors", {}), health["errors"]
-        risen = [name for name, n in now.items() if n > then.get(name, 0)]
+        risen = [name for name, n in now.items() if n > then.get(name, 0) and name != "refused"]  # armings may be
         return f"counters: {', '.join(risen[:4])}" if risen else ""
 
     def lift(self) -> None:
@@ -169,8 +169,7 @@ class LineCut(Fault):
 
     def begin(self) -> None:
         self._offset = len(self.rig.hand.said())
-        self._disarmings = (self.before.get("stimulation") or {}).get("arms", 0)
-        self.rig.line.cut()
+        self.rig.device.end(signal.SIGKILL)
 
     def sign(self) -> str:
         said = self.rig.hand.said()[self._offset :]
@@ -180,16 +179,16 @@ class LineCut(Fault):
         stimulation = health["stimulation"]
         if stimulation["state"] == "armed":
             return ""
-        return f"log of its process; health: {stimulation['state']} by {stimulation['disarmed_by']}"
+        by = stimulation["disarmed_by"]
+        return f"log of its process; health: disarmed by {by}" if by else "log of its process"
 
     def lift(self) -> None:
-        self.rig.device.end()
-        self.rig.line.mend()
         self.rig.device.start("ready", 30.0)
 
     def is_over(self) -> bool:
         is_back = "is back" in self.rig.hand.said()[self._offset :]
-        return is_back and self.rig.is_well() and (self.rig.operator.is_armed or self.rig.has_to_wait())
+        health = self.rig.status() if is_back else None
+        return health is not None and bool(health["stimulation"]["state"] == "armed" or self.rig.has_to_wait())
 
 
 class DiskFull(Fault):

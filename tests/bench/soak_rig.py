@@ -1,21 +1,23 @@
-"""Everything that runs in a soak: source, daemon and who restarts it, witness, stimulator behind a serial line, operator.
+"""What runs in a soak: source, daemon and who restarts it, witness, stimulator behind a serial line, operator.
 
-Each is a process of its own, but for the operator, who arms and holds the handle, and the serial line, which are threads
-here: a line is two pseudo-terminals and what carries bytes from one to the other, so that it can be cut.
+Each is a process of its own, but for the operator, who arms and holds the handle. The serial line is a pseudo-terminal
+that the stimulator holds the other end of: when that process ends, the line hangs up.
 """
 
 import contextlib
 import json
 import os
+<<<<<<< HEAD
+=======
 import pty
 import select
+>>>>>>> main
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
-import tty
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -31,7 +33,7 @@ HERE = Path(__file__).parent
 N_CHANNELS, RATE = 16, 1000.0
 START_S = 240.0  # a first start compiles
 AMPLITUDE_UA, PHASE_US, PULSES, PERIOD_US = -10.0, 200.0, 3, 10_000.0
-LEASE_MS = 100.0
+LEASE_MS, START_WITHIN_MS = 100.0, 10.0
 PEER = "hand"
 LEDGER_WAIT_S = 90.0
 """For so long after a kill nothing may be armed, and some."""
@@ -83,6 +85,7 @@ peers = ["{peer}"]
 peer_timeout_ms = 1500.0
 late_ticks = 100
 lease_ms = {lease_ms}
+start_within_ms = {start_within_ms}
 total_minute_uc = 1000.0
 total_session_uc = 100000.0
 [[stimulation.electrodes]]
@@ -125,67 +128,6 @@ port = "{port}"
 lost_ms = 500
 wants = ["stimulation"]
 """
-
-
-class Line:
-    """A serial line between two ports, which can be cut and mended."""
-
-    def __init__(self, host: Path, device: Path) -> None:
-        self._ports = (host, device)
-        self._ends: list[tuple[int, int]] = []  # of each side: what we hold, and its port
-        self._wake = os.pipe()
-        self._stop = False
-        self._lock = threading.Lock()
-        self.mend()
-        self._thread = threading.Thread(target=self._carry, daemon=True)
-        self._thread.start()
-
-    def cut(self) -> None:
-        """Take both ports away: whoever has one open is told that it hung up."""
-        with self._lock:
-            for ends in self._ends:
-                for fd in ends:
-                    os.close(fd)
-            self._ends = []
-            for port in self._ports:
-                port.unlink(missing_ok=True)
-
-    def mend(self) -> None:
-        """Put new ports in their places."""
-        with self._lock:
-            for port in self._ports:
-                ours, theirs = pty.openpty()
-                tty.setraw(theirs)
-                os.set_blocking(ours, False)
-                self._ends.append((ours, theirs))  # theirs stays open: a port nobody has open gives errors
-                port.unlink(missing_ok=True)
-                port.symlink_to(os.ttyname(theirs))
-
-    def close(self) -> None:
-        """End it."""
-        self._stop = True
-        os.write(self._wake[1], b"x")
-        self._thread.join(5.0)
-        self.cut()
-        for fd in self._wake:
-            os.close(fd)
-
-    def _carry(self) -> None:
-        while not self._stop:
-            with self._lock:
-                masters = [ours for ours, _ in self._ends]
-            try:
-                ready, _, _ = select.select([*masters, self._wake[0]], [], [], 0.05)
-            except (OSError, ValueError):
-                continue
-            with self._lock:
-                current = [ours for ours, _ in self._ends]
-                for fd in ready:
-                    if fd not in current:
-                        continue
-                    other = current[1 - current.index(fd)]
-                    with contextlib.suppress(OSError):
-                        os.write(other, os.read(fd, 4096))
 
 
 class Process:
@@ -258,8 +200,8 @@ class Daemon(Process):
 
     def keep(self) -> None:
         """Start it, and again whenever it ends."""
-        self.start("Ctrl-C stops")
         self.lives.append([pylsl.local_clock(), float("inf")])
+        self.start("Ctrl-C stops")
         self._watcher = threading.Thread(target=self._watch, daemon=True)
         self._watcher.start()
 
@@ -270,9 +212,9 @@ class Daemon(Process):
             self.lives[-1][1] = pylsl.local_clock()
             if self._stop.wait(0.3):
                 return
-            self.restarts += 1
-            self.start(None)
             self.lives.append([pylsl.local_clock(), float("inf")])
+            self.start(None)
+            self.restarts += 1
 
     def kill(self) -> None:
         """Kill the process with the loop."""
@@ -336,7 +278,7 @@ class Operator(threading.Thread):
 
 
 class Disk:
-    """A small disk for the recordings, which can be filled: a file system of its own where this process may mount one."""
+    """A small disk for the recordings, which can be filled: a file system of its own where one may be mounted."""
 
     def __init__(self, folder: Path, megabytes: int) -> None:
         self.folder = folder
@@ -400,25 +342,34 @@ class Rig:
         self.disk = Disk(folder / "sessions", int(200 + 60 * minutes))
         (folder / "lsl.cfg").write_text(_LSL.format(session=uuid.uuid4().hex))
         self.environment = os.environ | {"LSLAPICFG": str(folder / "lsl.cfg"), "PYTHONUNBUFFERED": "1"}
+        self.environment["PYTHONPATH"] = os.pathsep.join(
+            [str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+        )
         ports = _free_ports(3)
         self.addresses = {
             name: f"tcp://127.0.0.1:{port}" for name, port in zip(("ingest", "output", "control"), ports, strict=True)
         }
         write_key(folder / "key")
         self.key: str | None = None
-        self.line = Line(folder / "host", folder / "device")
         (folder / "session.toml").write_text(
             _SESSION.format(
-                folder=folder, disk=self.disk.folder, peer=PEER, lease_ms=LEASE_MS, amplitude_ua=AMPLITUDE_UA,
-                phase_us=PHASE_US, pulses=PULSES, period_us=PERIOD_US, **self.addresses,
+                folder=folder,
+                disk=self.disk.folder,
+                peer=PEER,
+                lease_ms=LEASE_MS,
+                start_within_ms=START_WITHIN_MS,
+                amplitude_ua=AMPLITUDE_UA,
+                phase_us=PHASE_US,
+                pulses=PULSES,
+                period_us=PERIOD_US,
+                **self.addresses,
             )
-        )  # fmt: skip
-        (folder / "hand.toml").write_text(_ACTUATOR.format(peer=PEER, port=folder / "host", **self.addresses))
+        )
+        (folder / "hand.toml").write_text(_ACTUATOR.format(peer=PEER, port=folder / "port", **self.addresses))
         cli = [sys.executable, "-m", "neuromod.bridge.cli", "-v"]
         self.daemon = Daemon([*cli, "start", str(folder / "session.toml")], folder, self.environment)
         self.hand = Process("hand", [*cli, "actuate", "--config", str(folder / "hand.toml")], folder, self.environment)
-        device = [sys.executable, "-m", "neuromod.adapters.actuators.device", str(folder / "device")]
-        self.device = Process("device", [*device, "--pulses", str(folder / "pulses.jsonl")], folder, self.environment)
+        self.device = self.worker("device", port=str(folder / "port"), pulses=str(folder / "pulses.jsonl"))
         self.source = self.worker(
             "source", name="soak", source_id="soak-source", n_channels=N_CHANNELS, rate=RATE,
             file=str(folder / "pushed0"), seed=seed,
@@ -432,11 +383,10 @@ class Rig:
         )
         self.operator = Operator(self)
         self._sources = 1
-        self._watch_device = threading.Event()
 
     def worker(self, kind: str, **settings: Any) -> Process:
         """Return a process of `soak_workers.py`, not started."""
-        command = [sys.executable, str(HERE / "soak_workers.py"), kind, json.dumps(settings)]
+        command = [sys.executable, "-m", "bench.soak_workers", kind, json.dumps(settings)]
         return Process(kind, command, self.folder, self.environment)
 
     def client(self) -> Client:
@@ -480,7 +430,7 @@ class Rig:
 
     def has_to_wait(self) -> bool:
         """Whether the ledger still keeps anybody from arming, since the daemon was killed."""
-        return pylsl.local_clock() - self.daemon.lives[-1][0] < LEDGER_WAIT_S
+        return bool(pylsl.local_clock() - self.daemon.lives[-1][0] < LEDGER_WAIT_S)
 
     def processes(self) -> dict[str, int]:
         """Number of each process that is to be watched."""
@@ -495,7 +445,6 @@ class Rig:
         time.sleep(0.5)  # what was sent is on its way to the witness
         for process in (self.witness, self.hand, self.device, self.source):
             process.end()
-        self.line.close()
 
     def close(self) -> None:
         """Give everything back, whatever happened."""
@@ -512,7 +461,7 @@ def resources(pid: int) -> dict[str, float]:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         values = dict(line.split(":", 1) for line in status.splitlines() if ":" in line)
         return {
-            "descriptors": len(os.listdir(f"/proc/{pid}/fd")),
+            "descriptors": sum(1 for _ in Path(f"/proc/{pid}/fd").iterdir()),
             "threads": int(values["Threads"]),
             "rss_mb": int(values["VmRSS"].split()[0]) / 1024,
             "cpu_s": (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK"),

@@ -6,9 +6,11 @@ trouble: clients that come and go, that send nonsense, that ask without end, or 
 
 import json
 import os
+import pty
 import random
 import sys
 import time
+import tty
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,10 @@ import numpy as np
 import pylsl
 import zmq
 
+from neuromod.adapters.actuator_config import StimulatorConfig
 from neuromod.adapters.actuators.base import Command, Stimulation
+from neuromod.adapters.actuators.device import LineDevice
+from neuromod.adapters.actuators.stimulator import VirtualStimulator
 from neuromod.bridge.client import Client, ClientTimeoutError
 from neuromod.bridge.wire import EventMessage, HealthMessage, SpikesMessage
 
@@ -78,8 +83,9 @@ def source(name: str, source_id: str, n_channels: int, rate: float, file: str, s
 
 def witness(addresses: dict[str, str], file: str, events: str, key: str | None) -> None:
     """Read everything, at once, and write it down."""
-    life, last = {}, {}
-    with Client(**addresses, **_key(key)) as client:
+    life: dict[int, int] = {}
+    last: dict[int, int] = {}
+    with _client(addresses, key) as client:
         heard = client.subscribe("spikes", "command", "stimulation", "event", "health")
         print("ready", flush=True)
         with Path(file).open("ab", buffering=1 << 14) as out, Path(events).open("a", buffering=1) as told:
@@ -128,17 +134,32 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, str | int | float | bool | dict | list) or value is None else str(value)
 
 
-def _key(key: str | None) -> dict[str, Any]:
-    return {} if key is None else {"key": Path(key)}
+def _client(addresses: dict[str, str], key: str | None) -> Client:
+    settings: dict[str, Any] = {**addresses, **({} if key is None else {"key": Path(key)})}
+    return Client(**settings)
+
+
+def device(port: str, pulses: str) -> None:
+    """Be a stimulator behind a serial line: one end of a pseudo-terminal, whose other end is `port` until this ends."""
+    ours, theirs = pty.openpty()
+    tty.setraw(theirs)
+    place = Path(port)
+    place.unlink(missing_ok=True)
+    place.symlink_to(os.ttyname(theirs))
+    stimulator = VirtualStimulator(StimulatorConfig(pulses=Path(pulses)))
+    line = LineDevice(ours, stimulator)
+    print("ready", flush=True)
+    while True:
+        line.step()  # `theirs` stays open: a line that nobody has open is an error to read from
 
 
 def flood(addresses: dict[str, str], seconds: float, key: str | None, seed: int) -> None:
     """Subscribe and go away again, many times, while some read slowly."""
     rng, ends, n = random.Random(seed), time.monotonic() + seconds, 0
-    with Client(**addresses, **_key(key)) as slow_client:
+    with _client(addresses, key) as slow_client:
         slow = [slow_client.subscribe("spikes", "command") for _ in range(8)]
         while time.monotonic() < ends:
-            with Client(**addresses, **_key(key)) as client:
+            with _client(addresses, key) as client:
                 for _ in range(4):
                     client.subscribe(*rng.sample(["spikes", "command", "event", "health", "state"], 2))
                     n += 1
@@ -153,7 +174,7 @@ def flood(addresses: dict[str, str], seconds: float, key: str | None, seed: int)
 
 def frozen(addresses: dict[str, str], key: str | None) -> None:
     """Subscribe to everything and read until stopped from outside; then say what was lost."""
-    with Client(**addresses, **_key(key)) as client:
+    with _client(addresses, key) as client:
         heard, said = client.subscribe("spikes", "command", "event", buffer=1000), 0
         print("ready", flush=True)
         while True:
@@ -196,8 +217,8 @@ def nonsense(addresses: dict[str, str], seconds: float, seed: int, rate: float) 
 def control_flood(addresses: dict[str, str], seconds: float, key: str | None, rate: float) -> None:
     """Ask for status without end, and read no answer."""
     context = zmq.Context()
-    dealers = []
-    with Client(**addresses, **_key(key)) as client:
+    dealers: list[Any] = []
+    with _client(addresses, key) as client:
         ask = _ask(client, context, addresses["control"], dealers)
         n, begun = 0, time.monotonic()
         while (now := time.monotonic()) < begun + seconds:
@@ -231,6 +252,7 @@ def _ask(client: Client, context: Any, address: str, dealers: list[Any]) -> Call
 WORKERS: dict[str, Callable[..., None]] = {
     "source": source,
     "witness": witness,
+    "device": device,
     "flood": flood,
     "frozen": frozen,
     "nonsense": nonsense,
