@@ -498,9 +498,9 @@ def _raster_panel(canvas: Canvas, rect: Rect, model: Model) -> None:
         dots[rows_each - 1 :: rows_each] = False
     canvas.dots(plot, dots, SKY)
     for row in range(plot.height):
-        channels = (row,) if is_tall else (2 * row, 2 * row + 1)
-        style = _channel_style(channels[-1])
-        canvas.text(y + row, x, f"{channels[0]:>3}" if is_tall else f"{channels[0]},{channels[1]}"[:5], style)
+        first, last = (row, row) if is_tall else (2 * row, 2 * row + 1)
+        style = _channel_style(last)
+        canvas.text(y + row, x, f"{first:>3}" if is_tall else f"{first},{last}"[:5], style)
         here = slice(plot.x, plot.x + plot.width)
         canvas.styles[y + row, here] = np.where(canvas.cells[y + row, here] == " ", PLAIN, style)
         if is_tall and row < len(rates):

@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -233,9 +234,11 @@ def full_model(n: int = 96, counts: str = "crossings") -> Model:
     wave = np.sin(np.linspace(0, 6, 60)).astype(np.float32) * 80
     snippets = tuple(wire.Snippet(c, t, 20, wave) for c in range(0, n, 7)) if counts else ()
     places = np.stack([np.arange(n) % 10, np.arange(n) // 10], axis=1).astype(np.float32)
-    array = wire.ArrayMessage(0, 1, t, n, 0, counts, "uV", rates, rates / 4, places, (3,), 30e3, snippets)
+    array = wire.ArrayMessage(
+        0, 1, t, n, 0, counts, "uV", rates, np.float32(0.25) * rates, places, (3,), 30e3, snippets
+    )
     model.take(b"array", [wire.pack_array(array)], t)
-    body = {
+    body: dict[str, Any] = {
         "counters": {"ticks": 4000, "late_ticks": 3, "gaps": 0, "units_overflow": 2},
         "errors": {"range": 4},
         "latency_us": {"p50": 90.0, "p99": 210.0, "max": 4000.0},
@@ -441,8 +444,10 @@ def test_a_daemon_that_was_started_again_is_found_and_told(tmp_path: Path) -> No
         for turn in range(2):
             with daemon(config(tmp_path, sockets)):
                 heard = monitor.model.heard_at
-                await until(pilot, lambda heard=heard: monitor.model.heard_at != heard, "a message")
-                await until(pilot, lambda turn=turn: monitor.model.restarts == turn and monitor.model.health, "health")
+                await until(pilot, partial(lambda before: monitor.model.heard_at != before, heard), "a message")
+                await until(
+                    pilot, partial(lambda n: monitor.model.restarts == n and monitor.model.health, turn), "health"
+                )
                 await until(pilot, lambda: len(monitor.model.ticks) > 20, "ticks")
                 if turn == 1:
                     await until(pilot, lambda: "started again" in screen(monitor), "the word of it")
@@ -458,7 +463,7 @@ def test_pause_holds_the_picture_but_not_the_gate_and_digits_turn_pages(tmp_path
             await until(pilot, lambda: "disarmed" in screen(monitor), "the gate")
             for number, page in enumerate(PAGES, 1):
                 await pilot.press(str(number))
-                await until(pilot, lambda page=page: monitor.view.page == page, page)
+                await until(pilot, partial(lambda name: monitor.view.page == name, page), page)
             await pilot.press("question_mark")
             await until(pilot, lambda: "stop stimulation at once" in screen(monitor), "the help")
             await pilot.press("escape", "p")
