@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-computing test-waiting test-long test-interpreted lint warm bench bench-sorting clean
+.PHONY: demo test test-computing test-waiting test-long test-interpreted fuzz soak lint warm bench bench-sorting clean
 
 demo: .venv/ready
 	$(BIN)/neuromod demo
@@ -11,7 +11,7 @@ test: .venv/ready-dev
 	+$(MAKE) -j2 --output-sync=target test-computing test-waiting
 
 # what computes, or heeds no clock, in an order in which what needs the loop comes when it is compiled
-COMPUTING := tests/bench tests/engine tests/sorting tests/conformance/test_neurons.py tests/test_packaging.py \
+COMPUTING := tests/bench tests/engine tests/fuzz tests/sorting tests/conformance/test_neurons.py tests/test_packaging.py \
   $(addprefix tests/adapters/test_,calibration.py decoder.py fpga_simulated.py hdl.py recordings.py sortable.py) \
   $(addprefix tests/bridge/test_,baseline.py checkpoint.py config.py cortex.py export_nwb.py frames.py gate.py \
     gate_histories.py hil.py hil_files.py pipeline.py session_log.py sort.py wire.py \
@@ -41,6 +41,12 @@ lint: .venv/ready-dev
 # the kernels as the Python they are written in: slower, and the same bits
 test-interpreted: .venv/ready-dev
 	NUMBA_DISABLE_JIT=1 $(BIN)/pytest -m "not long"
+
+# looks for bytes that break a parser; so many seconds for each of some two dozen
+SECONDS ?= 60
+fuzz: .venv/ready-dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,fuzz]'
+	$(BIN)/python tests/fuzz/fuzz.py all --seconds $(SECONDS)
 
 # PEERS_PYTHON=... names an interpreter that has Brian2 and NEST
 bench: .venv/ready-dev

@@ -7,6 +7,7 @@ by the difference of the clock offsets that LabRecorder measured nearest in time
 """
 
 import gzip
+import re
 from typing import Any
 
 import numpy as np
@@ -39,7 +40,20 @@ class XdfSource(LoadedSource):
         self._config = config
 
     def _load(self) -> MemorySource:
-        stream, others = self._choose(_load_streams(self._config))
+        streams = _load_streams(self._config)
+        try:
+            return self._play(streams)
+        except RecordingError:
+            raise
+        except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+            # pyxdf takes a header as it is: what it should say may be missing, or be of any kind
+            raise RecordingError(
+                f"{self._what}: expected streams as the XDF format has them, but one of them says something else "
+                f"({type(error).__name__}: {error}); the file may be corrupt"
+            ) from error
+
+    def _play(self, streams: list[Any]) -> MemorySource:
+        stream, others = self._choose(streams)
         info = stream["info"]
         stamps = np.asarray(stream["time_stamps"], np.float64)
         nominal = float(_first(info, "nominal_srate") or 0.0)
@@ -123,6 +137,8 @@ def _load_streams(config: XdfConfig) -> list[Any]:
     try:
         # opened here, because pyxdf leaves a file that it stumbles over open
         with gzip.open(config.path) if is_packed else config.path.open("rb") as file:
+            _check_counts(file)
+            file.seek(0)
             streams, _ = pyxdf.load_xdf(
                 file, synchronize_clocks=False, dejitter_timestamps=False, handle_clock_resets=False
             )
@@ -132,6 +148,40 @@ def _load_streams(config: XdfConfig) -> list[Any]:
             "it may be truncated, corrupt or of another format"
         ) from error
     return list(streams)
+
+
+def _check_counts(file: Any) -> None:
+    """Refuse a chunk that promises more than it has room for: pyxdf makes room for what is promised, and then reads.
+
+    Raises
+    ------
+    ValueError
+        Where there is such a chunk.
+    """
+    n_channels: dict[bytes, int] = {}
+    file.seek(len(b"XDF:"))
+    while (size := _number(file)) is not None:
+        begins = file.tell()
+        tag, stream = file.read(2), file.read(4)
+        if tag == b"\x02\x00":
+            found = re.search(rb"<channel_count>\s*(\d{1,18})\s*<", file.read(size))
+            n_channels[stream] = int(found[1]) if found else 0
+        elif tag == b"\x03\x00":
+            n_samples = _number(file) or 0
+            # a sample has a byte for its time, and at least one for each of its values
+            if n_samples * (1 + n_channels.get(stream, 0)) > size:
+                raise ValueError(f"a chunk of {size} bytes promises {n_samples} samples")
+        file.seek(begins + size)
+
+
+def _number(file: Any) -> int | None:
+    """Read a number that says before how many bytes it has; None where the file ends, or pyxdf will stumble."""
+    width = file.read(1)
+    if width not in (b"\x01", b"\x04", b"\x08"):
+        return None
+    data = file.read(width[0])
+    number = int.from_bytes(data, "little")
+    return number if len(data) == width[0] and number < 1 << 62 else None
 
 
 def _first(info: Any, key: str) -> Any:

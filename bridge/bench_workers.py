@@ -134,7 +134,7 @@ def send(desk: Desk, job: Job) -> None:
     single = [row[0].tolist() for row in data]
     stamps = np.zeros(n)
     clock, sleep = pylsl.local_clock, time.sleep
-    deadline = clock() + _CONSUMER_S
+    deadline = clock() + job.get("consumer_s", _CONSUMER_S)
     while not outlet.have_consumers() and clock() < deadline:
         sleep(0.001)
     start = clock()

@@ -25,6 +25,7 @@ from neuromod.adapters.decoder_file import Provenance, save_decoder
 from neuromod.bridge.session import Session
 from neuromod.bridge.session_log import segments
 from neuromod.bridge.wire import Flag
+from neuromod.engine.arrays import NO_ARRAYS
 from neuromod.engine.errors import ConfigError
 
 Floats = NDArray[np.float64]
@@ -180,9 +181,10 @@ def _sorted(t: Floats, values: Floats, *, what: str, is_held: bool = False) -> S
 
 def _read_npz(path: Path) -> tuple[Floats, Floats]:
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # opened here: numpy leaves a damaged archive open
+        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
             return np.asarray(file["t"], np.float64), np.asarray(file["values"], np.float64)
-    except (OSError, ValueError, KeyError, EOFError) as error:
+    except NO_ARRAYS as error:
         raise ConfigError(f"{path}: expected the arrays t and values, as numpy.savez writes them: {error}") from None
 
 

@@ -1,10 +1,11 @@
 """Checkpoints: the whole state of a loop in a file, written between two ticks and read back between two ticks."""
 
+import contextlib
 import math
 import os
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgpack
 import numpy as np
@@ -79,7 +80,24 @@ _DECODER_RANGES = {
 """Least and greatest of the whole numbers of a decoder."""
 
 
-def save(path: Path, assembly: Assembly, snapshot: NDArray[np.uint8], tick: int) -> None:
+class Found(NamedTuple):
+    """A checkpoint that was read."""
+
+    path: Path
+    data: NDArray[np.uint8]
+    """The bytes of the loop's parts, one after the other."""
+    tick: int
+    """The tick that comes next."""
+    written_at: float
+    """Clock on the wall, in seconds."""
+
+
+def kept(path: Path, keep: int) -> list[Path]:
+    """Return the names of a checkpoint and of those before it, the newest first."""
+    return [path, *(path.with_name(f"{path.name}.{i}") for i in range(1, keep))]
+
+
+def save(path: Path, assembly: Assembly, snapshot: NDArray[np.uint8], tick: int, *, keep: int = 1) -> None:
     """Write what the loop copied; the file appears whole or not at all.
 
     Parameters
@@ -92,6 +110,8 @@ def save(path: Path, assembly: Assembly, snapshot: NDArray[np.uint8], tick: int)
         Their bytes, one after the other.
     tick : int
         The tick that comes next.
+    keep : int
+        What was at `path` moves to `PATH.1`, and so on, until there are so many files.
 
     Raises
     ------
@@ -122,7 +142,12 @@ def save(path: Path, assembly: Assembly, snapshot: NDArray[np.uint8], tick: int)
             file.write(msgpack.packb(body))
             file.flush()
             os.fsync(file.fileno())
+        names = kept(path, keep)
+        for older, newer in zip(names[:0:-1], names[-2::-1], strict=True):
+            if newer.exists():
+                newer.replace(older)
         partial.replace(path)
+        _sync_folder(path.parent)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
@@ -137,6 +162,11 @@ def load(path: Path, assembly: Assembly) -> NDArray[np.uint8]:
         Where the file is missing, no regular file, damaged, of another version, of a loop that was built otherwise, or
         holds what compiled code must not be given.
     """
+    return read(path, assembly).data
+
+
+def read(path: Path, assembly: Assembly) -> Found:
+    """Read a checkpoint as `load` does, with what it says of itself."""
     expected = sum(part.nbytes for part in assembly.parts())
     body, data = _read(path, expected + _LARGEST_HEAD)
     same = {"built_from": assembly.built_from, "parts": _description(assembly), "layout": LAYOUT_VERSION}
@@ -153,7 +183,8 @@ def load(path: Path, assembly: Assembly) -> NDArray[np.uint8]:
             f"{path} holds {wrong}, which no checkpoint of this session can: it is damaged or was made to do harm; "
             "take another one"
         )
-    return found
+    tick = body.get("tick")
+    return Found(path, found, tick if isinstance(tick, int) else 0, path.stat().st_mtime)
 
 
 def network_block(path: Path) -> Record:
@@ -268,6 +299,16 @@ def _wrong_decoder(found: Any, here: Any) -> str:
         if not ((found[name] >= least) & (found[name] <= most)).all():
             return f"a decoder whose {name} is beyond {least} to {most}"
     return ""
+
+
+def _sync_folder(folder: Path) -> None:
+    """Have names in a folder survive a loss of power, where the system can do that."""
+    with contextlib.suppress(OSError):  # Windows opens no folder, and some file systems sync none
+        fd = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
 
 
 def _is_checkpoint(path: Path) -> bool:

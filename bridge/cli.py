@@ -2,12 +2,13 @@
 
 Exit codes: 0 all went well; 1 it ran, and failed; 2 it could not run (bad configuration, bad usage, no daemon);
 130 interrupted. What a program may read goes to stdout, everything else to stderr. Environment variables are read here
-and nowhere below: `NEUROMOD_LOG` and `NEUROMOD_LOG_FORMAT` (level and form of the log), `JOURNAL_STREAM` (systemd's),
-`NEUROMOD_KEY` (file with the key of a client).
+and nowhere below: `NEUROMOD_LOG` and `NEUROMOD_LOG_FORMAT` (level and form of the log), `NEUROMOD_KEY` (file with
+the key of a client), and what systemd sets (`JOURNAL_STREAM`, `NOTIFY_SOCKET`, `WATCHDOG_USEC`).
 """
 
 import logging
 import os
+import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -24,6 +25,7 @@ from neuromod.bridge import (
     cli_fpga,
     cli_hil,
     cli_keys,
+    cli_monitor,
     cli_operator,
     cli_session,
     cli_sort,
@@ -364,6 +366,13 @@ def demo(
 @app.command(rich_help_panel=RUN)
 def start(
     config: ConfigFile,
+    supervise: Annotated[bool, typer.Option("--supervise", help="Start it anew where it crashes.")] = False,
+    standby: Annotated[
+        bool | None,
+        typer.Option("--keep-standby/--no-standby", help="--supervise: a warm process (250 MB) to take over at once."),
+    ] = None,
+    is_standby: Annotated[bool, typer.Option("--standby", hidden=True)] = False,
+    last_life: Annotated[str | None, typer.Option(hidden=True)] = None,
     log_format: Annotated[
         logs.LogFormat, typer.Option(envvar="NEUROMOD_LOG_FORMAT", help="The log for people, or JSON for programs.")
     ] = logs.LogFormat.TEXT,
@@ -376,7 +385,24 @@ def start(
     [bold]neuromod start session.toml[/bold]
 
     [bold]neuromod -v start session.toml --log-format json --log-file neuromod.log[/bold]
+
+    [bold]neuromod start --supervise session.toml[/bold]    as a child that is started anew after a crash; with
+    checkpoint in the session file, from where it was, and always disarmed
     """
+    if supervise:
+        from neuromod.bridge.supervise import supervise as run_supervised
+
+        ours = ("--supervise", "--keep-standby", "--no-standby")
+        said = [word for word in sys.argv[1:] if word not in ours]  # all else is the child's
+        command = [sys.executable, "-m", "neuromod.bridge.cli", *said]
+        raise typer.Exit(run_supervised(command, has_standby=standby is not False))
+    if standby is not None:
+        raise _usage("--keep-standby and --no-standby go with --supervise")
+    if is_standby:
+        from neuromod.bridge.standby import wait_to_be_told
+
+        if not (last_life := wait_to_be_told()):
+            raise typer.Exit
     context = logs.Context()
     journal = os.environ.get("JOURNAL_STREAM", "")
     logs.set_up(form=log_format, file=log_file, journal_stream=journal, context=context)
@@ -384,12 +410,16 @@ def start(
 
     session = load(config)
     context.session = session.session.name
+    from neuromod.bridge.notify import Notifier
+    from neuromod.bridge.resume import from_supervisor
     from neuromod.bridge.service import Daemon, serve
 
     def follow(daemon: Daemon) -> None:
         context.clock, context.tick = daemon.collector.now, lambda: daemon.collector.last_tick
 
-    raise typer.Exit(serve(session, on_open=follow))
+    with Notifier.from_environment(os.environ) as notifier:
+        last = from_supervisor(last_life) if last_life is not None else None
+        raise typer.Exit(serve(session, on_open=follow, notifier=notifier, last=last))
 
 
 @app.command(rich_help_panel=RUN)
@@ -516,6 +546,7 @@ cli_hil.add_commands(app, RUN)
 cli_client.add_commands(app, TALK)
 cli_keys.add_commands(app, SETUP)
 cli_operator.add_commands(app, TALK)
+cli_monitor.add_commands(app, TALK)
 
 
 def main() -> None:

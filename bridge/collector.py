@@ -106,6 +106,8 @@ class Collector:
         self.spike_counts = np.zeros(N_CHANNELS, np.int64)
         self.is_stopping = False
         self._door, self._admission = door, admission or Admission(None)
+        self.heard: dict[str, int] = {}  # how often those said `alive` who are watched
+        self.more_health: dict[str, Callable[[], Any]] = {}  # what other parts of the daemon say, by key
         self._clock, self._describe_source, self._on_ticks = clock, describe_source, on_ticks
         self._on_units = on_units
         self.is_timed = is_timed
@@ -348,6 +350,8 @@ class Collector:
             case wire.StressInput():
                 taken = self.submit(rt.STRESS, values=[message.amount], t_sent=message.t)
             case wire.AliveInput():
+                if message.name in self.heard:
+                    self.heard[message.name] += 1
                 # an actuator that nothing depends on may live, too
                 taken = message.name not in self.peers or self.submit(rt.ALIVE, word=self.peers.index(message.name))
             case wire.HeartbeatInput():
@@ -464,6 +468,13 @@ class Collector:
         """Return the levels of the neuromodulators at the newest tick."""
         return dict(zip(MODULATORS, self.last["modulators"].tolist(), strict=True))
 
+    def sample_age_s(self) -> float:
+        """Return how long after its newest sample the last tick ended; NaN where the network does not move."""
+        last = self._last[0]
+        if not self.is_timed or not last["t_tick"] or last["flags"] & (wire.Flag.FILLER | wire.Flag.PAUSED):
+            return math.nan
+        return float(last["t_tick"] - last["t_sample"])
+
     def state_name(self) -> str:
         """Say how the loop is, in the words of PROTOCOL.md."""
         if self.is_stopping:
@@ -501,7 +512,7 @@ class Collector:
         now, network = self._clock(), self.assembly.network
         rules = network.config.learning
         has_plasticity = rules.rule != "none" or rules.homeostasis is not None
-        return {
+        return {key: describe() for key, describe in self.more_health.items()} | {
             "v": wire.PROTOCOL_VERSION,
             "t": now,
             "state": self.state_name(),

@@ -21,7 +21,9 @@ from neuromod.bridge.metrics_config import MetricsConfig
 from neuromod.bridge.offload import OffloadConfig, check_offload
 from neuromod.bridge.safety_config import StimulationConfig
 from neuromod.bridge.security_config import SecurityConfig
+from neuromod.bridge.supervision_config import CheckpointConfig, WatchdogConfig
 from neuromod.bridge.toml_text import to_toml
+from neuromod.engine.arrays import NO_ARRAYS
 from neuromod.engine.config import ChannelOverride, NetworkConfig
 from neuromod.engine.errors import ConfigError
 from neuromod.engine.network import MIN_DT_MS, check_step
@@ -31,13 +33,17 @@ Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 AnyModel = TypeVar("AnyModel", bound=pydantic.BaseModel)
 
 _TCP = re.compile(r"^tcp://(\[[^\]]+\]|[^:\[\]]+):(\*|\d+)$")
-_BEHIND_MS = 100.0
 
 _MADE_BY = {
     "session.baseline": "'neuromod baseline' writes one",
     "security.keys": "'neuromod keys init' makes it",
 }
-_MADE_LATER = ("record.folder", "stimulation.stop_file", "stimulation.ledger")  # paths that need not be there
+_MADE_LATER = (
+    "record.folder",
+    "stimulation.stop_file",
+    "stimulation.ledger",
+    "checkpoint.path",
+)  # paths that need not be there
 
 
 def _check_address(address: str) -> str:
@@ -158,9 +164,9 @@ class TimingConfig(_Section, frozen=True, extra="forbid"):
     behind : {"newest", "stop"}
         LSL: what is done where the loop falls behind. newest: drop what waits and go on with the newest; stop: end the
         session. Recordings and messages of stimuli wait for their turn, and are never dropped.
-    behind_ms : float, optional
-        Fallen behind is a loop whose samples are older than this, with as much waiting behind them; at least late_ms.
-        By default 100, or late_ms where that is more; never taken as less than a stall, see `behind_bound_ms`.
+    behind_ms : float
+        Fallen behind is a loop whose samples are older than this, with as much waiting behind them; never taken as less
+        than late_ms or a stall, see `behind_bound_ms`.
     jitter_ms : float
         A stamp may stand this far from its place on the grid before it counts as a gap or a step; shorter losses go
         unseen. Set it low (1 or 2) for sources that stamp each sample exactly, higher for those that stamp by push and
@@ -177,7 +183,7 @@ class TimingConfig(_Section, frozen=True, extra="forbid"):
     stall_ms: Annotated[float, Field(ge=5.0, le=60_000.0)] = 50.0
     late_ms: Annotated[float, Field(gt=0.0, le=60_000.0)] = 10.0
     behind: Literal["newest", "stop"] = "newest"
-    behind_ms: Annotated[float, Field(gt=0.0, le=60_000.0)] | None = None
+    behind_ms: Annotated[float, Field(gt=0.0, le=60_000.0)] = 100.0
     jitter_ms: Annotated[float, Field(gt=0.0, le=1000.0)] = 50.0
     device_delay_ms: Annotated[float, Field(ge=0.0, le=1000.0)] = 0.0
     fill: Literal["hold", "zero"] = "hold"
@@ -189,18 +195,7 @@ class TimingConfig(_Section, frozen=True, extra="forbid"):
 
     def behind_bound_ms(self, block_ms: float) -> float:
         """Age and backlog that mean to have fallen behind: what a source may send at once without a stall is none."""
-        wanted_ms = self.behind_ms if self.behind_ms is not None else max(_BEHIND_MS, self.late_ms)
-        return max(wanted_ms, self.stall_bound_ms(block_ms))
-
-    @pydantic.model_validator(mode="after")
-    def _late_comes_before_behind(self) -> "TimingConfig":
-        if self.behind_ms is not None and self.behind_ms < self.late_ms:
-            raise _combination(
-                "timing.behind_ms",
-                f"timing.behind_ms = {self.behind_ms:g} would drop samples that are not even late (late_ms = "
-                f"{self.late_ms:g}): set it to {self.late_ms:g} or more, or leave it out",
-            )
-        return self
+        return max(self.behind_ms, self.late_ms, self.stall_bound_ms(block_ms))
 
 
 class RuntimeConfig(_Section, frozen=True, extra="forbid"):
@@ -272,11 +267,13 @@ class SessionConfig(_Section, frozen=True, extra="forbid"):
         A board outside is the network; without it the daemon's own is.
     markers : tuple of MarkerConfig
         LSL streams of markers.
-    metrics : MetricsConfig, optional
-        Numbers for Prometheus; without it none are served.
     security : SecurityConfig, optional
         Keys for every socket; without it only loopback and ipc are bound.
-    session, sockets, publish, timing, runtime
+    metrics : MetricsConfig, optional
+        Numbers for Prometheus; without it none are served.
+    checkpoint : CheckpointConfig, optional
+        Checkpoints by the clock, and what a session begins from after a crash; without it, none.
+    session, sockets, publish, timing, runtime, watchdog
         See each section's class.
     """
 
@@ -296,6 +293,8 @@ class SessionConfig(_Section, frozen=True, extra="forbid"):
     publish: PublishConfig = PublishConfig()
     timing: TimingConfig = TimingConfig()
     runtime: RuntimeConfig = RuntimeConfig()
+    watchdog: WatchdogConfig = WatchdogConfig()
+    checkpoint: CheckpointConfig | None = None
     metrics: MetricsConfig | None = None
 
     @pydantic.field_validator("source", mode="before")
@@ -400,7 +399,7 @@ class SessionConfig(_Section, frozen=True, extra="forbid"):
     def effective(self) -> dict[str, Any]:
         """Return the complete configuration as plain data, without the sections that this source does not use."""
         body = self.model_dump(mode="json")
-        for section in ("decoder", "stimulation", "record", "offload", "metrics", "security"):
+        for section in ("decoder", "stimulation", "record", "offload", "security", "checkpoint", "metrics"):
             if body[section] is None:
                 del body[section]
         if self.stimulation is None or self.source_content == "stimuli":
@@ -550,9 +549,12 @@ def _read_weights(raw: dict[str, Any], folder: Path | None, where: str) -> None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # numpy warns about an empty file, and the shape says it better
-            matrix = np.load(path) if path.suffix == ".npy" else np.loadtxt(path, delimiter=",", ndmin=2)
-    except (OSError, ValueError) as error:
+            with path.open("rb") as file:  # numpy would leave a damaged one open
+                matrix = np.load(file) if path.suffix == ".npy" else np.loadtxt(file, delimiter=",", ndmin=2)
+    except NO_ARRAYS as error:
         raise ConfigError(f"{where}: network.weights.path: {path} cannot be read as a matrix: {error}") from None
+    if not isinstance(matrix, np.ndarray):
+        raise ConfigError(f"{where}: network.weights.path: {path} is an archive; expected one matrix")
     if matrix.shape != (16, 16) or matrix.dtype.kind not in "fiu":
         raise ConfigError(
             f"{where}: network.weights.path: {path} holds {matrix.dtype} of shape {matrix.shape}; "

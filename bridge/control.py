@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 
 from neuromod.adapters.decoder import make_decoder
 from neuromod.adapters.decoder_config import DecoderFileConfig
-from neuromod.bridge import checkpoint, wire
 from neuromod.bridge import gate as safety
 from neuromod.bridge import loop_state as rt
+from neuromod.bridge import wire
 from neuromod.bridge.admission import Admission
 from neuromod.bridge.arming import Arming
+from neuromod.bridge.checkpoints import Checkpointer
 from neuromod.bridge.collector import Collector
 from neuromod.bridge.commands import (
     NETWORK_PARAMETERS,
@@ -65,6 +66,8 @@ class Control:
         Who may arm; without it nobody is asked for a key.
     ledger_fault : callable
         Says in a sentence what is wrong with the ledger of the dose; empty where nothing is.
+    checkpoints : Checkpointer, optional
+        Of this session.
     """
 
     def __init__(
@@ -77,10 +80,12 @@ class Control:
         admission: Admission,
         arming: Arming | None = None,
         ledger_fault: Callable[[], str] = lambda: "",
+        checkpoints: Checkpointer | None = None,
     ) -> None:
         self._socket, self._collector, self._on_stop = socket, collector, on_stop
         self._door, self._admission = door, admission
         self._arming, self._ledger_fault = arming or Arming(None), ledger_fault
+        self._checkpoints = checkpoints or Checkpointer(collector)
         self._decoders: list[tuple[NDArray[Any], str]] = []  # those that were swapped out, and where they came from
 
     def run(self, stop: threading.Event) -> None:
@@ -133,7 +138,7 @@ class Control:
             case "checkpoint", OptionalPathArgs():
                 return self._checkpoint(args.path)
             case "restore", PathArgs():
-                return self._restore(Path(args.path))
+                return _tick(self._checkpoints.restore(Path(args.path)))
             case "challenge", _:
                 self._check_stimulation("challenge")
                 return {"nonce": self._arming.challenge()}
@@ -199,23 +204,8 @@ class Control:
 
     def _checkpoint(self, name: str | None) -> dict[str, Any]:
         path = Path(name) if name else Path(time.strftime("neuromod-%Y%m%d-%H%M%S.checkpoint"))
-        self._check_answered()
-        number = self._collector.next_id()
-        tick = int(self._collector.call(rt.SNAPSHOT, number=number)["tick"])
-        loop = self._collector.loop
-        checkpoint.save(path, self._collector.assembly, loop.snapshot, tick)
-        if self._collector.recorder is not None:  # from which a replay goes on behind a gap
-            body = {"id": number, "path": str(path), "data": loop.snapshot.tobytes()}
-            body["stimulation"] = loop.stimulation_kept.tobytes()
-            self._collector.recorder.add_message("checkpoints", body)
+        tick = self._checkpoints.save(path)
         return {"path": str(path.absolute()), "tick": tick}
-
-    def _restore(self, path: Path) -> dict[str, Any]:
-        # only this thread writes the copy, and the loop reads it only when told to
-        data = checkpoint.load(path, self._collector.assembly)
-        self._check_answered()
-        self._collector.loop.snapshot[:] = data
-        return _tick(self._keep_and_call(rt.RESTORE, "checkpoints", {"path": str(path), "data": data.tobytes()}))
 
     def _keep_and_call(self, kind: int, record_as: str, body: dict[str, Any], word: int = 0) -> Any:
         """Put what an input brings with it into the record, then call the loop with the number that names it."""
@@ -223,11 +213,6 @@ class Control:
         if self._collector.recorder is not None:
             self._collector.recorder.add_message(record_as, {"id": number, **body})
         return self._collector.call(kind, word=word, number=number)
-
-    def _check_answered(self) -> None:
-        """Refuse to touch what the loop copies from and to while it may still be about to."""
-        if self._collector.unanswered:
-            raise CommandError("refused", "an earlier command is still on its way into the loop; try again")
 
     def _arm(self, args: ArmArgs) -> dict[str, Any]:
         self._check_stimulation("arm")
@@ -290,7 +275,7 @@ class Control:
         return result
 
     def _install(self, decoder: NDArray[Any], source: str) -> dict[str, Any]:
-        self._check_answered()
+        self._checkpoints.check_answered()
         self._collector.loop.next_decoder[:] = decoder
         version = int(decoder[0]["version"])
         body = {"version": version, "from": source, "data": decoder.tobytes()}

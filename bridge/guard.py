@@ -17,7 +17,8 @@ from neuromod.bridge.ledger import Ledger, LedgerError
 log = logging.getLogger(__name__)
 
 _EVERY_S = 0.01
-_SLEPT_S = 0.1
+SLEPT_S = 0.1
+"""A host that was suspended for longer has slept."""
 _AGAIN = 100  # turns after which a grant that the loop took, and the gate has not, is sent once more
 
 
@@ -76,7 +77,7 @@ class Guard:
     def look(self) -> None:
         """Look once for the stop file, and whether the host has slept."""
         slept_s = self._asleep()
-        if slept_s - self._slept_s > _SLEPT_S:
+        if slept_s - self._slept_s > SLEPT_S:
             # time to act on what the operator saw before has passed, and no clock of the gate knows of it
             self._collector.halt()
             log.warning("the host was suspended for %.1f s: stimulation is stopped", slept_s - self._slept_s)

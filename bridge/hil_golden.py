@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from numpy.typing import NDArray
 
 from neuromod.bridge.hil_config import Judgement, Status
 from neuromod.bridge.hil_trace import Trace
+from neuromod.engine.arrays import NO_ARRAYS
 from neuromod.engine.errors import ConfigError
 
 FORMAT = 1
@@ -48,10 +48,12 @@ def load(path: Path) -> dict[str, Any]:
         If it is none.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
             found = {name: file[name] for name in file.files}
         meta = json.loads(str(found.pop("meta")))
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        if not isinstance(meta, dict):
+            raise ValueError("it does not say what it is")
+    except NO_ARRAYS as error:
         raise ConfigError(
             f"{path} is no golden trace ({error}); name another file, or one that is not there yet"
         ) from None

@@ -203,8 +203,9 @@ class Ledger:
             doses = [body["total_pc"], *body["spent_pc"].values()]
             is_whole = is_whole and all(isinstance(x, float) and 0.0 <= x < math.inf for x in doses)
             is_whole = is_whole and isinstance(body["open"], bool)
+            is_whole = is_whole and isinstance(body["session"], str) and isinstance(body["boot"], str)
             is_whole = is_whole and (body["open"] or math.isfinite(body["closed_wall_s"] + body["closed_monotonic_s"]))
-        except (ValueError, TypeError, KeyError, AttributeError):
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
             is_whole = False
         if not is_whole:
             raise LedgerError(

@@ -24,6 +24,7 @@ from prometheus_client.registry import Collector as PrometheusCollector
 from neuromod.bridge import loop_state as rt
 from neuromod.bridge import native, wire
 from neuromod.bridge.collector import Collector
+from neuromod.bridge.gate import ALLOWED, REASONS
 from neuromod.bridge.histograms import BOUNDS_S, Histogram
 from neuromod.bridge.metrics_config import MetricsConfig
 from neuromod.bridge.recorder import QUEUE_BYTES
@@ -41,6 +42,10 @@ _TURN_S = 0.1
 _LONGEST_REQUEST_S = 5.0
 _MOST_CONNECTIONS = 8
 _HEAD, _TAIL = 0, 8  # items of a ring's `ends`
+
+# told from the start: Prometheus takes no notice of the first step of a counter that was not there at 0
+_REFUSALS = (*(str(reason) for reason in wire.Reason), "overflow", "event_value")
+_TURNED_AWAY = ("no_key", "unknown_key", "role", "other_daemon", "handshake")
 
 _BOUND_NAMES = [*(f"{bound:g}" for bound in BOUNDS_S), "+Inf"]
 
@@ -114,7 +119,8 @@ class DaemonMetrics(PrometheusCollector):
         health = collector.health()
         yield from self._about(health)
         yield from _from_counters(health["counters"])
-        yield _counter("refusals", "Messages refused, by reason", ["reason"], health["errors"])
+        refusals = dict.fromkeys(_REFUSALS, 0) | health["errors"]
+        yield _counter("refusals", "Messages refused, by reason", ["reason"], refusals)
         spikes = {str(channel): int(n) for channel, n in enumerate(collector.spike_counts)}
         yield _counter("spikes", "Spikes of the network, by channel", ["channel"], spikes)
         yield from self._now(health, now)
@@ -192,10 +198,10 @@ def _stimulation(told: Mapping[str, Any]) -> Iterator[Family]:
     yield _gauge("stimulation_armed", "1 while stimulation is armed", told["state"] == "armed")
     if told["state"] == "off":
         return
-    outcomes, lost = {}, {}
+    outcomes, lost = dict.fromkeys(REASONS, 0), {}
     for name, count in told["counts"].items():
         if name == "issued":
-            outcomes["allowed"] = count
+            outcomes[REASONS[ALLOWED]] = count
         elif name.startswith("refused_"):
             outcomes[name.removeprefix("refused_")] = count
         elif name == "delivered":
@@ -233,7 +239,10 @@ def _from_others(health: Mapping[str, Any]) -> Iterator[Family]:
     if watchdogs := health.get("watchdogs"):
         fine = {name: float(told["ok"]) for name, told in watchdogs.items()}
         yield _gauges("watchdog_ok", "1 where a watchdog finds all well", ["name"], fine)
-    if refused := health.get("security", {}).get("refused"):
+    if (connections := health.get("security", {}).get("connections")) is not None:
+        yield _gauge("connections", "Connections to the daemon's sockets over TCP", connections)
+    if (refused := health.get("security", {}).get("refused")) is not None:
+        refused = dict.fromkeys(_TURNED_AWAY, 0) | refused
         yield _counter("connections_refused", "Connections turned away, by reason", ["reason"], refused)
 
 

@@ -56,7 +56,7 @@ class FrameReader:
     def __init__(self, frame: wire.Frame, values: Mapping[str, str]) -> None:
         self.size = len(frame.template)
         self.dtype = np.dtype(
-            {  # type: ignore[call-overload]
+            {
                 "names": list(values),
                 "formats": list(values.values()),
                 "offsets": [frame.offsets[name] for name in values],
@@ -93,6 +93,7 @@ class Note:
     sent_at: float
     tick: int | None = None
     is_sent: bool = True
+    told: str = ""  # the last that the operator was told of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -433,7 +434,8 @@ class Model:
         if not len(self.ticks):
             return np.zeros(wire.N_CHANNELS)
         recent = self.ticks[self.ticks["t"] > self.ticks["t"][-1] - 1.0]["spikes"]
-        return (recent[:, None] >> np.arange(wire.N_CHANNELS, dtype=np.uint32) & np.uint32(1)).sum(axis=0).astype(float)
+        fired = recent[:, None] >> np.arange(wire.N_CHANNELS, dtype=np.uint32) & np.uint32(1)
+        return np.asarray(fired.sum(axis=0), np.float64)
 
     def note_state(self, note: Note, now: float) -> str:
         """Return "kept", "sent", "lost" (did not come back in time), or "unsent" (nobody took it)."""

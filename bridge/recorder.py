@@ -40,6 +40,8 @@ QUEUE_BYTES = 32 << 20
 _TURN_S = 0.05  # a quarter of the 0.2 s within which records are to be with the operating system
 _SYNC_S = 1.0
 _LARGEST_CHUNK = 1 << 20
+WARN_FREE_S = 600.0
+"""Time at the present rate that the disk lasts for, below which it is announced."""
 _CHECK_S = 1.0
 _RATE_TAU_S = 10.0  # over which the rate of writing is averaged, by which the time to a full disk is told
 
@@ -100,7 +102,7 @@ class Recorder:
         *,
         min_free_bytes: int = 256 << 20,
         warn_free_bytes: int = 4 << 30,
-        warn_free_s: float = 600.0,
+        warn_free_s: float = WARN_FREE_S,
         queue_bytes: int = QUEUE_BYTES,
         segment_bytes: int = SEGMENT_BYTES,
         announce: Announce | None = None,
@@ -128,6 +130,7 @@ class Recorder:
         self._stop, self._is_closing = threading.Event(), False
         self._threads: list[threading.Thread] = []
         self._failed_sync: OSError | None = None
+        self._turn_since = self._sync_since = 0.0  # when a thread began with what it writes now
         self._rate = 0.0
         self._seen: tuple[float, int] = (time.monotonic(), 0)
         self._free: int = self._free_bytes()
@@ -197,6 +200,7 @@ class Recorder:
             "records": written,
             "lost": {kind: count for kind, count in lost.items() if count},
             "waiting_bytes": waiting,
+            "busy_s": self._busy_s(),
             "free_bytes": self._free,
             "free_s": left_s if math.isfinite(left_s) else None,
         }
@@ -253,14 +257,23 @@ class Recorder:
 
     def _sync(self) -> None:
         while not self._stop.wait(_SYNC_S):
+            self._sync_since = time.monotonic()
             try:
                 self._writer.sync()
             except OSError as error:
                 self._failed_sync = error
                 return
+            finally:
+                self._sync_since = 0.0
+
+    def _busy_s(self) -> float:
+        """For how long the slower of both threads has been at what it writes now."""
+        now = time.monotonic()
+        return max(now - since if since else 0.0 for since in (self._turn_since, self._sync_since))
 
     def _turn(self) -> None:
         """Write what waits; whatever goes wrong ends the recording."""
+        self._turn_since = time.monotonic()
         try:
             if self._failed_sync is not None:
                 raise self._failed_sync
@@ -276,6 +289,8 @@ class Recorder:
         except Exception as error:
             log.exception("the recorder failed")
             self._end(f"the recorder failed: {error}", is_failed=True)
+        finally:
+            self._turn_since = 0.0
 
     def _write_queue(self) -> None:
         with self._lock:

@@ -43,12 +43,16 @@ from neuromod.bridge.ledger import Ledger, LedgerError
 from neuromod.bridge.loop import run
 from neuromod.bridge.lsl_list import markers_of, source_of
 from neuromod.bridge.metrics import MetricsServer, make_registry
+from neuromod.bridge.notify import Notifier
 from neuromod.bridge.pipeline import TICK, UNIT
 from neuromod.bridge.recorder import SAMPLES, Recorder, sample_dtype
+from neuromod.bridge.resume import LastLife
 from neuromod.bridge.ring import Ring, available, drain
 from neuromod.bridge.safety_config import is_sent
 from neuromod.bridge.session import start_session
+from neuromod.bridge.supervision import Supervision
 from neuromod.bridge.warm import warm_loop
+from neuromod.bridge.watchdog import STUCK_EXIT_CODE
 from neuromod.bridge.yoked import yoked_trains
 from neuromod.engine.compiled import JIT_ENABLED
 from neuromod.engine.errors import AdapterError, ConfigError, NeuromodError
@@ -81,6 +85,8 @@ class Daemon:
         Sources that have an end: seconds of recording per second; 0 for as fast as the machine goes.
     on_ticks : callable, optional
         Gets every array of TICK records, in order, from the collector's thread.
+    supervision : Supervision, optional
+        Watchdogs and checkpoints, and what is known of the last life; without it no checkpoint is written by itself.
     """
 
     def __init__(
@@ -91,8 +97,10 @@ class Daemon:
         speed: float = 1.0,
         on_ticks: Callable[[NDArray[Any]], None] | None = None,
         on_units: Callable[[NDArray[Any]], None] | None = None,
+        supervision: Supervision | None = None,
     ) -> None:
         self.config = config
+        self.supervision = supervision or Supervision(config.model_copy(update={"checkpoint": None}))
         self.stopped = threading.Event()
         self.failure: Exception | None = None
         self._source: Source | None = source
@@ -129,6 +137,7 @@ class Daemon:
             log.warning("%s", refused)
         try:
             self._bind()
+            self.supervision.begin()
             self.is_looking = True
             warm_loop()
             self._open_source()
@@ -163,7 +172,8 @@ class Daemon:
             self.is_stuck = True
             if "output" in self._sockets and not {"neuromod-exchange", "neuromod-collector"} & set(stuck):
                 self._say_goodbye()
-            self._leave_files(stuck)
+            self.leave_files(stuck)
+            self.supervision.end(self.failure)
             return
         self._threads.clear()
         self._close_ledger()
@@ -173,6 +183,7 @@ class Daemon:
             self._source.close()
         for markers in self._markers:
             markers.close()
+        self.supervision.end(self.failure)
         if "output" in self._sockets and self._loop_done is not None:
             self._say_goodbye()
         if self.metrics is not None:
@@ -199,7 +210,7 @@ class Daemon:
         with contextlib.suppress(zmq.ZMQError):
             _send_all(self._sockets["output"], self.rings.out)
 
-    def _leave_files(self, stuck: list[str]) -> None:
+    def leave_files(self, stuck: list[str]) -> None:
         """End record and ledger where threads are stuck; no longer than a bound, since the process is to end."""
         ledger, recorder = self._ledger, self.recorder
 
@@ -355,6 +366,7 @@ class Daemon:
                 "clock_rate": clock_rate,
                 "pulls": int(self._pulls),
                 "unit_ids": list(assembly.front_end.unit_ids),
+                "continues": self.supervision.last_session,
             },
             announce=self._announce,
             min_free_bytes=int(record.min_free_mb * 1e6),
@@ -442,6 +454,7 @@ class Daemon:
         )
         if isinstance(self._source, LslSource):
             self._follow_clock(*self._source.correction(), submit=False)
+        checkpoints = self.supervision.attach(self.collector, self._clock_of_source)
         self._spawn("neuromod-collector", lambda: collecting.run(self.collector, self._stop_threads))
         guard = Guard(self.collector, config.stimulation.stop_file if config.stimulation else None, self._ledger)
         if config.stimulation is not None:
@@ -459,6 +472,7 @@ class Daemon:
             admission=admission,
             arming=arming,
             ledger_fault=lambda: guard.fault,
+            checkpoints=checkpoints,
         )
         self._spawn("neuromod-control", lambda: control.run(self._stop_threads))
         if (metrics := self.metrics) is not None:
@@ -493,6 +507,8 @@ class Daemon:
                 on_reconnect=self._send_inlet,
             )
             self._spawn("neuromod-source", lambda: keeper.run(self._stop_threads))
+        for name, target in self.supervision.threads(self._stop_threads):
+            self._spawn(name, target)
         for markers in self._markers:
             self._spawn("neuromod-markers", self._marker_keeper(markers))
         promoted = realtime.promote_library_threads(config.runtime)
@@ -607,6 +623,12 @@ class Daemon:
         else:
             self.loop.block[0]["numbers"][rt.OFFSET] = offset_s
 
+    def _clock_of_source(self) -> tuple[float, float]:
+        """Return the correction of the source's clock and its uncertainty, in s; NaN where none is measured."""
+        return float(
+            self.loop.block[0]["numbers"][rt.OFFSET]
+        ) if self._uncertainty_s >= 0.0 else math.nan, self._uncertainty_s
+
     def _send_inlet(self) -> None:
         assert isinstance(self._source, LslSource)
         # no longer lost, although nothing has come yet: else the keeper would destroy the inlet that the loop pulls
@@ -670,7 +692,13 @@ def _user_id(frame: zmq.Frame) -> str | None:
         return None
 
 
-def serve(config: SessionConfig, on_open: Callable[[Daemon], None] = lambda daemon: None) -> int:
+def serve(
+    config: SessionConfig,
+    *,
+    on_open: Callable[[Daemon], None] = lambda daemon: None,
+    notifier: Notifier | None = None,
+    last: LastLife | None = None,
+) -> int:
     """Run a session until a signal, the command `stop`, or the end of its recording.
 
     Parameters
@@ -679,21 +707,30 @@ def serve(config: SessionConfig, on_open: Callable[[Daemon], None] = lambda daem
         What to run.
     on_open : callable
         Called with the daemon once it runs.
+    notifier : Notifier, optional
+        Tells a service manager how it is.
+    last : LastLife, optional
+        What a supervisor knows of the life before this one.
 
     Returns
     -------
     int
         Exit code: 0, or 1 where a part of the daemon failed.
     """
-    daemon = Daemon(config)
+    notifier = notifier or Notifier()
+    daemon = Daemon(
+        config, supervision=Supervision(config, notifier=notifier, last=last, on_stuck=lambda: leave(daemon))
+    )
     hook = sys.unraisablehook
     sys.unraisablehook = unless_interrupted(hook)
     stop_on_signals(daemon.stopped, interrupt=lambda: daemon.is_looking)
     is_open = False
     try:
-        daemon.open()
+        with notifier.starting():
+            daemon.open()
         is_open = True
         on_open(daemon)
+        notifier.ready()
         halt_on_signal(daemon.collector.halt)
         for name, address in daemon.addresses.items():
             log.info("%s: %s", name, address)
@@ -710,6 +747,7 @@ def serve(config: SessionConfig, on_open: Callable[[Daemon], None] = lambda daem
             raise
         log.info("stopped before the session began")
     finally:
+        notifier.stopping()
         daemon.close()
         for number in _STOP_SIGNALS:
             signal.signal(number, signal.SIG_IGN)
@@ -723,6 +761,14 @@ def serve(config: SessionConfig, on_open: Callable[[Daemon], None] = lambda daem
     if isinstance(daemon.failure, NeuromodError):
         raise daemon.failure
     return 1 if daemon.failure else 0
+
+
+def leave(daemon: Daemon) -> None:
+    """End the process of a daemon whose loop is stuck: record and ledger first, then nothing that could wait."""
+    daemon.leave_files(["neuromod-loop"])
+    daemon.supervision.end(NeuromodError("the loop stood still"))
+    logging.shutdown()
+    os._exit(STUCK_EXIT_CODE)
 
 
 def halt_on_signal(halt: Callable[[], None]) -> None:

@@ -49,7 +49,7 @@ _PART = 1 << 20
 _SEALED = ("mode", "schedule", "yoked_session", "ledger", "key_file")
 """What a blind operator could tell the condition by."""
 _KEY_FILE = "key_file"
-_OUTPUTS = ("record.folder",)
+_OUTPUTS = ("record.folder", "checkpoint.path")
 """Paths that a session writes to: of no use to a replay."""
 
 
@@ -552,6 +552,19 @@ def verify(folder: Path, on_progress: Callable[[int, int], None] = lambda done, 
     SessionLogError
         Where there is no session, or nothing says how to read it.
     """
+    try:
+        return _verified(folder, on_progress)
+    except SessionLogError:
+        raise
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        # checksums are right and the content is not: nothing of ours has written it
+        raise SessionLogError(
+            f"{folder} is a log, but of no session that this program knows ({type(error).__name__}: {error}); "
+            "verify it with the version of neuromod that wrote it"
+        ) from error
+
+
+def _verified(folder: Path, on_progress: Callable[[int, int], None]) -> Report:
     session = Session(folder)
     reader = LogReader(folder)
     sizes = [path.stat().st_size for path in segments(folder)]

@@ -60,6 +60,9 @@ HEAD_BYTES = HEAD.size + 4
 LONGEST_PAYLOAD = 1 << 28
 """Bytes. A head that claims more is none."""
 
+_NOT_MSGPACK = (ValueError, TypeError, OverflowError)
+"""What msgpack raises for bytes that are none, or keys that no map can have."""
+
 SEGMENT_BYTES = 1 << 30
 _SCAN_BYTES = 1 << 20
 
@@ -103,6 +106,11 @@ class Chunk:
         """Return the records, read-only; shape (count,)."""
         if self.dtype is None:
             raise TypeError(f"{self.kind} are messages: read them with messages()")
+        if len(self.payload) != self.count * self.dtype.itemsize:
+            raise SessionLogError(
+                f"chunk {self.sequence} of the log, {self.kind}: expected {self.count} records of "
+                f"{self.dtype.itemsize} bytes, got {len(self.payload)} bytes"
+            )
         return np.frombuffer(self.payload, self.dtype)
 
     def messages(self) -> list[Any]:
@@ -111,7 +119,13 @@ class Chunk:
             raise TypeError(f"{self.kind} are records: read them with array()")
         unpacker = msgpack.Unpacker(max_buffer_size=LONGEST_PAYLOAD, strict_map_key=False)
         unpacker.feed(self.payload)
-        return list(unpacker)
+        try:
+            found = list(unpacker)
+        except _NOT_MSGPACK as error:
+            raise SessionLogError(f"chunk {self.sequence} of the log, {self.kind}, is no msgpack: {error}") from None
+        if not all(isinstance(message, dict) for message in found):
+            raise SessionLogError(f"chunk {self.sequence} of the log, {self.kind}, holds what is no message")
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -450,7 +464,7 @@ class LogReader:
             self._close_hole(head.sequence, name)
             self._offset, self._expected = after, head.sequence + 1
             if head.kind == END:
-                self.end = msgpack.unpackb(payload, strict_map_key=False)
+                self.end = _map(payload, f"the end of {self.folder}")
             elif head.kind == SEGMENT_END:
                 has_ended = True
             elif head.kind >= FIRST_KIND and is_wanted and known:
@@ -517,21 +531,50 @@ class LogReader:
                     if head is not None and head.kind == HEADER:
                         payload = file.read(head.length)
                         if len(payload) == head.length and zlib.crc32(payload) == head.crc:
-                            return self._checked(msgpack.unpackb(payload, strict_map_key=False), path)
+                            return self._checked(_map(payload, f"the header of {path}"), path)
                     elif head is not None:
                         break  # headers come first
                     offset = _find(file, offset + 1, min(size, offset + _SCAN_BYTES))
         raise SessionLogError(f"{self.folder}: no segment of the log has a header that can be read")
 
     @staticmethod
-    def _checked(header: Any, path: Path) -> dict[str, Any]:
-        if not isinstance(header, dict) or header.get("format") != FORMAT:
+    def _checked(header: dict[str, Any], path: Path) -> dict[str, Any]:
+        if header.get("format") != FORMAT:
             raise SessionLogError(f"{path} is not a log of a session")
         if header.get("version") != FORMAT_VERSION:
             raise SessionLogError(
                 f"{path} is a log of version {header.get('version')}, this program reads version {FORMAT_VERSION}"
             )
+        try:
+            kinds = {str(name): (int(kind), layout) for name, (kind, layout) in header["kinds"].items()}
+            is_whole = isinstance(header["tag"], int) and isinstance(header["metadata"], dict)
+            for _, layout in kinds.values():
+                is_whole = is_whole and (layout is None or dtype_of(layout).itemsize > 0)
+        except (
+            KeyError,
+            AttributeError,
+            TypeError,
+            ValueError,
+            OverflowError,
+            RecursionError,
+            SyntaxError,
+            MemoryError,
+        ):
+            is_whole = False
+        if not is_whole:
+            raise SessionLogError(f"{path}: the header does not say how the log is to be read; it was made otherwise")
         return header
+
+
+def _map(payload: bytes, what: str) -> dict[str, Any]:
+    """Unpack one map."""
+    try:
+        found = msgpack.unpackb(payload, strict_map_key=False)
+    except _NOT_MSGPACK as error:
+        raise SessionLogError(f"{what} is no msgpack: {error}") from None
+    if not isinstance(found, dict):
+        raise SessionLogError(f"{what} is no map")
+    return found
 
 
 def _parse(raw: bytes, tag: int | None = None) -> _Head | None:

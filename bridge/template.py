@@ -129,6 +129,8 @@ health_s = @
 block_ms = @  # length of a block of signal, at least one sample
 stall_ms = @  # silence after which the source has stalled (at least three blocks)
 late_ms = @  # a tick this long after its sample counts as late
+behind = @  # LSL, where the loop has fallen behind: drop to the "newest" sample, or "stop"
+behind_ms = @  # samples this old, with as much waiting, mean to have fallen behind
 jitter_ms = @  # a stamp may be off the grid by this before it counts as a gap or a step
 device_delay_ms = @  # known delay from electrode to stamp, taken off t_sample
 fill = @  # missing samples: "hold" the last one, or "zero"
@@ -172,6 +174,24 @@ realtime_priority = @  # SCHED_FIFO, 1 to 98; 0 leaves the scheduler alone
 cpus = @  # the loop's thread runs on these only
 lock_memory = @
 timer_slack_ns = @
+
+[watchdog]                       # how long each may be wrong before it is announced; 0 for never
+source_s = @  # the source is silent or gone
+tick_s = @  # the loop is stuck: the process ends with code 70, to be started anew
+peers = @  # names whose 'alive' is expected, beside those of stimulation
+peer_s = @
+write_s = @  # one write of the record
+sample_age_s = @  # ticks come later than timing.late_ms
+clock_step_ms = @  # the clock on the wall was set
+clock_jump_ms = @  # the source's clock
+clock_uncertainty_ms = @
+hold_s = @  # all must be well for so long before it is said to be
+
+# [checkpoint]                   # the state of the loop, in a file, by the clock
+# path = "session.checkpoint"
+# every_s = 10.0
+# keep = 3
+# resume = "crash"               # begin from it where the last life did not end in order; or "never", or "always"
 
 # [metrics]                      # numbers for Prometheus; deploy/observability has a board and alerts for them
 # address = "127.0.0.1:9464"     # loopback only: scrape from elsewhere through ssh -L, or by an agent on this host

@@ -47,6 +47,9 @@ _WAITING = 256
 _TAKEN_AT_ONCE = 1000
 _LARGEST = 1 << 16
 
+MALFORMED = (ValueError, TypeError, KeyError, OverflowError)
+"""What `unpack` and `as_answer` raise for a message that is none."""
+
 
 class ZmqPeer:
     """Forwards messages to a peer, and brings its answers back.
@@ -232,12 +235,12 @@ class ZmqPeer:
             except zmq.Again:
                 return
             try:
-                topic, body = parts[0], msgpack.unpackb(parts[1])
+                topic, body = parts[0], unpack(parts[1])
                 if topic == b"pong":
                     self._pong(body)
                 else:
                     self._answers.append(as_answer(topic, body, self._clock()))
-            except (ValueError, TypeError, KeyError, IndexError):  # msgpack's errors are ValueErrors
+            except (*MALFORMED, IndexError):
                 self.malformed += 1
                 continue
             self._heard = self._clock()
@@ -261,12 +264,26 @@ def as_map(message: ActuatorMessage) -> dict[str, Any]:
     return body
 
 
+def unpack(payload: bytes) -> dict[str, Any]:
+    """Return the map that a payload is.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If it is none; msgpack's errors are ValueErrors.
+    """
+    body = msgpack.unpackb(payload)
+    if not isinstance(body, dict):
+        raise TypeError(f"a message is a map, not {type(body).__name__}")
+    return body
+
+
 def as_answer(topic: bytes, body: dict[str, Any], now: float) -> Answer:
     """Return what a peer said.
 
     Raises
     ------
-    ValueError, TypeError, KeyError
+    ValueError, TypeError, KeyError, OverflowError
         If it is not as the table at the top says.
     """
     t = None if body.get("t") is None else float(body["t"])

@@ -63,7 +63,7 @@ COMMANDS_WITH_HELP = [
     ["keys", "init"], ["keys", "new"], ["keys", "list"], ["keys", "revoke"],
     ["key"], ["arm"], ["disarm"], ["halt"], ["decoder"], ["rollback"],
     ["send", "stimuli"], ["send", "modulators"], ["send", "reward"], ["send", "stress"], ["send", "stimulate"],
-    ["send", "event"],
+    ["send", "event"], ["monitor"],
 ]  # fmt: skip
 
 

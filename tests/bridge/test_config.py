@@ -80,7 +80,7 @@ def test_a_session_that_stimulates_reads_back_as_the_same_session(source: str) -
 def test_the_effective_configuration_has_every_default_and_no_section_that_the_source_does_not_use() -> None:
     signal, features, stimuli = parse(LSL), parse(LSL + 'content = "features"'), parse(ZMQ)
 
-    sections = {"session", "source", "network", "markers", "sockets", "publish", "timing", "runtime"}
+    sections = {"session", "source", "network", "markers", "sockets", "publish", "timing", "runtime", "watchdog"}
     assert set(signal.effective()) == sections | {"front_end", "encoder"}
     assert set(features.effective()) == sections | {"encoder"}
     assert set(stimuli.effective()) == sections

@@ -21,6 +21,7 @@ from neuromod.bridge.roles import EVERY_ROLE, Role
 from neuromod.bridge.service import Daemon
 from neuromod.bridge.warm import warm_loop
 from neuromod.bridge.wire import EventMessage, HealthMessage, StateMessage
+from neuromod.engine.errors import ConfigError
 
 pytestmark = pytest.mark.compiled_loop
 
@@ -46,7 +47,7 @@ class Guarded:
     def client(self, name: str | None, timeout_s: float = WAIT_S, **addresses: str) -> Client:
         """Return a client that has the key of this name, or none."""
         key = None if name is None else self.files[name]
-        return Client(**self.daemon.addresses | addresses, key=key, timeout_s=timeout_s)  # type: ignore[arg-type]
+        return Client(**self.daemon.addresses | addresses, key=key, timeout_s=timeout_s)
 
     @property
     def health(self) -> dict[str, Any]:
@@ -243,13 +244,14 @@ def test_a_command_needs_its_role(
 def test_revoking_ends_the_connections_of_a_key_and_new_ones_are_let_in(
     tmp_path: Path, said: Callable[[str], str]
 ) -> None:
-    with guarded(tmp_path) as rig, rig.client("boss", SHORT_S) as boss, rig.client("eye") as eye:
+    with guarded(tmp_path) as rig, rig.client("boss") as boss, rig.client("eye") as eye:
         heard = eye.subscribe("state")
         assert isinstance(heard.receive(WAIT_S), StateMessage)
         assert boss.request("status")
         keys.revoke_client(rig.folder, "boss")
         said("a key was revoked or has other roles: every connection is ended")
-        with pytest.raises(ClientTimeoutError, match=r"or the daemon refuses this key|Or the daemon refuses this key"):
+        boss.timeout_s = SHORT_S
+        with pytest.raises(ClientTimeoutError, match="refuses this key"):
             boss.request("status")
         wait_until(lambda: rig.refused("unknown_key"), "its attempts to connect anew")
         while heard._socket.poll(0):  # what was on its way before
@@ -418,8 +420,6 @@ def test_plain_clients_go_on_working_without_keys(tmp_path: Path) -> None:
 
 
 def test_keys_that_others_may_read_stop_the_daemon_before_a_socket_is_bound(tmp_path: Path) -> None:
-    from neuromod.engine.errors import ConfigError
-
     keys.init_folder(tmp_path / "keys")
     (tmp_path / "keys" / "server.key_secret").chmod(0o644)
     daemon = Daemon(parse(f'source = "zmq"\n{FREE_PORTS}[security]\nkeys = "{tmp_path / "keys"}"\n'))

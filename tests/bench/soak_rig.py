@@ -1,0 +1,547 @@
+"""Everything that runs in a soak: source, daemon and who restarts it, witness, stimulator behind a serial line, operator.
+
+Each is a process of its own, but for the operator, who arms and holds the handle, and the serial line, which are threads
+here: a line is two pseudo-terminals and what carries bytes from one to the other, so that it can be cut.
+"""
+
+import contextlib
+import json
+import os
+import pty
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import tty
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pylsl
+
+from neuromod.bridge.arming import write_key
+from neuromod.bridge.client import Client, ClientTimeoutError, RefusedError
+from neuromod.engine.errors import NeuromodError
+
+HERE = Path(__file__).parent
+N_CHANNELS, RATE = 16, 1000.0
+START_S = 240.0  # a first start compiles
+AMPLITUDE_UA, PHASE_US, PULSES, PERIOD_US = -10.0, 200.0, 3, 10_000.0
+LEASE_MS = 100.0
+PEER = "hand"
+LEDGER_WAIT_S = 90.0
+"""For so long after a kill nothing may be armed, and some."""
+
+_LSL = """\
+[lab]
+SessionID = neuromod-soak-{session}
+[ports]
+IPv6 = disable
+[multicast]
+ResolveScope = machine
+[tuning]
+MulticastMinRTT = 0.1
+MulticastMaxRTT = 0.5
+UnicastMinRTT = 0.1
+UnicastMaxRTT = 0.5
+ContinuousResolveInterval = 0.1
+[log]
+level = -3
+"""
+
+_SESSION = """
+[session]
+name = "soak"
+[source]
+kind = "lsl"
+name = "soak"
+source_id = "soak-source"
+content = "features"
+[encoder]
+kind = "identity"
+normalisation = "none"
+smoothing_ms = 0
+offset = 0
+[timing]
+jitter_ms = 2.0
+max_fill_ms = 100.0
+[decoder]
+kind = "rates"
+channels = [0, 1]
+tau_ms = 50.0
+events = [{{channel = 0, refractory_ms = 200.0}}]
+[stimulation]
+mode = "live"
+key_file = "{folder}/key"
+ledger = "{folder}/dose.json"
+heartbeat_ms = 2000.0
+peers = ["{peer}"]
+peer_timeout_ms = 1500.0
+late_ticks = 100
+lease_ms = {lease_ms}
+total_minute_uc = 1000.0
+total_session_uc = 100000.0
+[[stimulation.electrodes]]
+name = "e1"
+area_um2 = 2000.0
+material = "sirof"
+impedance_kohm = 50.0
+minute_uc = 1000.0
+session_uc = 100000.0
+[[stimulation.programs]]
+name = "pulse"
+electrode = "e1"
+amplitude_ua = {amplitude_ua}
+phase_us = {phase_us}
+pulses = {pulses}
+period_us = {period_us}
+[[stimulation.triggers]]
+event = 0
+program = "pulse"
+[record]
+folder = "{disk}"
+min_free_mb = 1.0
+warn_free_mb = 1.0
+[publish]
+health_s = 0.5
+[sockets]
+ingest = "{ingest}"
+output = "{output}"
+control = "{control}"
+"""
+
+_ACTUATOR = """
+name = "{peer}"
+output = "{output}"
+ingest = "{ingest}"
+reconnect_s = 0.5
+[actuator]
+kind = "serial"
+port = "{port}"
+lost_ms = 500
+wants = ["stimulation"]
+"""
+
+
+class Line:
+    """A serial line between two ports, which can be cut and mended."""
+
+    def __init__(self, host: Path, device: Path) -> None:
+        self._ports = (host, device)
+        self._ends: list[tuple[int, int]] = []  # of each side: what we hold, and its port
+        self._wake = os.pipe()
+        self._stop = False
+        self._lock = threading.Lock()
+        self.mend()
+        self._thread = threading.Thread(target=self._carry, daemon=True)
+        self._thread.start()
+
+    def cut(self) -> None:
+        """Take both ports away: whoever has one open is told that it hung up."""
+        with self._lock:
+            for ends in self._ends:
+                for fd in ends:
+                    os.close(fd)
+            self._ends = []
+            for port in self._ports:
+                port.unlink(missing_ok=True)
+
+    def mend(self) -> None:
+        """Put new ports in their places."""
+        with self._lock:
+            for port in self._ports:
+                ours, theirs = pty.openpty()
+                tty.setraw(theirs)
+                os.set_blocking(ours, False)
+                self._ends.append((ours, theirs))  # theirs stays open: a port nobody has open gives errors
+                port.unlink(missing_ok=True)
+                port.symlink_to(os.ttyname(theirs))
+
+    def close(self) -> None:
+        """End it."""
+        self._stop = True
+        os.write(self._wake[1], b"x")
+        self._thread.join(5.0)
+        self.cut()
+        for fd in self._wake:
+            os.close(fd)
+
+    def _carry(self) -> None:
+        while not self._stop:
+            with self._lock:
+                masters = [ours for ours, _ in self._ends]
+            try:
+                ready, _, _ = select.select([*masters, self._wake[0]], [], [], 0.05)
+            except (OSError, ValueError):
+                continue
+            with self._lock:
+                current = [ours for ours, _ in self._ends]
+                for fd in ready:
+                    if fd not in current:
+                        continue
+                    other = current[1 - current.index(fd)]
+                    with contextlib.suppress(OSError):
+                        os.write(other, os.read(fd, 4096))
+
+
+class Process:
+    """A process that is started, watched and ended; what it says goes to a file."""
+
+    def __init__(self, name: str, command: list[str], folder: Path, environment: dict[str, str]) -> None:
+        self.name, self._command, self._environment = name, command, environment
+        self.log = folder / f"{name}.log"
+        self.starts = 0
+        self.popen: subprocess.Popen[bytes] | None = None
+
+    def start(self, ready: str | None = None, timeout_s: float = START_S) -> None:
+        """Start it; wait until it says so."""
+        offset = self.log.stat().st_size if self.log.exists() else 0
+        with self.log.open("ab") as out:
+            self.popen = subprocess.Popen(self._command, stdout=out, stderr=out, env=self._environment)
+        self.starts += 1
+        if ready is not None:
+            wait(lambda: ready in self.said(offset) or not self.is_running, timeout_s, f"{self.name} to be ready")
+            if not self.is_running:
+                raise RuntimeError(f"{self.name} has ended:\n{self.said(offset)[-2000:]}")
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it is there."""
+        return self.popen is not None and self.popen.poll() is None
+
+    @property
+    def pid(self) -> int:
+        """Its number."""
+        assert self.popen is not None
+        return self.popen.pid
+
+    def said(self, offset: int = 0) -> str:
+        """What it said so far."""
+        if not self.log.exists():
+            return ""
+        with self.log.open("rb") as file:
+            file.seek(offset)
+            return file.read().decode(errors="replace")
+
+    def send(self, number: int) -> None:
+        """Send it a signal."""
+        if self.is_running:
+            assert self.popen is not None
+            self.popen.send_signal(number)
+
+    def end(self, number: int = signal.SIGTERM, timeout_s: float = 20.0) -> None:
+        """End it, kindly unless told otherwise."""
+        if self.popen is None:
+            return
+        self.send(number)
+        self.send(signal.SIGCONT)
+        try:
+            self.popen.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            self.popen.kill()
+            self.popen.wait()
+
+
+class Daemon(Process):
+    """The daemon, and who starts it again when it is gone."""
+
+    def __init__(self, command: list[str], folder: Path, environment: dict[str, str]) -> None:
+        super().__init__("daemon", command, folder, environment)
+        self.restarts = 0
+        self.lives: list[list[float]] = []  # of each: from when to when, on the local clock
+        self._stop = threading.Event()
+        self._watcher: threading.Thread | None = None
+
+    def keep(self) -> None:
+        """Start it, and again whenever it ends."""
+        self.start("Ctrl-C stops")
+        self.lives.append([pylsl.local_clock(), float("inf")])
+        self._watcher = threading.Thread(target=self._watch, daemon=True)
+        self._watcher.start()
+
+    def _watch(self) -> None:
+        while not self._stop.wait(0.02):
+            if self.is_running:
+                continue
+            self.lives[-1][1] = pylsl.local_clock()
+            if self._stop.wait(0.3):
+                return
+            self.restarts += 1
+            self.start(None)
+            self.lives.append([pylsl.local_clock(), float("inf")])
+
+    def kill(self) -> None:
+        """Kill the process with the loop."""
+        os.kill(self.daemon_pid, signal.SIGKILL)
+
+    @property
+    def daemon_pid(self) -> int:
+        """Number of the process with the loop."""
+        return self.pid
+
+    def finish(self) -> None:
+        """End it for good."""
+        self._stop.set()
+        if self._watcher is not None:
+            self._watcher.join(5.0)
+        self.end(signal.SIGTERM, 60.0)
+        self.lives[-1][1] = pylsl.local_clock()
+
+
+class Operator(threading.Thread):
+    """Arms whenever it may, holds the handle, and counts how often it did."""
+
+    def __init__(self, rig: "Rig") -> None:
+        super().__init__(daemon=True)
+        self._rig = rig
+        self._stop_it = threading.Event()
+        self.armings = 0
+        self.refusals: dict[str, int] = {}
+        self.is_armed = False
+
+    def run(self) -> None:
+        """Do so until told."""
+        secret = (self._rig.folder / "key").read_bytes().strip()
+        client, token, ask_at = self._rig.client(), 0, 0.0
+        try:
+            while not self._stop_it.wait(0.1):
+                try:
+                    if time.monotonic() >= ask_at:
+                        ask_at = time.monotonic() + 0.5
+                        state = client.request("status")["health"]["stimulation"]
+                        self.is_armed = state["state"] == "armed"
+                        if not self.is_armed:
+                            token = client.arm(20.0, secret)["token"]
+                            self.armings += 1
+                    if token:
+                        client.send_heartbeat(token)
+                except RefusedError as error:
+                    self.refusals[error.reason] = self.refusals.get(error.reason, 0) + 1
+                    token, ask_at = 0, time.monotonic() + 0.5
+                except NeuromodError:
+                    token, ask_at = 0, time.monotonic() + 0.5
+                    client.close()
+                    client = self._rig.client()
+        finally:
+            client.close()
+
+    def finish(self) -> None:
+        """End it."""
+        self._stop_it.set()
+        self.join(10.0)
+
+
+class Disk:
+    """A small disk for the recordings, which can be filled: a file system of its own where this process may mount one."""
+
+    def __init__(self, folder: Path, megabytes: int) -> None:
+        self.folder = folder
+        folder.mkdir()
+        self.is_mounted = False
+        if os.geteuid() == 0 and sys.platform == "linux":
+            command = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "neuromod-soak", str(folder)]
+            self.is_mounted = subprocess.run(command, capture_output=True, check=False).returncode == 0
+        self._ballast = folder / "ballast"
+
+    @property
+    def how(self) -> str:
+        """How it is filled."""
+        return "a file system filled to its last byte" if self.is_mounted else "a limit on the size of the log's file"
+
+    def fill(self, pid: int) -> None:
+        """Leave no room: nothing more can be written (ENOSPC), or not into the files of the process (EFBIG)."""
+        if self.is_mounted:
+            with self._ballast.open("wb") as file:
+                for size in (1 << 20, 4096, 1):
+                    with contextlib.suppress(OSError):
+                        while True:
+                            os.write(file.fileno(), bytes(size))
+            return
+        import resource
+
+        largest = max((path.stat().st_size for path in self.folder.rglob("*.nmlog")), default=0)
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, (largest, resource.RLIM_INFINITY))
+
+    def free(self, pid: int) -> None:
+        """Make room again."""
+        if self.is_mounted:
+            self._ballast.unlink(missing_ok=True)
+            return
+        import resource
+
+        with contextlib.suppress(OSError):
+            resource.prlimit(pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+
+    def close(self) -> None:
+        """Give it back."""
+        if self.is_mounted:
+            subprocess.run(["umount", "-l", str(self.folder)], capture_output=True, check=False)
+
+
+class Rig:
+    """All of it.
+
+    Parameters
+    ----------
+    folder : Path
+        Empty; what is written stays until it is taken away.
+    minutes : float
+        For which the disk has to have room.
+    seed : int
+        Of the source's values and of the nonsense.
+    """
+
+    def __init__(self, folder: Path, minutes: float, seed: int) -> None:
+        self.folder, self.seed = folder, seed
+        self.disk = Disk(folder / "sessions", int(200 + 60 * minutes))
+        (folder / "lsl.cfg").write_text(_LSL.format(session=uuid.uuid4().hex))
+        self.environment = os.environ | {"LSLAPICFG": str(folder / "lsl.cfg"), "PYTHONUNBUFFERED": "1"}
+        ports = _free_ports(3)
+        self.addresses = {
+            name: f"tcp://127.0.0.1:{port}" for name, port in zip(("ingest", "output", "control"), ports, strict=True)
+        }
+        write_key(folder / "key")
+        self.key: str | None = None
+        self.line = Line(folder / "host", folder / "device")
+        (folder / "session.toml").write_text(
+            _SESSION.format(
+                folder=folder, disk=self.disk.folder, peer=PEER, lease_ms=LEASE_MS, amplitude_ua=AMPLITUDE_UA,
+                phase_us=PHASE_US, pulses=PULSES, period_us=PERIOD_US, **self.addresses,
+            )
+        )  # fmt: skip
+        (folder / "hand.toml").write_text(_ACTUATOR.format(peer=PEER, port=folder / "host", **self.addresses))
+        cli = [sys.executable, "-m", "neuromod.bridge.cli", "-v"]
+        self.daemon = Daemon([*cli, "start", str(folder / "session.toml")], folder, self.environment)
+        self.hand = Process("hand", [*cli, "actuate", "--config", str(folder / "hand.toml")], folder, self.environment)
+        device = [sys.executable, "-m", "neuromod.adapters.actuators.device", str(folder / "device")]
+        self.device = Process("device", [*device, "--pulses", str(folder / "pulses.jsonl")], folder, self.environment)
+        self.source = self.worker(
+            "source", name="soak", source_id="soak-source", n_channels=N_CHANNELS, rate=RATE,
+            file=str(folder / "pushed0"), seed=seed,
+        )  # fmt: skip
+        self.witness = self.worker(
+            "witness",
+            addresses=self.addresses,
+            file=str(folder / "seen"),
+            events=str(folder / "events.jsonl"),
+            key=None,
+        )
+        self.operator = Operator(self)
+        self._sources = 1
+        self._watch_device = threading.Event()
+
+    def worker(self, kind: str, **settings: Any) -> Process:
+        """Return a process of `soak_workers.py`, not started."""
+        command = [sys.executable, str(HERE / "soak_workers.py"), kind, json.dumps(settings)]
+        return Process(kind, command, self.folder, self.environment)
+
+    def client(self) -> Client:
+        """Return a client of the daemon."""
+        return Client(**self.addresses, timeout_s=2.0)
+
+    def new_source(self) -> None:
+        """Start the source again: another process, the same name."""
+        self.source = self.worker(
+            "source", name="soak", source_id="soak-source", n_channels=N_CHANNELS, rate=RATE,
+            file=str(self.folder / f"pushed{self._sources}"), seed=self.seed + self._sources,
+        )  # fmt: skip
+        self._sources += 1
+        self.source.start("ready", 30.0)
+
+    def status(self) -> dict[str, Any] | None:
+        """Ask the daemon how it is; None where it does not answer."""
+        try:
+            with self.client() as client:
+                health: dict[str, Any] = client.request("status")["health"]
+                return health
+        except (ClientTimeoutError, NeuromodError):
+            return None
+
+    def start(self) -> None:
+        """Start everything, one after the other."""
+        self.source.start("ready", 30.0)
+        self.device.start("ready", 30.0)
+        self.daemon.keep()
+        self.hand.start("Ctrl-C stops", 60.0)
+        self.witness.start("ready", 30.0)
+        self.operator.start()
+        wait(self.is_well, 60.0, "the rig to run")
+
+    def is_well(self) -> bool:
+        """Whether signal flows, and is recorded."""
+        health = self.status()
+        if health is None:
+            return False
+        return bool(health["state"] == "streaming" and health["recording"]["state"] == "recording")
+
+    def has_to_wait(self) -> bool:
+        """Whether the ledger still keeps anybody from arming, since the daemon was killed."""
+        return pylsl.local_clock() - self.daemon.lives[-1][0] < LEDGER_WAIT_S
+
+    def processes(self) -> dict[str, int]:
+        """Number of each process that is to be watched."""
+        named = {"source": self.source, "hand": self.hand, "device": self.device, "witness": self.witness}
+        found = {name: process.pid for name, process in named.items() if process.is_running}
+        return found | {"daemon": self.daemon.daemon_pid, "conductor": os.getpid()}
+
+    def finish(self) -> None:
+        """End everything."""
+        self.operator.finish()
+        self.daemon.finish()
+        time.sleep(0.5)  # what was sent is on its way to the witness
+        for process in (self.witness, self.hand, self.device, self.source):
+            process.end()
+        self.line.close()
+
+    def close(self) -> None:
+        """Give everything back, whatever happened."""
+        for process in (self.daemon, self.witness, self.hand, self.device, self.source):
+            with contextlib.suppress(Exception):
+                process.end(signal.SIGKILL, 5.0)
+        self.disk.close()
+
+
+def resources(pid: int) -> dict[str, float]:
+    """Open descriptors, threads, resident memory in MB and processor seconds of a process; empty where it is gone."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        values = dict(line.split(":", 1) for line in status.splitlines() if ":" in line)
+        return {
+            "descriptors": len(os.listdir(f"/proc/{pid}/fd")),
+            "threads": int(values["Threads"]),
+            "rss_mb": int(values["VmRSS"].split()[0]) / 1024,
+            "cpu_s": (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK"),
+        }
+    except (OSError, KeyError, IndexError):
+        return {}
+
+
+def wait(until: Callable[[], bool], timeout_s: float, what: str) -> float:
+    """Wait for something; return for how many seconds.
+
+    Raises
+    ------
+    TimeoutError
+        If it does not come about.
+    """
+    begun = time.monotonic()
+    while not until():
+        if time.monotonic() - begun > timeout_s:
+            raise TimeoutError(f"waited {timeout_s:g} s for {what}")
+        time.sleep(0.05)
+    return time.monotonic() - begun
+
+
+def _free_ports(n: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(n)]
+    for each in sockets:
+        each.bind(("127.0.0.1", 0))
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports

@@ -1,0 +1,544 @@
+"""Files that somebody names: session and actuator files, logs, checkpoints, ledgers, decoders, images, recordings."""
+
+import contextlib
+import datetime
+import functools
+import hashlib
+import io
+import json
+import logging
+import shutil
+import struct
+import warnings
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import numpy as np
+from numpy.typing import NDArray
+
+from conformance.makers import write_xdf
+from fuzz.target import Target, scratch
+from neuromod.adapters.base import StreamInfo
+from neuromod.adapters.config import XdfConfig
+from neuromod.adapters.decoder_config import LinearConfig
+from neuromod.adapters.decoder_file import Provenance, content_hash, load_decoder, save_decoder
+from neuromod.adapters.xdf import XdfSource
+from neuromod.bridge import (
+    actuate,
+    calibrate,
+    checkpoint,
+    cli_actuate,
+    config,
+    hil_config,
+    hil_golden,
+    ledger,
+    session_log,
+)
+from neuromod.bridge.assembly import Assembly, assemble
+from neuromod.bridge.config_errors import checked
+from neuromod.bridge.gate import MAX_ELECTRODES
+from neuromod.bridge.session import verify
+from neuromod.bridge.template import session_toml
+from neuromod.engine import images, manifest
+from neuromod.engine.compiled import JIT_ENABLED
+from neuromod.engine.config import NetworkConfig
+from neuromod.engine.errors import ConfigError, ImageError, NeuromodError, RecordingError, SessionLogError
+from neuromod.engine.fixed_network import FixedNetwork
+from neuromod.sorting.baseline import Baseline, front_end_hash
+from neuromod.sorting.bundle import Bundle
+from neuromod.sorting.sort_config import load_parameters
+from neuromod.sorting.unit_encoding import read_table
+
+# Behind a checksum stands a second parser, which a fuzzer would never reach by itself: where a format has one, inputs
+# whose first byte is SEALED or above are the content, and the checksum is made here.
+SEALED = 0x80
+
+
+def _text(data: bytes) -> str | None:
+    """Text as a file may hold it; None where it is no UTF-8, which is refused before any parser of ours."""
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return None
+
+
+# -- TOML
+
+
+def session_file(data: bytes) -> None:
+    """A session file is refused in sentences, or its effective form is the same session again."""
+    if (text := _text(data)) is None:
+        return
+    try:
+        found = config.parse(text)
+    except ConfigError as error:
+        assert str(error)
+        return
+    try:
+        again = config.parse(found.effective_toml())
+    except ConfigError as error:
+        raise AssertionError(f"the effective form of an accepted session is refused: {error}") from None
+    assert again.effective() == found.effective()
+
+
+def _session_seeds() -> list[bytes]:
+    kinds: tuple[Any, ...] = ("lsl", "zmq", "recording", "xdf", "features", "units")
+    seeds = []
+    for kind in kinds:
+        with contextlib.suppress(KeyError, ConfigError):
+            seeds.append(session_toml(kind))
+    text = seeds[0]
+    bare = "\n".join(line.partition("#")[0].rstrip() for line in text.splitlines() if line.partition("#")[0].strip())
+    small = [
+        'source = {kind = "lsl", name = "s"}',
+        'source.kind = "zmq"\n[network.sensory]\nmodel = "izhikevich"\npreset = "RS"\n[network.channels.3]\n'
+        'model = "adex"\nparameters = {b_pa = 40.0}',
+        'source = {kind = "lsl", name = "s"}\n[network.weights]\nkind = "file"\npath = "w.npy"',
+        'source = {kind = "lsl", name = "s"}\n[decoder]\nkind = "rates"\nchannels = [1, 2]\n'
+        '[[decoder.events]]\nname = "go"\nchannel = 3',
+    ]
+    return [each.encode() for each in (bare, *small)]
+
+
+def actuator_file(data: bytes) -> None:
+    """The file of `neuromod actuate`, and the criteria of `neuromod hil`."""
+    path = scratch("actuator.toml")
+    path.write_bytes(data)
+    for read in (_read_actuator, hil_config.load_criteria, _read_parameters):
+        with contextlib.suppress(ConfigError):
+            read(path)
+
+
+def _read_actuator(path: Path) -> None:
+    raw, text, where = cli_actuate._read(path)
+    checked(actuate.ActuateConfig, raw, text, where)
+
+
+def _read_parameters(path: Path) -> None:
+    load_parameters(str(path))
+
+
+def _actuator_seeds() -> list[bytes]:
+    return [
+        b'name = "arm"\n[actuator]\nkind = "serial"\nport = "/dev/ttyUSB0"\n',
+        b'output = "tcp://127.0.0.1:1"\n[actuator]\nkind = "zmq"\n',
+        b'[actuator]\nkind = "lsl"\noutputs = ["vx", "vy"]\n',
+        b'silence_ms = 10\nactuator = {kind = "stimulator", pulses = "p"}\n',
+        hil_config.criteria_toml().encode(),
+        b"[channels]\n[sorter]\n[curation]\n",
+    ]
+
+
+def unit_table(data: bytes) -> None:
+    """A table of units, as CSV or TOML."""
+    path = scratch("table.toml" if data[:1] >= b"\x80" else "table.csv")
+    path.write_bytes(data[1:])
+    with contextlib.suppress(ConfigError):
+        assert all(isinstance(unit, str) for unit in read_table(path))
+
+
+# -- files with a checksum
+
+
+def log(data: bytes) -> None:
+    """A log of a session, damaged or made up: `SessionLogError`, faults that are listed, or chunks that can be read."""
+    folder = scratch("log")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    content = _as_log(data[1:]) if data[:1] >= bytes([SEALED]) else data[1:]
+    cut = content.find(b"\n--\n")
+    pieces = [content] if cut < 0 else [content[:cut], content[cut + 4 :]]
+    for number, piece in enumerate(pieces):
+        session_log.segment_path(folder, number).write_bytes(piece)
+    try:
+        reader = session_log.LogReader(folder)
+        for chunk in reader.chunks():
+            if chunk.dtype is None:
+                chunk.messages()
+            else:
+                assert len(chunk.array()) * chunk.dtype.itemsize == len(chunk.payload)
+        assert all(str(fault) for fault in reader.faults)
+        verify(folder).as_dict()
+    except SessionLogError as error:
+        assert str(error)
+
+
+def _as_log(data: bytes) -> bytes:
+    """Take bytes for kind, number of records, length and payload, again and again; return good chunks."""
+    out, at, sequence = b"", 0, 0
+    while at + 4 <= len(data):
+        kind, count = data[at], data[at + 1]
+        payload = data[at + 4 : at + 4 + int.from_bytes(data[at + 2 : at + 4], "little")]
+        head = session_log.HEAD.pack(session_log.MARKER, 7, kind, sequence, 0, count, len(payload), zlib.crc32(payload))
+        out += head + struct.pack("<I", zlib.crc32(head)) + payload
+        sequence, at = sequence + 1, at + 4 + len(payload)
+    return out
+
+
+def _log_seeds() -> list[bytes]:
+    records = np.zeros(3, np.dtype([("tick", "<u8"), ("x", "<f4", (2,)), ("flags", "<u4")]))
+    folder = scratch("written")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    metadata = {"session": {"name": "s", "started_at": "2026-01-02T03:04:05+00:00"}, "config": {}, "files": []}
+    writer = session_log.LogWriter(folder, metadata, {"ticks": records.dtype, "events": None})
+    writer.write("ticks", 0, 3, records.tobytes())
+    writer.write("events", 0, 1, msgpack.packb({"name": "x"}))
+    writer.write_end({"why": "closed", "failed": False, "records": {"ticks": 3, "events": 1}, "lost": {}})
+    writer.close()
+    whole = session_log.segment_path(folder, 0).read_bytes()
+    chunks, at = b"", 0
+    while at < len(whole):
+        head = session_log.HEAD.unpack_from(whole, at)
+        kind, count, length = head[2], head[5], head[6]
+        at += session_log.HEAD_BYTES
+        chunks += struct.pack("<BBH", kind, count, length) + whole[at : at + length]
+        at += length
+    return [b"\0" + whole, b"\0" + whole[:700], bytes([SEALED]) + chunks]
+
+
+@functools.cache
+def _loop() -> tuple[Assembly, bytes, dict[str, Any]]:
+    """A loop in the middle of a session, its bytes, and the head of its checkpoint."""
+    session = config.parse(
+        'source = {kind = "lsl", name = "s"}\n[front_end]\nfeatures = ["crossings"]\nwarmup_s = 0.02\n'
+        "[encoder]\nwarmup_s = 0.02"
+    )
+    parts = assemble(session, StreamInfo("s", "signal", 2, 24000.0, ("a", "b"), ("uV", "uV")))
+    parts.consume(*_samples(600, 0.0), 0, parts.records(512))
+    data = np.concatenate([np.frombuffer(part.tobytes(), np.uint8) for part in parts.parts()])
+    path = scratch("good.checkpoint")
+    checkpoint.save(path, parts, data, 7)
+    body = msgpack.unpackb(path.read_bytes())
+    del body["data"], body["crc32"]
+    return parts, data.tobytes(), body
+
+
+def _samples(n: int, t: float) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    samples = np.random.default_rng(1).normal(0.0, 20.0, (n, 2)).astype(np.float32)
+    return samples, 5.0 + t + np.arange(n) / 24000.0
+
+
+def saved_loop(data: bytes) -> None:
+    """A checkpoint is refused, or the loop goes on from it without reaching beyond an array."""
+    parts, good, head = _loop()
+    path = scratch("a.checkpoint")
+    if data[:1] >= bytes([SEALED]):
+        state, at = bytearray(good), 1
+        while at + 4 <= len(data):  # place, length, bytes
+            place, size = int.from_bytes(data[at : at + 3], "little") % len(state), data[at + 3] % 16
+            patch = data[at + 4 : at + 4 + size][: len(state) - place]
+            state[place : place + len(patch)] = patch
+            at += 4 + size
+        path.write_bytes(msgpack.packb(head | {"crc32": zlib.crc32(state), "data": bytes(state)}))
+    else:
+        path.write_bytes(data[1:])
+    with contextlib.suppress(ConfigError):
+        checkpoint.network_block(path)
+    try:
+        found = checkpoint.load(path, parts)
+    except ConfigError:
+        return
+    if JIT_ENABLED:
+        return  # compiled code would not say what it reached beyond; the fuzzer runs it interpreted
+    _put_back(parts, found)
+    try:
+        with np.errstate(all="ignore"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            parts.consume(*_samples(8, 0.03), 0, parts.records(512))
+    finally:
+        _put_back(parts, np.frombuffer(good, np.uint8))
+
+
+def _put_back(parts: Assembly, data: NDArray[np.uint8]) -> None:
+    at = 0
+    for part in parts.parts():
+        part.view(np.uint8).reshape(-1)[:] = data[at : at + part.nbytes]
+        at += part.nbytes
+
+
+def _checkpoint_seeds() -> list[bytes]:
+    parts, good, head = _loop()
+    seeds, at = [bytes([SEALED]), b"\0" + msgpack.packb(head | {"crc32": 0, "data": b""})], 0
+    for part in parts.parts():  # a word of each part, as it is
+        for place in range(at, at + min(part.nbytes, 32), 8):
+            seeds.append(bytes([SEALED]) + place.to_bytes(3, "little") + b"\x08" + good[place : place + 8])
+        at += part.nbytes
+    return seeds
+
+
+def ledger_file(data: bytes) -> None:
+    """A ledger is refused, or what was given counts in full."""
+    path = scratch("ledger.json")
+    body = None
+    if data[:1] >= bytes([SEALED]):
+        try:
+            body = json.loads(data[1:])
+            text = json.dumps({"ledger": body, "crc32": ledger._crc(body)})
+        except (ValueError, RecursionError, AttributeError):
+            return
+        path.write_text(text)
+    else:
+        path.write_bytes(data[1:])
+    limits = np.full(MAX_ELECTRODES + 1, 1e6)
+    try:
+        opened = ledger.Ledger(path, "s", ("a", "b"), session_pc=limits, minute_pc=limits / 100, wall=lambda: 2e9)
+    except ledger.LedgerError as error:
+        assert str(error)
+        return
+    try:
+        assert np.isfinite(opened.dose_pc).all()
+        assert (opened.dose_pc >= 0.0).all()
+        assert 0.0 <= opened.wait_s <= ledger.WAIT_S
+        if body is not None:
+            assert opened.dose_pc[-1] == body["total_pc"]
+            assert opened.dose_pc[0] == body["spent_pc"].get("a", 0.0)
+    finally:
+        opened.close()
+
+
+def _ledger_seeds() -> list[bytes]:
+    path = scratch("seed.json")
+    limits, seeds = np.full(MAX_ELECTRODES + 1, 1e6), []
+    for dose in (None, np.linspace(1.0, 2.0, MAX_ELECTRODES + 1)):
+        path.unlink(missing_ok=True)
+        ledger.Ledger(path, "s", ("a", "b"), session_pc=limits, minute_pc=limits / 100).close(dose)
+        text = path.read_bytes()
+        seeds += [b"\0" + text, bytes([SEALED]) + json.dumps(json.loads(text)["ledger"]).encode()]
+    return seeds
+
+
+def decoder_file(data: bytes) -> None:
+    """A decoder file is refused, or holds a decoder."""
+    path = scratch("reach-v1.json")
+    if data[:1] >= bytes([SEALED]):
+        try:
+            content = json.loads(data[1:])
+            content["sha256"] = content_hash(content)
+            path.write_text(json.dumps(content))
+        except (ValueError, TypeError, RecursionError, AttributeError):
+            return
+    else:
+        path.write_bytes(data[1:])
+    try:
+        file = load_decoder(path)
+    except ConfigError as error:
+        assert str(error)
+        return
+    assert (file.name, file.version) == ("reach", 1)
+    assert file.decoder.n_outputs >= 1
+
+
+def _decoder_seeds() -> list[bytes]:
+    when = datetime.datetime(2026, 1, 2, 3, 4, 5, tzinfo=datetime.UTC)
+    decoder = LinearConfig.model_validate({"n_lags": 1, "bin_ms": 20.0, "weights": [[[0.5] * 16]]})
+    folder = scratch("decoders")
+    shutil.rmtree(folder, ignore_errors=True)
+    text = save_decoder(folder, "reach", decoder, Provenance(fitted_at=when, dt_ms=1.0)).read_text()
+    compact = json.dumps(json.loads(text)).encode()
+    return [b"\0" + text.encode(), bytes([SEALED]) + compact]
+
+
+def baseline_file(data: bytes) -> None:
+    """A baseline is refused, or is written as it was read."""
+    path = scratch("baseline.json")
+    path.write_bytes(data)
+    with contextlib.suppress(ConfigError):
+        found = Baseline.load(path)
+        assert Baseline.load(found.save(scratch("again.json"))) == found
+
+
+def _baseline_seeds() -> list[bytes]:
+    made = Baseline(
+        measured_at=datetime.datetime(2026, 1, 2, tzinfo=datetime.UTC),
+        stream_name="s",
+        sampling_frequency=1000.0,
+        channel_names=("a",),
+        duration_s=1.0,
+        front_end=None,
+        front_end_hash=front_end_hash(None),
+        feature_names=("a",),
+        block_ms=1.0,
+        smoothing_ms=0.0,
+        excluded={},
+        threshold_uv=(1.0,),
+        noise={},
+        mean=(0.0,),
+        sd=(1.0,),
+    )
+    return [made.model_dump_json().encode()]
+
+
+def bundle(data: bytes) -> None:
+    """The folder of a sorting: JSON, and arrays in an archive."""
+    folder = scratch("bundle")
+    folder.mkdir(exist_ok=True)
+    if data[:1] >= bytes([SEALED]):
+        text, _, arrays = data[1:].partition(b"\n--\n")
+        try:
+            body = json.loads(text)
+            body["arrays_sha256"] = hashlib.sha256(arrays).hexdigest()
+            text = json.dumps(body).encode()
+        except (ValueError, TypeError, RecursionError, AttributeError):
+            return
+    else:
+        text, arrays = data[1:], b""
+    (folder / "bundle.json").write_bytes(text)
+    (folder / "bundle.npz").write_bytes(arrays)
+    with contextlib.suppress(ConfigError):
+        Bundle.load(folder)
+
+
+# -- images of a network
+
+
+def words(data: bytes) -> None:
+    """An image is refused by line, or the words are written as they were read."""
+    if (text := _text(data)) is None:
+        return
+    try:
+        found = images.read_words(text, "a.mem", n_words=4, digits=4)
+    except ImageError as error:
+        assert str(error).startswith("a.mem")
+        return
+    again = images.read_words(images.write_words(found.values, 4), "b.mem", n_words=4, digits=4)
+    assert (again.values == found.values).all()
+
+
+def exported(data: bytes) -> None:
+    """One file of an exported network is another one: refused, or the same network."""
+    texts, good = _exported()
+    names = sorted(texts)
+    name, text = names[(data[0] if data else 0) % len(names)], _text(data[1:])
+    if text is None or not data:
+        return
+    changed = texts | {name: text}
+    if data[0] >= SEALED and name != manifest.MANIFEST:
+        body = json.loads(texts[manifest.MANIFEST])
+        body["files"][name]["sha256"] = hashlib.sha256(text.encode()).hexdigest()
+        changed[manifest.MANIFEST] = json.dumps(body)
+    try:
+        network, _ = manifest.read(changed)
+    except ImageError as error:
+        assert str(error)
+        return
+    if name != images_registers():
+        assert network.state.tobytes() == good
+
+
+def images_registers() -> str:
+    """Name of the image that holds everything."""
+    return manifest.REGISTERS_IMAGE
+
+
+@functools.cache
+def _exported() -> tuple[dict[str, str], bytes]:
+    network = FixedNetwork(NetworkConfig())
+    return dict(manifest.export(network, source="a test", neuromod="0")), network.state.tobytes()
+
+
+def _exported_seeds() -> list[bytes]:
+    texts, _ = _exported()
+    names = sorted(texts)
+    short = {name: text for name, text in texts.items() if len(text) < 6000}
+    seeds = [bytes([names.index(name)]) + text.encode() for name, text in short.items()]
+    body = json.loads(texts[manifest.MANIFEST])
+    return [*seeds, bytes([names.index(manifest.MANIFEST)]) + json.dumps(body, separators=(",", ":")).encode()]
+
+
+# -- recordings and matrices
+
+
+def xdf(data: bytes) -> None:
+    """A recording of LabRecorder is refused as `RecordingError`, or plays to its end."""
+    path = scratch("a.xdf")
+    path.write_bytes(data)
+    source = XdfSource(XdfConfig(kind="xdf", path=path))
+    logging.disable(logging.CRITICAL)  # pyxdf tells every oddity, a thousand times a second here
+    try:
+        source.open()
+        for _ in range(1000):
+            if source.ended:
+                break
+            source.read(4096)
+            source.markers()
+        else:
+            raise AssertionError("it does not end")
+        source.close()
+    except RecordingError as error:
+        assert str(error)
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def _xdf_seeds() -> list[bytes]:
+    path = scratch("seed.xdf")
+    return [write_xdf(path, n=6).read_bytes(), write_xdf(path, n=3, rate=0.0).read_bytes()]
+
+
+def matrix(data: bytes) -> None:
+    """Arrays of numpy and tables of numbers, as several parts of neuromod take them."""
+    which = data[0] if data else 0
+    name, read = _MATRICES[which % len(_MATRICES)]
+    path = scratch(name)
+    path.write_bytes(data[1:])
+    with contextlib.suppress(NeuromodError), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        read(path)
+
+
+def _weights(path: Path) -> None:
+    text = f'source.kind = "zmq"\n[network.weights]\nkind = "file"\npath = "{path}"'
+    config.parse(text)
+
+
+_MATRICES: list[tuple[str, Callable[[Path], Any]]] = [
+    ("weights.npy", _weights),
+    ("weights.csv", _weights),
+    ("behaviour.npz", calibrate._read_npz),
+    ("behaviour.csv", calibrate._read_csv),
+    ("golden.npz", hil_golden.load),
+]
+
+
+def _matrix_seeds() -> list[bytes]:
+    array = io.BytesIO()
+    np.save(array, np.zeros((16, 16), np.float32))
+    archive, golden = io.BytesIO(), io.BytesIO()
+    np.savez(archive, t=np.arange(2.0), values=np.zeros((2, 1)))
+    np.savez(golden, meta=np.array(json.dumps({"format": hil_golden.FORMAT, "ticks": 0})))
+    table = "\n".join(",".join(["0"] * 16) for _ in range(16)).encode()
+    return [
+        b"\0" + array.getvalue(),
+        b"\1" + table,
+        b"\2" + archive.getvalue(),
+        b"\3t,x\n0,1\n1,2\n",
+        b"\4" + golden.getvalue(),
+    ]
+
+
+BRIDGE = "neuromod.bridge"
+TOML = ("tomllib._parser", f"{BRIDGE}.config", f"{BRIDGE}.config_errors", f"{BRIDGE}.toml_text")
+PROCESS = (*TOML, f"{BRIDGE}.cli_actuate", f"{BRIDGE}.hil_config")
+DECODERS = ("neuromod.adapters.decoder_file", "neuromod.adapters.decoder_config")
+TARGETS = [
+    Target("session_file", session_file, _session_seeds, TOML),
+    Target("actuator_file", actuator_file, _actuator_seeds, PROCESS, 1024),
+    Target(
+        "unit_table", unit_table, lambda: [b"\0unit,stimulus\na,1\nb, 2\n", b'\xff[stimulus]\n"a" = 1\n'],
+        ("neuromod.sorting.unit_encoding",), 512,
+    ),
+    Target("log", log, _log_seeds, (f"{BRIDGE}.session_log", f"{BRIDGE}.session"), 2048),
+    Target("checkpoint", saved_loop, _checkpoint_seeds, (f"{BRIDGE}.checkpoint",), 9000),
+    Target("ledger", ledger_file, _ledger_seeds, (f"{BRIDGE}.ledger", "json.decoder"), 1024),
+    Target("decoder", decoder_file, _decoder_seeds, DECODERS),
+    Target("baseline", baseline_file, _baseline_seeds, ("neuromod.sorting.baseline",), 1024),
+    Target("bundle", bundle, lambda: [b"\0{}", b'\xff{"version": 1}\n--\nPK'], ("neuromod.sorting.bundle",), 2048),
+    Target("words", words, lambda: [b"0001\n@2 FF_00 // x\n/* y */ 3 @1 4"], ("neuromod.engine.images",), 256),
+    Target("exported", exported, _exported_seeds, ("neuromod.engine.manifest",), 8192),
+    Target("xdf", xdf, _xdf_seeds, ("neuromod.adapters.xdf", "pyxdf.pyxdf"), 4096),
+    Target("matrix", matrix, _matrix_seeds, (f"{BRIDGE}.calibrate", f"{BRIDGE}.hil_golden"), 2048),
+]  # fmt: skip
