@@ -117,11 +117,14 @@ def test_a_message_without_the_role_for_it_never_acts_and_is_counted(guarded: Gu
 
 @pytest.mark.parametrize("name", ALLOWED)
 def test_a_message_with_the_role_for_it_acts(guarded: Guarded, name: str) -> None:
-    refused, read = guarded.refused(), guarded.counted("inputs") + len(guarded.judged)
+    def n_taken() -> int:  # where stimuli are the source, one is a sample
+        return guarded.counted("samples") + guarded.counted("inputs") + len(guarded.judged)
+
+    refused, before = guarded.refused(), n_taken()
     for topic in ALLOWED[name]:
         guarded.clients[name].send(MESSAGES[topic])
 
-    wait_until(lambda: guarded.counted("inputs") + len(guarded.judged) >= read + len(ALLOWED[name]), "all of them")
+    wait_until(lambda: n_taken() >= before + len(ALLOWED[name]), "all of them")
     if name == "hand":
         wait_until(lambda: guarded.dopamine != 0.0, "the reward")
     assert guarded.refused() == refused
