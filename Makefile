@@ -11,7 +11,8 @@ test: .venv/ready-dev
 	+$(MAKE) -j2 --output-sync=target test-computing test-waiting
 
 # what computes, or heeds no clock, in an order in which what needs the loop comes when it is compiled
-COMPUTING := tests/bench/test_bench_fixed.py tests/bench/test_floor.py tests/engine tests/fuzz tests/sorting tests/conformance/test_neurons.py tests/test_packaging.py \
+COMPUTING := $(filter-out %/test_soak.py,$(wildcard tests/bench/test_*.py)) tests/engine tests/fuzz tests/sorting \
+  tests/conformance/test_neurons.py tests/test_packaging.py \
   $(addprefix tests/adapters/test_,calibration.py decoder.py fpga_simulated.py hdl.py recordings.py sortable.py) \
   $(addprefix tests/bridge/test_,baseline.py checkpoint.py config.py cortex.py export_nwb.py frames.py gate.py \
     gate_histories.py hil.py hil_files.py pipeline.py session_log.py sort.py wire.py \

@@ -54,6 +54,7 @@ def soak(minutes: float, seed: int, folder: Path, told: Console, *, pause_s: tup
     rng = random.Random(seed)
     rig = Rig(folder, minutes, seed)
     outcomes: list[Outcome] = []
+    scrapes: list[int] = []
     try:
         rig.start()
         time.sleep(SETTLE_S)
@@ -68,6 +69,7 @@ def soak(minutes: float, seed: int, folder: Path, told: Console, *, pause_s: tup
                 outcome = inflict(kind, rig, rng, now)
                 wanted -= {kind}
                 outcomes.append(outcome)
+                scrapes.append(rig.scrape())
                 progress.console.print(_line(outcome), highlight=False)
                 time.sleep(rng.uniform(*pause_s))
         time.sleep(2.0)
@@ -83,6 +85,7 @@ def soak(minutes: float, seed: int, folder: Path, told: Console, *, pause_s: tup
         "seed": seed,
         "disk": rig.disk.how,
         "faults": [outcome.as_dict() for outcome in outcomes],
+        "scrapes": {"made": len(scrapes), "unanswered": scrapes.count(0)},
         "armings": rig.operator.armings,
         "refused_armings": rig.operator.refusals,
         "restarts": rig.daemon.restarts,
@@ -91,7 +94,7 @@ def soak(minutes: float, seed: int, folder: Path, told: Console, *, pause_s: tup
         "unsafe": verdict.unsafe,
         "judge": {"changes": n_changes(), "passed_wrongly": passed_wrongly},
         "resources": {"first": first, "last": last},
-        "complaints": _complaints(outcomes, verdict, passed_wrongly),
+        "complaints": _complaints(outcomes, verdict, passed_wrongly, scrapes),
     }
 
 
@@ -99,17 +102,7 @@ def _measure(rig: Rig) -> dict[str, dict[str, float]]:
     return {name: resources(pid) for name, pid in rig.processes().items()}
 
 
-<<<<<<< HEAD
-def _complaints(outcomes: list[Outcome], verdict: Verdict, passed_wrongly: list[str]) -> list[str]:
-=======
-def _complaints(
-    outcomes: list[Outcome],
-    unaccounted: list[str],
-    unsafe: list[str],
-    passed_wrongly: list[str],
-    counts: dict[str, int],
-) -> list[str]:
->>>>>>> main
+def _complaints(outcomes: list[Outcome], verdict: Verdict, passed_wrongly: list[str], scrapes: list[int]) -> list[str]:
     found = []
     for outcome in outcomes:
         if outcome.is_good:
@@ -119,6 +112,8 @@ def _complaints(
     found += [f"unaccounted for: {each}" for each in verdict.unaccounted]
     found += [f"unsafe: {each}" for each in verdict.unsafe]
     found += [f"the judge takes no notice of {each}" for each in passed_wrongly]
+    if 0 in scrapes:
+        found.append(f"metrics were not told {scrapes.count(0)} times of {len(scrapes)}")
     if not verdict.counts.get("pulses"):
         found.append("there was no pulse at the far end: nothing of safety was shown")
     return found
@@ -165,6 +160,9 @@ def tables(result: dict[str, Any]) -> list[Table]:
             f"{result['judge']['changes']}, {result['judge']['changes'] - len(result['judge']['passed_wrongly'])}"
         ),
         "armings; restarts of the daemon": f"{result['armings']}; {result['restarts']}",
+        "times that metrics were asked for, and told": (
+            f"{result['scrapes']['made']}, {result['scrapes']['made'] - result['scrapes']['unanswered']}"
+        ),
         "the disk was": result["disk"],
     }
     for name, value in rows.items():

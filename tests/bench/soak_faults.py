@@ -11,6 +11,8 @@ from typing import Any
 
 from bench.soak_rig import Process, Rig, wait
 
+from neuromod.bridge.client import Client, RefusedError
+
 NOTICE_S, RECOVER_S = 20.0, 120.0
 
 
@@ -76,6 +78,12 @@ class Fault:
         """Whether all is as it should be."""
         return self.rig.is_well()
 
+    def _risen(self, group: str, name: str) -> str:
+        """Say that a counter of health has risen since before."""
+        health = self.rig.status()
+        risen = health is not None and health[group].get(name, 0) > self.before.get(group, {}).get(name, 0)
+        return f"counters: {name}" if risen else ""
+
     def _worker(self, kind: str, **settings: Any) -> Process:
         worker = self.rig.worker(kind, addresses=self.rig.addresses, **settings)
         worker.start()
@@ -106,7 +114,7 @@ class SubscriberFlood(Fault):
     has_to_show = False
 
     def begin(self) -> None:
-        self._flood = self._worker("flood", seconds=3.0, key=self.rig.key, seed=self.rng.randrange(1 << 30))
+        self._flood = self._worker("flood", seconds=3.0, key=self.rig.keys["looker"], seed=self.rng.randrange(1 << 30))
         wait(lambda: not self._flood.is_running, 60.0, "the flood to end")
 
 
@@ -116,7 +124,9 @@ class Nonsense(Fault):
     name = "storm of malformed messages"
 
     def begin(self) -> None:
-        self._storm = self._worker("nonsense", seconds=3.0, seed=self.rng.randrange(1 << 30), rate=2000.0)
+        self._storm = self._worker(
+            "nonsense", seconds=3.0, key=self.rig.keys["feeder"], seed=self.rng.randrange(1 << 30), rate=2000.0
+        )
 
     def sign(self) -> str:
         health = self.rig.status()
@@ -134,11 +144,82 @@ class ControlFlood(Fault):
     """Requests without end, whose answers nobody reads."""
 
     name = "flood of control requests"
-    has_to_show = False
 
     def begin(self) -> None:
-        self._flood = self._worker("control_flood", seconds=3.0, key=self.rig.key, rate=3000.0)
+        self._flood = self._worker("control_flood", seconds=3.0, key=self.rig.keys["looker"], rate=3000.0)
+
+    def sign(self) -> str:
+        return self._risen("errors", "rate")
+
+    def lift(self) -> None:
         wait(lambda: not self._flood.is_running, 60.0, "the flood to end")
+
+
+class Intruder(Fault):
+    """A client that may not come in: it hears nothing, is not answered, and ends nothing."""
+
+    key: str | None = None
+    reason = ""
+
+    def begin(self) -> None:
+        path = self.rig.keys[self.key] if self.key else None
+        self._intruder = self._worker("intruder", seconds=2.0, key=path)
+
+    def sign(self) -> str:
+        health = self.rig.status()
+        if not health:
+            return ""
+        then = self.before.get("security", {}).get("refused", {}).get(self.reason, 0)
+        n = health["security"]["refused"].get(self.reason, 0) - then
+        return "health: security.refused" if n > 0 else ""
+
+    def lift(self) -> None:
+        wait(lambda: not self._intruder.is_running, 60.0, "the intruder to go")
+        found = re.findall(r'"heard": (\d+), "answered": (\d+)', self._intruder.said())
+        if not found or found[-1] != ("0", "0"):
+            raise RuntimeError(f"an intruder ({self.reason}) was heard out: {self._intruder.said()[-300:]}")
+
+
+class NoKey(Intruder):
+    """A client that knows nothing of keys."""
+
+    name = "client without a key"
+    reason = "no_key"
+
+
+class UnknownKey(Intruder):
+    """A client whose key was revoked."""
+
+    name = "client whose key was revoked"
+    key = "stranger"
+    reason = "unknown_key"
+
+
+class ObserverCommands(Fault):
+    """A client that may look on tries to command."""
+
+    name = "observer that commands"
+
+    def begin(self) -> None:
+        commands: list[tuple[str, dict[str, Any]]] = [
+            ("pause", {}),
+            ("stop", {}),
+            ("set", {"parameters": {"network.input_gain": 0.0}}),
+            ("disarm", {}),
+            ("checkpoint", {}),
+        ]
+        with Client(**self.rig.addresses, timeout_s=5.0, key=self.rig.keys["looker"]) as client:
+            for cmd, args in commands:
+                try:
+                    client.request(cmd, **args)
+                except RefusedError as error:
+                    if error.reason == "role":
+                        continue
+                    raise RuntimeError(f"{cmd} of an observer was refused as {error.reason}, not role") from error
+                raise RuntimeError(f"{cmd} of an observer was carried out")
+
+    def sign(self) -> str:
+        return self._risen("errors", "role")
 
 
 class SubscriberFrozen(Fault):
@@ -148,7 +229,7 @@ class SubscriberFrozen(Fault):
     has_to_show = False
 
     def begin(self) -> None:
-        self._frozen = self.rig.worker("frozen", addresses=self.rig.addresses, key=self.rig.key)
+        self._frozen = self.rig.worker("frozen", addresses=self.rig.addresses, key=self.rig.keys["looker"])
         self._frozen.start("ready", 60.0)
         self._frozen.send(signal.SIGSTOP)
         time.sleep(8.0)
@@ -228,10 +309,25 @@ class DaemonKilled(Fault):
         self.rig.daemon.kill()
 
     def sign(self) -> str:
-        return "who keeps it: started again" if self.rig.daemon.restarts > self._restarts else ""
+        health = self.rig.status() if self.rig.daemon.restarts > self._restarts else None
+        if health is None or health["restarts"] <= self.before.get("restarts", 0):
+            return ""
+        events = (self.rig.folder / "events.jsonl").read_text()
+        told = events.count("daemon.restarted") >= self.rig.daemon.restarts
+        return "health: restarts" + ("; event daemon.restarted" if told else "")
 
 
-SOFT: tuple[type[Fault], ...] = (SourceKilled, SubscriberFlood, Nonsense, ControlFlood, SubscriberFrozen, LineCut)
+SOFT: tuple[type[Fault], ...] = (
+    SourceKilled,
+    SubscriberFlood,
+    Nonsense,
+    ControlFlood,
+    SubscriberFrozen,
+    LineCut,
+    NoKey,
+    UnknownKey,
+    ObserverCommands,
+)
 HARD: tuple[type[Fault], ...] = (DiskFull, DaemonKilled)
 
 

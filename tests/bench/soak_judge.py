@@ -381,20 +381,9 @@ def _without_ticks(evidence: Evidence, *, recorded: bool, seen: bool) -> Evidenc
     calm = spikes[spikes["flags"] == 0]
     if len(calm) < 1000:
         return None
-<<<<<<< HEAD
     begin = next((float(t) for t in calm["t"][len(calm) // 2 :: 50] if _is_calm(evidence, spikes, float(t))), None)
     if begin is None:
         return None
-=======
-    begin = float(calm["t"][len(calm) // 2])
-    for start in calm["t"][len(calm) // 2 :: 50]:  # where 20 ms around are calm, and recorded
-        near = (spikes["t"] >= start) & (spikes["t"] < start + 0.1)
-        if not spikes["flags"][near].any() and any(
-            ((each.t > start) & (each.t < start + 0.1)).sum() > 50 for each in evidence.recorded
-        ):
-            begin = float(start)
-            break
->>>>>>> main
     end = begin + 0.02
     records = evidence.recorded
     if recorded:

@@ -6,18 +6,16 @@ that the stimulator holds the other end of: when that process ends, the line han
 
 import contextlib
 import json
+import math
 import os
-<<<<<<< HEAD
-=======
-import pty
-import select
->>>>>>> main
+import re
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
+import urllib.request
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -25,8 +23,10 @@ from typing import Any
 
 import pylsl
 
+from neuromod.bridge import keys
 from neuromod.bridge.arming import write_key
-from neuromod.bridge.client import Client, ClientTimeoutError, RefusedError
+from neuromod.bridge.client import Client, RefusedError
+from neuromod.bridge.roles import Role
 from neuromod.engine.errors import NeuromodError
 
 HERE = Path(__file__).parent
@@ -35,6 +35,15 @@ START_S = 240.0  # a first start compiles
 AMPLITUDE_UA, PHASE_US, PULSES, PERIOD_US = -10.0, 200.0, 3, 10_000.0
 LEASE_MS, START_WITHIN_MS = 100.0, 10.0
 PEER = "hand"
+CLIENTS = {
+    "operator": Role.STIMULATE | Role.CONTROL,
+    "witness": Role.OBSERVE,
+    "hand": Role.OBSERVE | Role.FEED,
+    "looker": Role.OBSERVE,
+    "feeder": Role.FEED,
+    "stranger": Role.OBSERVE | Role.FEED | Role.STIMULATE | Role.CONTROL,
+}
+"""Who has a key, and what it is good for. The stranger's is revoked."""
 LEDGER_WAIT_S = 90.0
 """For so long after a kill nothing may be armed, and some."""
 
@@ -109,6 +118,14 @@ program = "pulse"
 folder = "{disk}"
 min_free_mb = 1.0
 warn_free_mb = 1.0
+[checkpoint]
+path = "{folder}/soak.checkpoint"
+every_s = 2.0
+[security]
+keys = "{folder}/keys"
+lsl_sources = ["{host}/soak-source"]
+[metrics]
+address = "127.0.0.1:{metrics}"
 [publish]
 health_s = 0.5
 [sockets]
@@ -121,6 +138,7 @@ _ACTUATOR = """
 name = "{peer}"
 output = "{output}"
 ingest = "{ingest}"
+key = "{key}"
 reconnect_s = 0.5
 [actuator]
 kind = "serial"
@@ -189,49 +207,58 @@ class Process:
 
 
 class Daemon(Process):
-    """The daemon, and who starts it again when it is gone."""
+    """The daemon under its supervisor; the lives of the daemon are followed by what the supervisor says."""
 
     def __init__(self, command: list[str], folder: Path, environment: dict[str, str]) -> None:
         super().__init__("daemon", command, folder, environment)
-        self.restarts = 0
         self.lives: list[list[float]] = []  # of each: from when to when, on the local clock
+        self.daemon_pid = 0
         self._stop = threading.Event()
-        self._watcher: threading.Thread | None = None
+        self._follower = threading.Thread(target=self._follow, daemon=True)
+
+    @property
+    def restarts(self) -> int:
+        """How often the supervisor started it anew."""
+        return len(self.lives) - 1
 
     def keep(self) -> None:
-        """Start it, and again whenever it ends."""
-        self.lives.append([pylsl.local_clock(), float("inf")])
+        """Start supervisor and daemon."""
+        self._follower.start()
         self.start("Ctrl-C stops")
-        self._watcher = threading.Thread(target=self._watch, daemon=True)
-        self._watcher.start()
-
-    def _watch(self) -> None:
-        while not self._stop.wait(0.02):
-            if self.is_running:
-                continue
-            self.lives[-1][1] = pylsl.local_clock()
-            if self._stop.wait(0.3):
-                return
-            self.lives.append([pylsl.local_clock(), float("inf")])
-            self.start(None)
-            self.restarts += 1
 
     def kill(self) -> None:
         """Kill the process with the loop."""
         os.kill(self.daemon_pid, signal.SIGKILL)
 
-    @property
-    def daemon_pid(self) -> int:
-        """Number of the process with the loop."""
-        return self.pid
-
     def finish(self) -> None:
-        """End it for good."""
-        self._stop.set()
-        if self._watcher is not None:
-            self._watcher.join(5.0)
+        """End both, in order."""
         self.end(signal.SIGTERM, 60.0)
-        self.lives[-1][1] = pylsl.local_clock()
+        self._stop.set()
+        self._follower.join(5.0)
+
+    def _follow(self) -> None:
+        read = 0
+        while not self._stop.wait(0.02):
+            now = pylsl.local_clock()
+            if self.lives and self.lives[-1][1] == math.inf and not _is_there(self.daemon_pid):
+                self.lives[-1][1] = now
+            if not self.log.exists() or self.log.stat().st_size == read:
+                continue
+            said = self.said(read)
+            said = said[: said.rfind("\n") + 1]
+            read += len(said.encode())
+            for pid in re.findall(r"the daemon runs as process (\d+)", said):
+                if self.lives:
+                    self.lives[-1][1] = min(self.lives[-1][1], now)
+                self.daemon_pid = int(pid)
+                self.lives.append([now, math.inf])
+
+
+def _is_there(pid: int) -> bool:
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
 
 
 class Operator(threading.Thread):
@@ -345,12 +372,22 @@ class Rig:
         self.environment["PYTHONPATH"] = os.pathsep.join(
             [str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
         )
-        ports = _free_ports(3)
+        ports = _free_ports(4)
         self.addresses = {
-            name: f"tcp://127.0.0.1:{port}" for name, port in zip(("ingest", "output", "control"), ports, strict=True)
+            name: f"tcp://127.0.0.1:{port}"
+            for name, port in zip(("ingest", "output", "control"), ports[:3], strict=True)
         }
         write_key(folder / "key")
-        self.key: str | None = None
+        self.metrics = f"http://127.0.0.1:{ports[3]}/metrics"
+        keys.init_folder(folder / "keys")
+        self.keys = {name: str(keys.new_client(folder / "keys", name, roles)) for name, roles in CLIENTS.items()}
+        revoked = Path(self.keys["stranger"])
+        kept = revoked.read_bytes()
+        keys.revoke_client(folder / "keys", "stranger")  # who was a client once, and kept the file
+        self.keys["stranger"] = str(folder / "stranger.key_secret")
+        Path(self.keys["stranger"]).touch(0o600)
+        Path(self.keys["stranger"]).write_bytes(kept)
+        self._client: Client | None = None
         (folder / "session.toml").write_text(
             _SESSION.format(
                 folder=folder,
@@ -362,12 +399,16 @@ class Rig:
                 phase_us=PHASE_US,
                 pulses=PULSES,
                 period_us=PERIOD_US,
+                host=socket.gethostname(),
+                metrics=ports[3],
                 **self.addresses,
             )
         )
-        (folder / "hand.toml").write_text(_ACTUATOR.format(peer=PEER, port=folder / "port", **self.addresses))
+        (folder / "hand.toml").write_text(
+            _ACTUATOR.format(peer=PEER, port=folder / "port", key=self.keys["hand"], **self.addresses)
+        )
         cli = [sys.executable, "-m", "neuromod.bridge.cli", "-v"]
-        self.daemon = Daemon([*cli, "start", str(folder / "session.toml")], folder, self.environment)
+        self.daemon = Daemon([*cli, "start", "--supervise", str(folder / "session.toml")], folder, self.environment)
         self.hand = Process("hand", [*cli, "actuate", "--config", str(folder / "hand.toml")], folder, self.environment)
         self.device = self.worker("device", port=str(folder / "port"), pulses=str(folder / "pulses.jsonl"))
         self.source = self.worker(
@@ -379,7 +420,7 @@ class Rig:
             addresses=self.addresses,
             file=str(folder / "seen"),
             events=str(folder / "events.jsonl"),
-            key=None,
+            key=self.keys["witness"],
         )
         self.operator = Operator(self)
         self._sources = 1
@@ -390,8 +431,8 @@ class Rig:
         return Process(kind, command, self.folder, self.environment)
 
     def client(self) -> Client:
-        """Return a client of the daemon."""
-        return Client(**self.addresses, timeout_s=2.0)
+        """Return a client of the daemon that may do what an operator may."""
+        return Client(**self.addresses, timeout_s=2.0, key=self.keys["operator"])
 
     def new_source(self) -> None:
         """Start the source again: another process, the same name."""
@@ -404,12 +445,22 @@ class Rig:
 
     def status(self) -> dict[str, Any] | None:
         """Ask the daemon how it is; None where it does not answer."""
+        self._client = self._client or self.client()
         try:
-            with self.client() as client:
-                health: dict[str, Any] = client.request("status")["health"]
-                return health
-        except (ClientTimeoutError, NeuromodError):
+            health: dict[str, Any] = self._client.request("status")["health"]
+            return health
+        except NeuromodError:
+            self._client.close()
+            self._client = None
             return None
+
+    def scrape(self) -> int:
+        """Return how many lines of metrics the daemon tells; 0 where it does not answer."""
+        try:
+            with urllib.request.urlopen(self.metrics, timeout=5.0) as answer:
+                return int(answer.read().count(b"\n"))
+        except OSError:
+            return 0
 
     def start(self) -> None:
         """Start everything, one after the other."""
@@ -436,7 +487,7 @@ class Rig:
         """Number of each process that is to be watched."""
         named = {"source": self.source, "hand": self.hand, "device": self.device, "witness": self.witness}
         found = {name: process.pid for name, process in named.items() if process.is_running}
-        return found | {"daemon": self.daemon.daemon_pid, "conductor": os.getpid()}
+        return found | {"supervisor": self.daemon.pid, "daemon": self.daemon.daemon_pid, "conductor": os.getpid()}
 
     def finish(self) -> None:
         """End everything."""
@@ -448,6 +499,8 @@ class Rig:
 
     def close(self) -> None:
         """Give everything back, whatever happened."""
+        if self._client is not None:
+            self._client.close()
         for process in (self.daemon, self.witness, self.hand, self.device, self.source):
             with contextlib.suppress(Exception):
                 process.end(signal.SIGKILL, 5.0)

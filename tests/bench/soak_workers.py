@@ -23,7 +23,9 @@ from neuromod.adapters.actuator_config import StimulatorConfig
 from neuromod.adapters.actuators.base import Command, Stimulation
 from neuromod.adapters.actuators.device import LineDevice
 from neuromod.adapters.actuators.stimulator import VirtualStimulator
+from neuromod.bridge import wire
 from neuromod.bridge.client import Client, ClientTimeoutError
+from neuromod.bridge.keys import load_client
 from neuromod.bridge.wire import EventMessage, HealthMessage, SpikesMessage
 
 PUSHED = np.dtype([("index", "<u8"), ("stamp", "<f8"), ("pushed", "<f8")])
@@ -187,7 +189,7 @@ def frozen(addresses: dict[str, str], key: str | None) -> None:
                 print(json.dumps({"lost": lost}), flush=True)
 
 
-def nonsense(addresses: dict[str, str], seconds: float, seed: int, rate: float) -> None:
+def nonsense(addresses: dict[str, str], seconds: float, key: str, seed: int, rate: float) -> None:
     """Send what no daemon can take, to ingest and to control: whatever fuzzing keeps, and noise."""
     rng, context = random.Random(seed), zmq.Context()
     kept = sorted((Path(__file__).parents[1] / "fuzz" / "corpus").glob("*/*"))
@@ -195,6 +197,7 @@ def nonsense(addresses: dict[str, str], seconds: float, seed: int, rate: float) 
     push, dealer = context.socket(zmq.PUSH), context.socket(zmq.DEALER)
     for socket, address in ((push, addresses["ingest"]), (dealer, addresses["control"])):
         socket.linger, socket.sndtimeo = 0, 100
+        load_client(Path(key)).apply(socket)
         socket.connect(address)
     n, begun = 0, time.monotonic()
     topics = (b"spikes", b"reward", b"stimuli", b"modulators", b"", b"\xff" * 40)  # none of them stops or stimulates
@@ -214,39 +217,51 @@ def nonsense(addresses: dict[str, str], seconds: float, seed: int, rate: float) 
     print(json.dumps({"sent": n}), flush=True)
 
 
-def control_flood(addresses: dict[str, str], seconds: float, key: str | None, rate: float) -> None:
+def control_flood(addresses: dict[str, str], seconds: float, key: str, rate: float) -> None:
     """Ask for status without end, and read no answer."""
-    context = zmq.Context()
-    dealers: list[Any] = []
-    with _client(addresses, key) as client:
-        ask = _ask(client, context, addresses["control"], dealers)
-        n, begun = 0, time.monotonic()
-        while (now := time.monotonic()) < begun + seconds:
-            if n > (now - begun) * rate:
-                time.sleep(0.001)
-                continue
-            ask(n)
-            n += 1
-    print(json.dumps({"asked": n}), flush=True)
-
-
-def _ask(client: Client, context: Any, address: str, dealers: list[Any]) -> Callable[[int], None]:
-    from neuromod.bridge import wire
-
-    request = wire.pack_request(wire.Request("status"))
+    request, context, dealers = wire.pack_request(wire.Request("status")), zmq.Context(), []
     for _ in range(4):
         dealer = context.socket(zmq.DEALER)
         dealer.linger, dealer.rcvhwm = 0, 10
-        dealer.connect(address)
+        load_client(Path(key)).apply(dealer)
+        dealer.connect(addresses["control"])
         dealers.append(dealer)
-
-    def ask(n: int) -> None:
+    n, begun = 0, time.monotonic()
+    while (now := time.monotonic()) < begun + seconds:
+        if n > (now - begun) * rate:
+            time.sleep(0.001)
+            continue
         try:
             dealers[n % len(dealers)].send(request, zmq.DONTWAIT)
         except zmq.Again:
             time.sleep(0.001)
+        n += 1
+    print(json.dumps({"asked": n}), flush=True)
 
-    return ask
+
+def intruder(addresses: dict[str, str], seconds: float, key: str | None) -> None:
+    """Knock at every socket, again and again, and say what would do harm; say what was heard."""
+    ends, heard, answered, n = time.monotonic() + seconds, 0, 0, 0
+    stop, pause = wire.pack_ingest(wire.StopInput()), wire.pack_request(wire.Request("pause"))
+    while time.monotonic() < ends:
+        context = zmq.Context()
+        push, sub, dealer = context.socket(zmq.PUSH), context.socket(zmq.SUB), context.socket(zmq.DEALER)
+        sub.subscribe(b"")
+        for socket, name in ((push, "ingest"), (sub, "output"), (dealer, "control")):
+            socket.linger = 0
+            if key is not None:
+                load_client(Path(key)).apply(socket)
+            socket.connect(addresses[name])
+        for socket, parts in ((push, stop), (dealer, (pause,))):
+            try:
+                socket.send_multipart(parts, zmq.DONTWAIT)
+            except zmq.Again:
+                continue
+        heard += bool(sub.poll(300))
+        answered += bool(dealer.poll(100))
+        n += 1
+        context.destroy(0)
+    print(json.dumps({"knocked": n, "heard": heard, "answered": answered}), flush=True)
 
 
 WORKERS: dict[str, Callable[..., None]] = {
@@ -257,6 +272,7 @@ WORKERS: dict[str, Callable[..., None]] = {
     "frozen": frozen,
     "nonsense": nonsense,
     "control_flood": control_flood,
+    "intruder": intruder,
 }
 
 if __name__ == "__main__":

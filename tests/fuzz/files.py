@@ -17,6 +17,7 @@ from typing import Any
 
 import msgpack
 import numpy as np
+import zmq
 from numpy.typing import NDArray
 
 from conformance.makers import write_xdf
@@ -34,7 +35,9 @@ from neuromod.bridge import (
     config,
     hil_config,
     hil_golden,
+    keys,
     ledger,
+    resume,
     session_log,
 )
 from neuromod.bridge.assembly import Assembly, assemble
@@ -392,6 +395,66 @@ def bundle(data: bytes) -> None:
         Bundle.load(folder)
 
 
+# -- keys, and what a life of the daemon leaves behind
+
+
+def key_file(data: bytes) -> None:
+    """A certificate is refused in words, or may be used; with a secret key that is made to fit, too."""
+    if data[:1] >= bytes([SEALED]):
+        public, secret = _pair()
+        data = data[1:].replace(b"PUBLIC", public).replace(b"SECRET", secret)
+    path = scratch("a.key")
+    path.touch(0o600)
+    path.write_bytes(data)
+    for read in (keys.read_certificate, keys.load_client):
+        with contextlib.suppress(ConfigError):
+            read(path)
+    folder = scratch("keys")
+    (folder / "clients").mkdir(parents=True, exist_ok=True)
+    (folder / "clients" / "anna.key").write_bytes(data)
+    damaged: list[str] = []
+    for sender in keys.clients(folder, damaged.append).values():
+        assert sender.name == "anna"
+    with contextlib.suppress(ConfigError):
+        keys.load_server(folder)
+
+
+@functools.cache
+def _pair() -> tuple[bytes, bytes]:
+    return zmq.curve_keypair()
+
+
+def _key_seeds() -> list[bytes]:
+    public, secret = _pair()
+    text = b'metadata\n    name = "a"\n    roles = "observe,feed"\n    server = "PUBLIC"\n'
+    text += b'curve\n    public-key = "PUBLIC"\n    secret-key = "SECRET"\n'
+    largest = b'curve\n    public-key = "' + b"#" * 40 + b'"\n'
+    return [b"\xff" + text, text.replace(b"PUBLIC", public).replace(b"SECRET", secret), largest]
+
+
+def last_life(data: bytes) -> None:
+    """What the daemon's last life left, and what a supervisor tells: read, or taken for a life that ended badly."""
+    path = scratch("a.checkpoint.life")
+    path.write_bytes(data)
+    logging.disable(logging.CRITICAL)
+    try:
+        life = resume.Life(path.with_suffix(""))
+        assert life.last is None or life.last.restarts >= 0
+        life.end("closed", is_clean=True)
+    except ConfigError:
+        return
+    finally:
+        logging.disable(logging.NOTSET)
+    if (text := _text(data)) is not None:
+        with contextlib.suppress(ConfigError):
+            resume.from_supervisor(text)
+
+
+def _life_seeds() -> list[bytes]:
+    body = {"is_clean": False, "session": "s", "restarts": 2, "seen_at": 1e9, "why": "", "boot_id": "x"}
+    return [json.dumps(body).encode(), json.dumps({"how": "was ended", "at": 1.5, "restarts": 1}).encode()]
+
+
 # -- images of a network
 
 
@@ -537,6 +600,8 @@ TARGETS = [
     Target("decoder", decoder_file, _decoder_seeds, DECODERS),
     Target("baseline", baseline_file, _baseline_seeds, ("neuromod.sorting.baseline",), 1024),
     Target("bundle", bundle, lambda: [b"\0{}", b'\xff{"version": 1}\n--\nPK'], ("neuromod.sorting.bundle",), 2048),
+    Target("key_file", key_file, _key_seeds, (f"{BRIDGE}.keys",), 512),
+    Target("last_life", last_life, _life_seeds, (f"{BRIDGE}.resume", "json.decoder"), 512),
     Target("words", words, lambda: [b"0001\n@2 FF_00 // x\n/* y */ 3 @1 4"], ("neuromod.engine.images",), 256),
     Target("exported", exported, _exported_seeds, ("neuromod.engine.manifest",), 8192),
     Target("xdf", xdf, _xdf_seeds, ("neuromod.adapters.xdf", "pyxdf.pyxdf"), 4096),

@@ -46,6 +46,7 @@ def _ingest_seeds() -> list[bytes]:
         wire.AliveInput("arm"),
         wire.HeartbeatInput(1 << 61),
         wire.StimulateInput("touch"),
+        wire.StimulateInput("touch", "session", 7),
         wire.BoardInput(1 << 40, 0xFFFF, checked=True),
         wire.StopInput(),
     ]
@@ -129,6 +130,7 @@ def _control_seeds() -> list[bytes]:
         "decoder": {"path": "c"},
     }
     requests = [wire.pack_request(wire.Request(name, args.get(name, {}), "id")) for name in commands.COMMANDS]
+    requests.append(wire.pack_request(wire.Request("pause", session="s", seq=3)))
     odd = [wire.pack_request(wire.Request("status", {}, 7)), wire.pack_request(wire.Request("no such"))]
     return [b"\0" + request for request in (*requests, *odd)] + [b"\2who\n--\n\n--\n" + requests[0]]
 
@@ -180,6 +182,7 @@ _PACKERS: dict[type, Any] = {
     Command: wire.pack_command,
     Stimulation: wire.pack_stimulation,
     wire.StateMessage: wire.pack_state,
+    wire.ArrayMessage: wire.pack_array,
     wire.HealthMessage: wire.pack_health,
     wire.EventMessage: wire.pack_event,
 }
