@@ -16,7 +16,7 @@ from neuromod.engine.errors import AdapterError
 
 
 def allows(tmp_path: object, *sources: str) -> Allows:
-    return SecurityConfig(keys=tmp_path, lsl_sources=sources).allows  # type: ignore[arg-type]
+    return SecurityConfig(keys=tmp_path, lsl_sources=sources).allows
 
 
 @pytest.fixture(scope="module")
