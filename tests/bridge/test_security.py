@@ -26,7 +26,18 @@ from neuromod.engine.errors import ConfigError
 pytestmark = pytest.mark.compiled_loop
 
 SHORT_S = 0.3  # for what is refused, and so never comes: each wait for it costs so much
-STIMULATION = '[timing]\nstall_ms = 60000.0\nlate_ms = 1000.0\n[decoder]\nkind = "rates"\nchannels = [0]\nevents = [{channel = 0}]\n[stimulation]\nmode = "dry_run"\nheartbeat_ms = 0.0\n'
+STIMULATION = """
+[timing]
+stall_ms = 60000.0
+late_ms = 1000.0
+[decoder]
+kind = "rates"
+channels = [0]
+events = [{channel = 0}]
+[stimulation]
+mode = "dry_run"
+heartbeat_ms = 0.0
+"""
 ROLES = {"eye": Role.OBSERVE, "hand": Role.FEED, "doctor": Role.STIMULATE | Role.OBSERVE, "boss": Role.CONTROL}
 
 
