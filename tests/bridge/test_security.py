@@ -26,7 +26,18 @@ from neuromod.engine.errors import ConfigError
 pytestmark = pytest.mark.compiled_loop
 
 SHORT_S = 0.3  # for what is refused, and so never comes: each wait for it costs so much
-STIMULATION = '[decoder]\nkind = "rates"\nchannels = [0]\nevents = [{channel = 0}]\n[stimulation]\nmode = "dry_run"\n'
+STIMULATION = """
+[timing]
+stall_ms = 60000.0
+late_ms = 1000.0
+[decoder]
+kind = "rates"
+channels = [0]
+events = [{channel = 0}]
+[stimulation]
+mode = "dry_run"
+heartbeat_ms = 0.0
+"""
 ROLES = {"eye": Role.OBSERVE, "hand": Role.FEED, "doctor": Role.STIMULATE | Role.OBSERVE, "boss": Role.CONTROL}
 
 
@@ -58,6 +69,11 @@ class Guarded:
     def refused(self, reason: str) -> int:
         """How many connections were turned away for this reason."""
         return int(self.health["security"]["refused"].get(reason, 0))
+
+    @property
+    def strangers(self) -> int:
+        """How many without a key were turned away; one that is told of keys may hang up before we say no."""
+        return self.refused("no_key") + self.refused("handshake")
 
     def errors(self, reason: str) -> int:
         """How many messages and requests were refused for this reason."""
@@ -129,6 +145,9 @@ def test_each_key_does_what_its_roles_are_for(shared: Guarded) -> None:
 def test_who_may_stimulate_arms_holds_asks_and_disarms(shared: Guarded) -> None:
     with shared.client("doctor") as doctor, doctor.subscribe("event", "state") as heard:
         assert isinstance(heard.receive(WAIT_S), StateMessage)
+        with shared.client("hand") as hand:
+            hand.send_stimuli([0.0] * 16)  # the gate lets nobody arm before there is a tick
+            wait_until(lambda: shared.health["state"] == "streaming", "a tick")
         token = doctor.arm(60.0)["token"]
         doctor.send_heartbeat(token)
         assert shared.health["stimulation"]["state"] == "armed"
@@ -166,11 +185,11 @@ def test_a_peer_goes_to_another_host_with_a_key_alone(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["ingest", "output", "control"])
 def test_without_a_key_nobody_gets_in(shared: Guarded, said: Callable[[str], str], name: str) -> None:
-    before = shared.refused("no_key")
+    before = shared.strangers
     kind = {"ingest": zmq.PUSH, "output": zmq.SUB, "control": zmq.DEALER}[name]
     with stranger(kind, shared.daemon.addresses[name], None):
-        wait_until(lambda: shared.refused("no_key") > before, "the refusal")
-    said(rf"refused: a client at \S.* came without a key, and may not connect to {name}")
+        wait_until(lambda: shared.strangers > before, "the refusal")
+    said(rf"refused: a client at \S.* (came without a key|broke off).*, and may not connect to {name}")
 
 
 def test_a_client_without_a_key_is_told_what_may_be(shared: Guarded) -> None:
@@ -370,40 +389,36 @@ def test_a_storm_of_strangers_leaves_the_daemon_answering(tmp_path: Path, caplog
         assert isinstance(heard.receive(WAIT_S), StateMessage)
         server, host = keys.load_server(rig.folder).public, rig.daemon.addresses["control"]
         address = ("127.0.0.1", int(host.rpartition(":")[2]))
-        with zmq.Context() as context:
-            context.max_sockets = 2 * n
-            opened = []
+        context = zmq.Context()
+        context.max_sockets = 2 * n
+        try:
             for k in range(n):
                 if k % 3 == 0:  # no peer of ZeroMQ at all
                     with socket.create_connection(address, WAIT_S) as plain:
                         plain.sendall(b"GET / HTTP/1.1\r\n\r\n" * 8)
-                    continue
-                knocking = context.socket(zmq.DEALER)
-                opened.append(knocking)
-                knocking.linger, knocking.reconnect_ivl = 0, -1
-                if k % 3 == 1:
-                    made_up(server).apply(knocking)
-                knocking.connect(host)
+                else:
+                    knocking = context.socket(zmq.DEALER)
+                    knocking.reconnect_ivl = -1
+                    if k % 3 == 1:
+                        made_up(server).apply(knocking)
+                    knocking.connect(host)
                 if k % 50 == 0:
                     assert boss.request("set", parameters={"publish.state_hz": 100})
+            # a plain connection that is reset before it is accepted leaves nothing to count
             wait_until(
-                lambda: (
-                    sum(rig.health["security"]["refused"].values()) == n
-                    and rig.refused("no_key") == n // 3
-                    and rig.refused("unknown_key") == (n + 1) // 3
-                ),
-                "all of them, counted",
+                lambda: rig.refused("unknown_key") == (n + 1) // 3 and rig.strangers >= n // 3,
+                "all keys, counted",
                 60.0,
             )
-            for knocking in opened:
-                knocking.close(0)
+        finally:
+            context.destroy(0)
         assert boss.request("status")
         assert isinstance(heard.receive(WAIT_S), StateMessage)
         assert rig.health["security"]["connections"] < 20
     refusals = [message for message in caplog.messages if message.startswith("refused")]
     assert 3 <= len(refusals) < 100
     assert any("unknown key" in message for message in refusals)
-    assert any("without a key" in message for message in refusals)
+    assert any("without a key" in message or "broke off" in message for message in refusals)
 
 
 # -- without keys
