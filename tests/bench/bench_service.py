@@ -292,7 +292,7 @@ class Bench:
             return self._run(system, seconds, Path(stack.enter_context(on_disk)), stack)
 
     def _run(self, system: str, seconds: float, folder: Path, stack: contextlib.ExitStack) -> Run:
-        output, control, ingest, metrics = bench_latency._free_addresses(4)
+        output, control, ingest, metrics = bench_latency.free_addresses(4)
         source_id, is_observed = uuid.uuid4().hex, system == OBSERVED
         text = _SESSION.format(source_id=source_id, ingest=ingest, output=output, control=control)
         metrics = metrics.removeprefix("tcp://")
