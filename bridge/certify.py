@@ -47,7 +47,7 @@ NOT_MEASURED = (
 )
 
 _QUANTILES = {"p50_us": 50.0, "p99_us": 99.0, "p999_us": 99.9, "max_us": 100.0}
-_CHECKS = ("clock", "timer", "cores", "governor", "realtime", "locked memory")
+_CHECKS = ("clock", "timer", "cores", "governor", "real time", "locked memory")
 _HOST_FACTS = ("cpu", "cores", "kernel", "governor", "python", "liblsl", "libzmq", "versions")
 
 

@@ -18,7 +18,7 @@ h2{margin:2em 0 .4em;padding-top:.8em;border-top:1px solid #dfe2e7}
 figure{display:inline-block;margin:.6em 1.4em .6em 0;vertical-align:top}figcaption{font-size:13px;max-width:540px}
 svg text{font:11px system-ui,sans-serif;fill:#444}.key i{display:inline-block;width:1em;height:.8em;margin:0 .3em 0 1em}
 """
-_WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP = 540, 170, 44, 30, 14
+_WIDTH, _HEIGHT, _LEFT, _RIGHT, _BOTTOM, _TOP = 540, 170, 44, 24, 30, 14
 _NAMES = (("p50", "p50_us"), ("p99", "p99_us"), ("p99.9", "p999_us"), ("max", "max_us"))
 
 
@@ -167,11 +167,11 @@ def histogram(ours: dict[str, Any], bare: dict[str, Any] | None, caption: str, l
     if limit_us is not None:
         last = max(last, math.log10(limit_us))
     low, high = math.floor(first + 1e-9), max(math.ceil(last - 1e-9), math.floor(first + 1e-9) + 1)
-    decades = max(1.0, math.ceil(math.log10(max(series["n"] for series, _ in drawn))))
+    decades = 1.0 + math.floor(math.log10(max(series["n"] for series, _ in drawn)))  # what came once is seen
 
     def x(us: float) -> float:
         share = (math.log10(max(us, EDGES_US[0])) - low) / (high - low)
-        return _LEFT + share * (_WIDTH - _LEFT - 8)
+        return _LEFT + share * (_WIDTH - _LEFT - _RIGHT)
 
     def y(share: float) -> float:
         up = 0.0 if share <= 0.0 else max(0.0, 1.0 + math.log10(share) / decades)
@@ -187,7 +187,7 @@ def histogram(ours: dict[str, Any], bare: dict[str, Any] | None, caption: str, l
         words = "1" if share == 1.0 else f"{share:.0e}".replace("e-0", "e-")
         parts.append(f'<text x="{_LEFT - 4}" y="{y(share) + 4:.1f}" text-anchor="end">{words}</text>')
     for series, colour in drawn:
-        path = [f"M{x(EDGES_US[0]) if low <= 0 else _LEFT:.1f},{floor}"]
+        path = []
         for k, count in enumerate(series["histogram"]):
             if count:
                 top = y(count / series["n"])
