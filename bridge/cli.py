@@ -390,6 +390,8 @@ def start(
     [bold]neuromod start --supervise session.toml[/bold]    as a child that is started anew after a crash; with
     checkpoint in the session file, from where it was, and always disarmed
     """
+    journal = os.environ.get("JOURNAL_STREAM", "")
+    logs.set_up(form=log_format, journal_stream=journal)  # the file is the daemon's alone
     if supervise:
         from neuromod.bridge.supervise import supervise as run_supervised
 
@@ -405,7 +407,6 @@ def start(
         if not (last_life := wait_to_be_told()):
             raise typer.Exit
     context = logs.Context()
-    journal = os.environ.get("JOURNAL_STREAM", "")
     logs.set_up(form=log_format, file=log_file, journal_stream=journal, context=context)
     from neuromod.bridge.config import load
 

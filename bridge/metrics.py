@@ -235,7 +235,7 @@ def _recording(told: Mapping[str, Any]) -> Iterator[Family]:
 def _from_others(health: Mapping[str, Any]) -> Iterator[Family]:
     """What only some sessions have."""
     if (age_ms := health.get("sample_age_ms")) is not None:
-        yield _gauge("sample_age_seconds", "Age of the newest sample at its tick", age_ms / 1000.0)
+        yield _gauge("sample_age_seconds", "Age of the newest sample that the loop has taken", age_ms / 1000.0)
     if watchdogs := health.get("watchdogs"):
         fine = {name: float(told["ok"]) for name, told in watchdogs.items()}
         yield _gauges("watchdog_ok", "1 where a watchdog finds all well", ["name"], fine)
