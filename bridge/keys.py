@@ -18,6 +18,7 @@ import logging
 import os
 import re
 import stat
+import struct
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -309,7 +310,7 @@ def _is_key(text: bytes) -> bool:
         return False
     try:
         return len(zmq.utils.z85.decode(text)) == 32
-    except (ValueError, KeyError, IndexError):
+    except (ValueError, KeyError, IndexError, struct.error):  # the last: five characters that say more than 32 bits
         return False
 
 

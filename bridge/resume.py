@@ -59,8 +59,8 @@ def from_supervisor(text: str) -> LastLife:
     """
     try:
         body = json.loads(text)
-        return LastLife(False, str(body["how"]), float(body["at"]), int(body["restarts"]))
-    except (ValueError, TypeError, KeyError):
+        return LastLife(False, str(body["how"]), float(body["at"]), max(0, int(body["restarts"])))
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
         raise ConfigError("--last-life is what --supervise gives to its child; leave it out") from None
 
 
@@ -133,13 +133,13 @@ class Life:
         try:
             body = json.loads(self._path.read_text(encoding="utf-8"))
             is_clean, session = bool(body["is_clean"]), str(body["session"])
-            restarts, at = int(body["restarts"]), float(body["seen_at"])
+            restarts, at = max(0, int(body["restarts"])), float(body["seen_at"])
             how = str(body["why"]) or (
                 "the host went down" if body["boot_id"] != _boot() else "it was killed, or crashed, without a word"
             )
         except FileNotFoundError:
             return None
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
             log.warning("%s is damaged: the last life is taken for one that did not end in order", self._path)
             return LastLife(False, "unknown: its file is damaged", None, 1)
         return LastLife(is_clean, how, at, 0 if is_clean else restarts + 1, session)
