@@ -3,6 +3,9 @@
 Stamps pass raw, on the clock of the machine that sends; `correction` says how to reach ours. liblsl's own recovery is
 off, because it can silently attach to a stream of the same name on another machine: `reconnect` takes only the same
 source_id on the same host, and only with the same layout.
+
+LSL authenticates nothing. A list of allowed hosts and source_ids keeps out mistakes and strangers that only use the
+same name; who forges both is let in.
 """
 
 import ctypes
@@ -36,6 +39,9 @@ _MARKER_BUFFER_S = 36.0
 _MARKERS_AT_ONCE = 1024
 # Of msgpack. Anybody may send a marker, and a long run of digits is rather a name or a date than a number.
 _SMALLEST_INT, _LARGEST_INT = -(2**63), 2**64 - 1
+_MOST_STRANGERS_TOLD = 64  # in the log: a network may be full of them
+Allows = Callable[[str, str], bool]
+"""Says whether a stream of this host and this source_id may be used."""
 _IDENTITY = ("name", "type", "source_id", "hostname")
 _FORMAT_NAMES = {
     pylsl.cf_float32: "float32",
@@ -85,8 +91,12 @@ def list_streams(timeout_s: float = 1.0) -> list[StreamInfo]:
 class _Connection:
     """One inlet, resolved to exactly one stream and remembering which."""
 
-    def __init__(self, config: LslConfig | MarkerConfig, max_buflen_s: float) -> None:
+    def __init__(self, config: LslConfig | MarkerConfig, max_buflen_s: float, allows: Allows | None) -> None:
         self._config = config
+        self._allows = allows
+        self._strangers: set[tuple[str, str]] = set()  # of this search
+        self._strangers_told: set[tuple[str, str]] = set()
+        self.refused = 0
         self._max_buflen_s = max_buflen_s
         self._inlet: Any = None
         self._identity: dict[str, str] | None = None
@@ -99,6 +109,10 @@ class _Connection:
     @property
     def description(self) -> str:
         return ", ".join(f'{key} "{value}"' for key in _IDENTITY if (value := getattr(self._config, key)))
+
+    @property
+    def _wanted(self) -> dict[str, str]:
+        return {key: value for key in _IDENTITY if (value := getattr(self._config, key))}
 
     @property
     def inlet(self) -> Any:
@@ -118,11 +132,16 @@ class _Connection:
         check : callable
             Gets the complete description of the stream, before any data flows; raises to refuse it.
         """
-        wanted = {key: value for key in _IDENTITY if (value := getattr(self._config, key))}
         timeout_s = self._config.resolve_timeout_s
         begun = time.monotonic()
-        resolver = pylsl.ContinuousResolver(pred=_predicate(wanted))
-        found = _wait_for(resolver, timeout_s)
+        resolver = pylsl.ContinuousResolver(pred=_predicate(self._wanted))
+        found = self._wait_for(resolver, timeout_s)
+        if not found and self._strangers:
+            strangers = ", ".join(f"{host}/{source_id or '(no source_id)'}" for host, source_id in self._strangers)
+            raise AdapterError(
+                f"an LSL stream with {self.description} is there, but is not one that security.lsl_sources allows: "
+                f"{strangers}; add it there as hostname/source_id if it is the right one"
+            )
         if not found:
             raise AdapterTimeoutError(
                 f"no LSL stream with {self.description} within {timeout_s:g} s; seen: {_listing(list_streams(0.6))}. "
@@ -133,12 +152,13 @@ class _Connection:
             self._learn_clock(timeout_s)
             while time.monotonic() < begun + _RIVAL_S and len(found) < 2:
                 time.sleep(_POLL_S)
-                found = resolver.results()
+                found = self._known(resolver.results())
             if len(found) > 1:
                 raise AdapterError(
                     f"{len(found)} LSL streams have {self.description}: "
                     f"{_listing([_brief_info(info) for info in found])}. Say which by adding source_id or hostname"
                 )
+            self._check_allowed(described)
             check(described)
             if subscribed:
                 self.subscribe(timeout_s)
@@ -155,15 +175,20 @@ class _Connection:
             return False
         deadline = time.monotonic() + timeout_s
         # a search that began anew at each call would never get to its second wave, which asks known hosts one by one
-        self._search = self._search or pylsl.ContinuousResolver(pred=_predicate(self._identity))
-        found = _wait_for(self._search, timeout_s)
+        if self._search is None:
+            # with a list, what has the name and is not on it is to be told of, too
+            wanted = self._identity if self._allows is None else self._wanted
+            self._search, self._strangers = pylsl.ContinuousResolver(pred=_predicate(wanted)), set()
+        found = self._wait_for(self._search, timeout_s, self._identity)
         if not found:
             return False
         self._search = None
         newest = max(found, key=lambda info: float(info.created_at()))
         left_s = max(1.0, deadline - time.monotonic())
         try:
-            check(self._attach(newest, left_s))
+            described = self._attach(newest, left_s)
+            self._check_allowed(described)
+            check(described)
             self._learn_clock(left_s)
             self.subscribe(left_s)
         except AdapterError as error:
@@ -171,6 +196,41 @@ class _Connection:
             self.close()
             return False
         return True
+
+    def _wait_for(self, resolver: Any, timeout_s: float, identity: dict[str, str] | None = None) -> list[Any]:
+        """Return the first streams that a search finds, that may be used, and that are the one; none after a time."""
+        deadline = time.monotonic() + timeout_s
+        while not (found := self._known(resolver.results(), identity)) and time.monotonic() < deadline:
+            time.sleep(_POLL_S)
+        return found
+
+    def _known(self, found: list[Any], identity: dict[str, str] | None = None) -> list[Any]:
+        """Return those streams that may be used, and that are the one where one is looked for."""
+        allowed = [info for info in found if self._is_allowed(info)]
+        if identity is None:
+            return allowed
+        is_it = (identity["hostname"], identity["source_id"])
+        return [info for info in allowed if (info.hostname(), info.source_id()) == is_it]
+
+    def _is_allowed(self, info: Any) -> bool:
+        if self._allows is None or self._allows(info.hostname(), info.source_id()):
+            return True
+        stranger = (info.hostname(), info.source_id())
+        if stranger not in self._strangers:  # a search finds it again and again
+            self._strangers.add(stranger)
+            self.refused += 1
+        if stranger not in self._strangers_told and len(self._strangers_told) < _MOST_STRANGERS_TOLD:
+            self._strangers_told.add(stranger)
+            log.warning("%s: refused one of host %r with source_id %r: not in security.lsl_sources", self, *stranger)
+        return False
+
+    def _check_allowed(self, described: Any) -> None:
+        """Refuse a stream that answered the search with other words than its description has."""
+        if not self._is_allowed(described):
+            raise AdapterError(
+                f"{self} is of host {described.hostname()!r} with source_id {described.source_id()!r}, which "
+                "security.lsl_sources does not allow; add hostname/source_id there if it is the right one"
+            )
 
     def correction(self) -> tuple[float, float]:
         """Return offset and uncertainty to our clock, in seconds; NaN where they are not known now."""
@@ -236,6 +296,8 @@ class LslSource:
     ----------
     config : LslConfig
         Which stream, and what to expect of it.
+    allows : callable, optional
+        Gets host and source_id, and says whether that stream may be used. By default any may.
 
     Notes
     -----
@@ -244,9 +306,9 @@ class LslSource:
     under a pull ends the process.
     """
 
-    def __init__(self, config: LslConfig) -> None:
+    def __init__(self, config: LslConfig, allows: Allows | None = None) -> None:
         self._config = config
-        self._connection = _Connection(config, config.max_buflen_s)
+        self._connection = _Connection(config, config.max_buflen_s, allows)
         self._info: StreamInfo | None = None
         self._layout: tuple[Any, ...] = ()
         self._scale: NDArray[np.float32] = np.ones(0, np.float32)
@@ -271,8 +333,8 @@ class LslSource:
 
     @property
     def quirks(self) -> dict[str, int]:
-        """Counted: `lost`, `reconnects`, `refused_reconnects`, `clock_resets`."""
-        return dict(self._quirks)
+        """Counted: `lost`, `reconnects`, `refused_reconnects`, `clock_resets`, `lsl_refused`."""
+        return _with_refused(self._quirks, self._connection)
 
     @property
     def handle(self) -> int:
@@ -297,7 +359,7 @@ class LslSource:
         AdapterTimeoutError
             If no such stream was seen, or it does not answer.
         AdapterError
-            If several match, or the stream is not what the configuration says.
+            If several match, or the stream is not what the configuration says, or none that is allowed.
         """
         if self._connection.is_open:
             return
@@ -411,6 +473,8 @@ class LslMarkers:
     ----------
     config : MarkerConfig
         Which stream.
+    allows : callable, optional
+        As of `LslSource`.
 
     Notes
     -----
@@ -419,8 +483,8 @@ class LslMarkers:
     number of the first channel as value.
     """
 
-    def __init__(self, config: MarkerConfig) -> None:
-        self._connection = _Connection(config, _MARKER_BUFFER_S)
+    def __init__(self, config: MarkerConfig, allows: Allows | None = None) -> None:
+        self._connection = _Connection(config, _MARKER_BUFFER_S, allows)
         self._info: StreamInfo | None = None
         self._is_text = True
         self._quirks: dict[str, int] = {}
@@ -439,8 +503,8 @@ class LslMarkers:
 
     @property
     def quirks(self) -> dict[str, int]:
-        """Counted: `lost`, `reconnects`."""
-        return dict(self._quirks)
+        """Counted: `lost`, `reconnects`, `lsl_refused`."""
+        return _with_refused(self._quirks, self._connection)
 
     def open(self) -> None:
         """Find the stream, check it, learn its clock and subscribe.
@@ -508,6 +572,10 @@ class LslMarkers:
         self._is_text, self._info = is_text, _brief_info(described)
 
 
+def _with_refused(quirks: dict[str, int], connection: _Connection) -> dict[str, int]:
+    return {**quirks, **({"lsl_refused": connection.refused} if connection.refused else {})}
+
+
 def marker_row(marker: Marker) -> list[str]:
     """Return a marker as the row of a stream of two strings, which `LslMarkers` reads back as it was."""
     return [marker.name, "" if marker.value is None else json.dumps(marker.value)]
@@ -533,14 +601,6 @@ def _is_portable(value: Any) -> bool:
         case str():
             return not any("\ud800" <= character <= "\udfff" for character in value)  # half a pair: not UTF-8
     return False
-
-
-def _wait_for(resolver: Any, timeout_s: float) -> list[Any]:
-    """Return the first streams that a search finds; none after the timeout."""
-    deadline = time.monotonic() + timeout_s
-    while not (found := resolver.results()) and time.monotonic() < deadline:
-        time.sleep(_POLL_S)
-    return list(found)
 
 
 def _predicate(wanted: dict[str, str]) -> str:

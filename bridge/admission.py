@@ -10,7 +10,7 @@ import logging
 import secrets
 import threading
 
-from neuromod.bridge.commands import CommandError
+from neuromod.bridge.commands import COMMANDS, CommandError
 from neuromod.bridge.limits import Bucket, SparingLog
 from neuromod.bridge.roles import COMMAND_ROLES, Role, Sender, names_of
 from neuromod.bridge.security_config import SecurityConfig
@@ -61,33 +61,32 @@ class Admission:
         CommandError
             With reason `role`, `rate`, `session` or `replayed`.
         """
+        cmd = cmd if cmd in COMMANDS else ascii(cmd[:32])  # it goes into the log
         try:
             self._check(sender, cmd, session, seq)
         except CommandError as error:
             self._log.say(logging.WARNING, f"refused: {sender.name}: {error}", sender.name, cmd, error.reason)
             raise
 
-    def check_stimulate(self, session: str | None, seq: int | None) -> None:
-        """Refuse, by raising, a `stimulate` that came before; whose it is, its session tells.
+    def check_stimulate(self, sender: Sender, session: str | None, seq: int | None) -> None:
+        """Refuse, by raising, a `stimulate` that came before.
 
         Raises
         ------
         CommandError
             With reason `session` or `replayed`.
         """
-        if session is None or seq is None:
-            if self._requests_per_s is not None:
-                raise CommandError("session", "stimulate needs session and seq in this session, which has keys")
-            return
-        with self._lock:
-            owner = next((name for name, mine in self._sessions.items() if session in mine), None)
-            self._advance(owner, "stimulate", session, seq)
+        try:
+            self._check_order(sender, "stimulate", session, seq)
+        except CommandError as error:
+            self._log.say(logging.WARNING, f"refused: {sender.name}: {error}", sender.name, "stimulate", error.reason)
+            raise
 
     def _check(self, sender: Sender, cmd: str, session: str | None, seq: int | None) -> None:
         needed = COMMAND_ROLES.get(cmd, Role.CONTROL)
         if not sender.may(needed):
             has = ", ".join(names_of(sender.roles)) or "none that is still valid"
-            raise CommandError("role", f"{cmd[:32]} needs the role {' or '.join(names_of(needed))}; this key has {has}")
+            raise CommandError("role", f"{cmd} needs the role {' or '.join(names_of(needed))}; this key has {has}")
         if self._requests_per_s is not None and cmd not in UNLIMITED:
             burst = _BURST_S * self._requests_per_s
             bucket = self._buckets.setdefault(sender.name, Bucket(self._requests_per_s, burst))
@@ -95,20 +94,22 @@ class Admission:
                 raise CommandError(
                     "rate", f"more than {self._requests_per_s:g} requests a second from this key; slower"
                 )
-        if session is not None and seq is not None:
-            with self._lock:
-                self._advance(sender.name, cmd, session, seq)
-        elif self._requests_per_s is not None and cmd not in UNORDERED:
-            raise CommandError("session", f"{cmd[:32]} needs session and seq: ask for a session with hello")
+        if cmd not in UNORDERED or session is not None:
+            self._check_order(sender, cmd, session, seq)
 
-    def _advance(self, owner: str | None, cmd: str, session: str, seq: int) -> None:
-        mine = self._sessions.get(owner or "", collections.OrderedDict())
-        if session not in mine:
-            raise CommandError("session", f"{cmd[:32]}: this session is not known; ask for one with hello")
-        if seq <= mine[session]:
-            raise CommandError("replayed", f"{cmd[:32]}: seq {seq} is not above {mine[session]}, which came before")
-        mine[session] = seq
-        mine.move_to_end(session)
+    def _check_order(self, sender: Sender, cmd: str, session: str | None, seq: int | None) -> None:
+        if session is None or seq is None:
+            if self._requests_per_s is not None:
+                raise CommandError("session", f"{cmd} needs session and seq: ask for a session with hello")
+            return
+        with self._lock:
+            mine = self._sessions.get(sender.name, collections.OrderedDict())
+            if session not in mine:
+                raise CommandError("session", f"{cmd}: this session is not known; ask for one with hello")
+            if seq <= mine[session]:
+                raise CommandError("replayed", f"{cmd}: seq {seq} is not above {mine[session]}, which came before")
+            mine[session] = seq
+            mine.move_to_end(session)
 
 
 def admission_of(config: SecurityConfig | None) -> Admission:

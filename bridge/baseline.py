@@ -8,9 +8,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress
 
-from neuromod.adapters.base import create_source
 from neuromod.bridge.assembly import block_length_ms
 from neuromod.bridge.config import SessionConfig
+from neuromod.bridge.lsl_list import source_of
 from neuromod.bridge.pipeline import clean, make_pipeline
 from neuromod.engine.errors import AdapterTimeoutError, ConfigError
 from neuromod.sorting.measure import BaselineEstimator
@@ -40,7 +40,7 @@ def measure(config: SessionConfig, seconds: float, folder: Path) -> int:
     """
     if config.source_content == "stimuli":
         raise ConfigError("source 'zmq' brings stimuli as they are: a baseline needs a signal or features")
-    source = create_source(config.source)
+    source = source_of(config)
     source.open()
     try:
         info = source.info

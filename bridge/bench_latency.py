@@ -108,12 +108,12 @@ def percentiles(latencies_us: NDArray[np.float64]) -> dict[str, float]:
 
 
 class Worker:
-    """A process that does jobs for the bench."""
+    """A process that does jobs for the bench, of a module that has a worker of this role."""
 
-    def __init__(self, role: str, environment: dict[str, str]) -> None:
+    def __init__(self, role: str, environment: dict[str, str], module: str = "neuromod.bridge.bench_workers") -> None:
         self.role = role
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "neuromod.bridge.bench_workers", role],
+            [sys.executable, "-m", module, role],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -163,9 +163,7 @@ class Workers:
 
     def __init__(self, systems: list[str]) -> None:
         self.folder = tempfile.TemporaryDirectory(prefix="neuromod-bench-")
-        config = Path(self.folder.name) / "lsl_api.cfg"
-        config.write_text(_LSL_API_CFG.format(session=uuid.uuid4().hex), encoding="utf-8")
-        environment = dict(os.environ) | {"LSLAPICFG": str(config)}
+        environment = private_session(Path(self.folder.name))
         roles = ["send", "subscribe", "poll", *dict.fromkeys(_role(system) for system in systems)]
         self._workers = {role: Worker(role, environment) for role in roles}
 
@@ -191,7 +189,7 @@ class Workers:
     def run(self, system: str, stream: Stream, seconds: float) -> Run:
         """Let one system work for so many seconds."""
         stamps_file, messages_file = (str(Path(self.folder.name) / name) for name in ("stamps.npy", "messages.npz"))
-        output, control, ingest = _free_addresses(3)
+        output, control, ingest = free_addresses(3)
         job: dict[str, Any] = {
             "n_channels": stream.n_channels,
             "rate": stream.rate,
@@ -237,6 +235,13 @@ class Workers:
             notes["memory"] = bench_recording.memory(told["memory_mb"], told["memory_every_s"])
         with np.load(messages_file) as messages:
             return judge(stamps, messages["t_sample"], messages["arrival"], stream.period_s, notes)
+
+
+def private_session(folder: Path) -> dict[str, str]:
+    """Return an environment with an LSL session of its own on this machine; its configuration goes into `folder`."""
+    config = folder / "lsl_api.cfg"
+    config.write_text(_LSL_API_CFG.format(session=uuid.uuid4().hex), encoding="utf-8")
+    return dict(os.environ) | {"LSLAPICFG": str(config)}
 
 
 def judge(
@@ -392,7 +397,8 @@ def _role(system: str) -> str:
     return "daemon" if system in _DAEMONS else system
 
 
-def _free_addresses(n: int) -> list[str]:
+def free_addresses(n: int) -> list[str]:
+    """Return addresses of this host whose ports nobody has at the moment."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(n)]
         for one in sockets:

@@ -34,6 +34,8 @@ _ARMED_S = 600.0
 _MEMORY_EVERY_S = 0.25
 _BIN_MS = 1.0  # a step of the decoder in every tick: the dearest there is
 
+_MEASURING = ("send", "subscribe", "source", "sink")
+
 # front end and encoder are warm before anything is counted: a gate that waits for them lets nothing pass
 _CLOSED_LOOP = """
 [encoder]
@@ -181,18 +183,23 @@ def subscribe(desk: Desk, job: Job) -> None:
     socket.close(0)
     context.term()
     read = [_read(payload) for payload in payloads]
-    live = [i for i, (_, flags) in enumerate(read) if not flags & wire.Flag.FILLER]
+    live = [i for i, (_, flags, _) in enumerate(read) if not flags & wire.Flag.FILLER]
     inhibited = sum(bool(read[i][1] & wire.Flag.INHIBITED) for i in live)
-    np.savez(job["result"], t_sample=[read[i][0] for i in live], arrival=[arrivals[i] for i in live])
+    np.savez(
+        job["result"],
+        t_sample=[read[i][0] for i in live],
+        tick=[read[i][2] for i in live],
+        arrival=[arrivals[i] for i in live],
+    )
     desk.say("done", messages=len(live), fillers=len(read) - len(live), inhibited=inhibited)
 
 
-def _read(payload: bytes) -> tuple[float, int]:
-    """Return the time of the sample and the flags of any message that has them."""
+def _read(payload: bytes) -> tuple[float, int, int]:
+    """Return the time of the sample, the flags and the tick of any message; no flags and -1 where it has none."""
     import msgpack
 
     body: dict[str, Any] = msgpack.unpackb(payload)
-    return body["t_sample"], body.get("flags", 0)
+    return body["t_sample"], body.get("flags", 0), body.get("tick", -1)
 
 
 def bare(desk: Desk, job: Job) -> None:
@@ -234,25 +241,30 @@ def session(job: Job) -> SessionConfig:
     """Return the session that the daemon runs: features of 1 ms, or raw signal through the whole front end.
 
     With ``job["closed_loop"]`` a decoder and stimulation come on top, with ``job["record"]`` a record of everything in
-    that folder.
+    that folder. ``job["block_ms"]`` is the length of a block of raw signal, where samples are to be counted.
     """
     content = '"signal"' if job["chunk"] > 1 else '"features"'
     text = f"source = {{kind = 'lsl', source_id = '{job['source_id']}', content = {content}}}\n"
     text += f"[sockets]\noutput = '{job['output']}'\ncontrol = '{job['control']}'\ningest = '{job['ingest']}'\n"
     if job["record"]:
         text += f"[record]\nraw = true\nfolder = {json.dumps(job['record'])}\n"
+    if "block_ms" in job:
+        # where the sender was held up, nothing is filled in: so that counts of samples are counts of what was pushed
+        text += f"[timing]\nblock_ms = {job['block_ms']}\njitter_ms = 1000.0\n"
     if job["closed_loop"]:
-        text += _closed_loop() + ("[front_end]\nwarmup_s = 0.1\n" if job["chunk"] > 1 else "")
+        text += _closed_loop(min(_BIN_MS, job.get("block_ms", _BIN_MS))) + (
+            "[front_end]\nwarmup_s = 0.1\n" if job["chunk"] > 1 else ""
+        )
     return parse(text)
 
 
-def _closed_loop() -> str:
+def _closed_loop(bin_ms: float) -> str:
     """Return a Kalman filter of two outputs over all sensory channels, and programs that spikes and outputs trigger."""
     angles = np.linspace(0.0, 2.0 * np.pi, N_SENSORY, endpoint=False)
     observation = np.zeros((N_SENSORY, 4))
     observation[:, 2], observation[:, 3] = 0.05 * np.cos(angles), 0.05 * np.sin(angles)
     return _CLOSED_LOOP.format(
-        bin_ms=_BIN_MS,
+        bin_ms=bin_ms,
         count_mean=[0.02] * N_SENSORY,
         transition_noise=(0.01 * np.eye(4)).tolist(),
         observation=observation.tolist(),
@@ -408,7 +420,8 @@ def ezmsg(desk: Desk, job: Job) -> None:
     desk.say("done")
 
 
-def _warm_daemon() -> None:
+def warm_daemon() -> None:
+    """Compile what a daemon needs before its first session."""
     from neuromod.bridge import service  # noqa: F401
     from neuromod.bridge.warm import warm_loop
 
@@ -427,29 +440,28 @@ ROLES: dict[str, Callable[[Desk, Job], None]] = {
     "poll": poll,
     "ezmsg": ezmsg,
 }
-_WARM: dict[str, Callable[[], None]] = {"daemon": _warm_daemon, "ezmsg": _warm_ezmsg}
+_WARM: dict[str, Callable[[], None]] = {"daemon": warm_daemon, "ezmsg": _warm_ezmsg}
 
 
-def main(arguments: list[str]) -> None:
-    """Do the jobs of a role."""
-    role = arguments[0]
+def main(role: str, do: Callable[[Desk, Job], None], warm: Callable[[], None] = lambda: None) -> None:
+    """Do the jobs of a role: `warm` once, and `do` for each of them."""
     # the same timer slack for every system and for those who measure; before any library starts its threads
     realtime.prepare_process(RuntimeConfig())
-    _WARM.get(role, lambda: None)()
+    warm()
     desk = Desk()
     desk.say("here")
     while True:
         job = desk.next_job()
         # a collection of the whole heap in the sender or the subscriber would be measured as latency of the system
         gc.collect()
-        if role in ("send", "subscribe"):
+        if role in _MEASURING:
             gc.disable()
         try:
-            ROLES[role](desk, job)
+            do(desk, job)
         except Exception as error:
             desk.say("failed", error=f"{type(error).__name__}: {error}")
         gc.enable()
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main(sys.argv[1], ROLES[sys.argv[1]], _WARM.get(sys.argv[1], lambda: None))

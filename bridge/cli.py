@@ -20,6 +20,7 @@ from neuromod.bridge import (
     cli_actuate,
     cli_adapter,
     cli_calibrate,
+    cli_certify,
     cli_client,
     cli_export,
     cli_fpga,
@@ -539,6 +540,7 @@ app.command(rich_help_panel=RUN)(cli_actuate.actuate)
 app.add_typer(cli_adapter.app, name="adapter", rich_help_panel=RUN)
 app.add_typer(cli_session.app, name="session", rich_help_panel=RUN)
 cli_calibrate.add_commands(app, RUN)
+cli_certify.add_commands(app, SETUP)
 cli_sort.add_commands(app, RUN)
 cli_export.add_commands(app, RUN)
 cli_fpga.add_commands(app, RUN)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from neuromod.bridge.cli_client import Config, Json
+from neuromod.bridge.cli_client import Config, Json, Key
 from neuromod.bridge.cli_operator import Control, Ingest, Output, _addresses
 from neuromod.engine.errors import NeuromodError
 
@@ -51,6 +51,7 @@ def monitor(
     ingest: Ingest = None,
     output: Output = None,
     control: Control = None,
+    key: Key = None,
     seconds: Annotated[float | None, typer.Option(min=0.1, help="End after so many seconds.")] = None,
     json: Json = False,
     snapshot: Annotated[bool, typer.Option("--snapshot", help="Print one picture as text, and end.")] = False,
@@ -70,7 +71,8 @@ def monitor(
     SPACE or s stops stimulation at once; n adds a note to the record of the session; ? explains the screen. It waits
     for a daemon that is not there yet, and finds one again that was started anew. It cannot arm: see 'neuromod arm'.
     """
-    addresses = _addresses(config, ingest=ingest, output=output, control=control)
+    addresses: dict[str, Any] = _addresses(config, ingest=ingest, output=output, control=control)
+    addresses["client_key"] = key
     if json:
         raise typer.Exit(_print_summaries(addresses, seconds))
     from neuromod.bridge.monitor_draw import GLYPHS
@@ -96,7 +98,7 @@ def _print_summaries(addresses: dict[str, Any], seconds: float | None) -> int:
 
     model, begun = Model(), time.monotonic()
     until = None if seconds is None else begun + seconds
-    with Ear(addresses["output"]) as ear:
+    with Ear(addresses["output"], addresses["client_key"]) as ear:
         due = begun + 1.0
         while until is None or due <= until + 0.5:
             while (now := time.monotonic()) < due:
@@ -119,12 +121,13 @@ def _print_picture(addresses: dict[str, Any], seconds: float, page: str, glyphs:
     from neuromod.bridge.monitor_view import glyphs_here
 
     model, until = Model(), time.monotonic() + seconds
-    with Ear(addresses["output"]) as ear:
+    with Ear(addresses["output"], addresses["client_key"]) as ear:
         while (now := time.monotonic()) < until:
             ear.listen(model, now)
             time.sleep(0.05)
     width, height = shutil.get_terminal_size(_SNAPSHOT_SIZE)
-    screen = Screen(page=page, addresses=tuple(addresses.items()), can_steer=False)
+    shown = tuple((name, str(addresses[name])) for name in ("ingest", "output", "control"))
+    screen = Screen(page=page, addresses=shown, can_steer=False)
     canvas = draw(model, time.monotonic(), width, height, screen, glyphs or glyphs_here())
     typer.echo("\n".join(canvas.lines()).rstrip())
     return _heard(model)

@@ -257,7 +257,9 @@ class Client:
             An iterator of `SpikesMessage`, `StimuliMessage`, `UnitMessage`, `Command`, `Stimulation`, `StateMessage`,
             `ArrayMessage`, `HealthMessage` and `EventMessage`.
         """
-        subscription = Subscription(self._context, self.output, topics, timeout_s=timeout_s, stop=stop, buffer=buffer)
+        subscription = Subscription(
+            self._context, self.output, topics, timeout_s=timeout_s, stop=stop, buffer=buffer, key=self._key
+        )
         self._subscriptions.append(subscription)
         return subscription
 
@@ -412,7 +414,7 @@ class Client:
 
 
 def _or_refused(key: object) -> str:
-    return " Or the daemon refuses this key: its log says" if key else ""
+    return "; or the daemon refuses this key: its log says" if key else ""
 
 
 def _connect(socket: "zmq.Socket[bytes]", address: str, key: ClientKey | None) -> None:

@@ -29,6 +29,7 @@ from neuromod.bridge.histograms import Histograms
 from neuromod.bridge.pipeline import COUNTERS, DELAY, PAUSED, TICK, UNIT
 from neuromod.bridge.recorder import Recorder
 from neuromod.bridge.ring import append, available, drain, refused
+from neuromod.bridge.roles import EVERY_ROLE, INGEST_ROLES, Sender, names_of
 from neuromod.bridge.wire import EventMessage
 from neuromod.engine.errors import ProtocolError
 from neuromod.engine.layout import N_CHANNELS
@@ -70,6 +71,8 @@ class Collector:
         Whether stamps are on our clock. Those of a recording that plays as fast as it can are not: it has no latency.
     recorder : Recorder, optional
         Keeps everything.
+    on_behind : callable, optional
+        Gets the sentence that says why the loop has ended, where it fell behind its source and is to stop then.
     door : Doorkeeper, optional
         Tells of connections.
     admission : Admission, optional
@@ -91,6 +94,7 @@ class Collector:
         on_units: Callable[[NDArray[Any]], None] | None = None,
         is_timed: bool = True,
         recorder: Recorder | None = None,
+        on_behind: Callable[[str], None] | None = None,
         door: Doorkeeper | None = None,
         admission: Admission | None = None,
     ) -> None:
@@ -109,6 +113,8 @@ class Collector:
         self.is_timed = is_timed
         self.histograms = Histograms()
         self.recorder = recorder
+        self._on_behind = on_behind
+        self._last_role_refusal = ""
         self._array = ArrayWatch(assembly, loop, rings.raw, recorder)
         stimulation = assembly.stimulation_config
         self.peers = stimulation.peers if stimulation is not None else ()
@@ -224,9 +230,10 @@ class Collector:
             if len(units):
                 self.recorder.add("units", units)
         for frame in drain(self.rings.odd, rt.INGEST_FRAME):
-            middle = int(frame["topic"])
+            middle, end = int(frame["topic"]), int(frame["topic"] + frame["payload"])
             data = frame["data"].tobytes()
-            self.judge(data[:middle], data[middle : middle + int(frame["payload"])])
+            user_id = data[end : end + int(frame["sender"])]
+            self.judge(data[:middle], data[middle:end], user_id.decode(errors="replace"))
         now = self._clock()
         self._place_markers(reached, now)
         self._publish_events(now)
@@ -252,6 +259,8 @@ class Collector:
     def _take_echoes(self, echoes: NDArray[Any]) -> None:
         if self.recorder is not None:
             self.recorder.add("inputs", echoes)
+        for echo in echoes[echoes["kind"] == rt.BEHIND]:
+            self._tell_behind(echo)
         for echo in echoes[(echoes["id"] != 0) | (echoes["t_sent"] != 0.0)]:
             if echo["t_sent"] != 0.0 and echo["kind"] != rt.STIMULI:  # a tick tells of its stimuli itself
                 self._effects.append((int(echo["tick"]), float(echo["t_sent"])))
@@ -259,6 +268,20 @@ class Collector:
             if (waiting := self._waiting.get(int(echo["id"]))) is not None:
                 waiting[1][0] = echo
                 waiting[0].set()
+
+    def _tell_behind(self, echo: Any) -> None:
+        """Say that the loop fell behind its source, and what it did about it."""
+        dropped, t = int(echo["values"][0]), float(echo["now_ns"]) * 1e-9
+        frequency_hz = self.assembly.info.sampling_frequency
+        sentence = (
+            f"the loop fell behind its source: samples were {echo['values'][1] * 1e3:.0f} ms old with more waiting; "
+            f"{dropped} samples ({dropped / frequency_hz * 1e3:.0f} ms) were dropped"
+        )
+        self.events.add_event("source.behind", t, sentence, "daemon", self._clock())
+        if echo["word"] and self._on_behind is not None:
+            self._on_behind(f'{sentence}, and the session ends, as timing.behind = "stop" asks')
+        else:
+            log.error("%s", sentence)
 
     def finish(self) -> None:
         """Give the events that still wait for their tick the last one there was: nothing is lost."""
@@ -293,8 +316,20 @@ class Collector:
         name, value = (ascii(part)[1:-1][:_LONGEST_TEXT] for part in (event.name, str(event.value)))
         return wire.pack_event(EventMessage(name, event.t, event.tick, event.source, value))
 
-    def judge(self, topic: bytes, payload: bytes) -> None:
-        """Read an ingest message that the loop did not take by itself; count what is wrong with it."""
+    def judge(self, topic: bytes, payload: bytes, user_id: str | None = None) -> None:
+        """Read an ingest message that the loop did not take by itself; count what is wrong with it.
+
+        Parameters
+        ----------
+        topic, payload : bytes
+            The message.
+        user_id : str, optional
+            That of its sender, as the authentication gave it; none, or an empty one, holds every role.
+        """
+        sender = Sender.of(user_id)
+        if not sender.may(needed := INGEST_ROLES.get(topic, EVERY_ROLE)):
+            self._refuse_role(topic, sender, names_of(needed))
+            return
         try:
             message = wire.unpack_ingest(topic, payload)
         except wire.MessageError as error:
@@ -322,7 +357,7 @@ class Collector:
             case wire.HeartbeatInput():
                 taken = self.submit(rt.HEARTBEAT, word=message.token)
             case wire.StimulateInput():
-                taken = self._submit_program(message)
+                taken = self._submit_program(message, sender)
             case wire.BoardInput() if self.assembly.pipeline.words[DELAY] == 0:
                 self.refuse(wire.Reason.TOPIC, "no board is the network of this session: it has no [offload]")
                 taken = True  # it is counted already
@@ -339,10 +374,10 @@ class Collector:
         if not taken:
             self.refuse("overflow", "too many inputs wait for the loop")
 
-    def _submit_program(self, message: wire.StimulateInput) -> bool:
+    def _submit_program(self, message: wire.StimulateInput, sender: Sender) -> bool:
         name = message.program
         try:
-            self._admission.check_stimulate(message.session, message.seq)
+            self._admission.check_stimulate(sender, message.session, message.seq)
         except CommandError as error:
             self.refuse(error.reason, str(error))
             return True  # it is counted already
@@ -351,6 +386,11 @@ class Collector:
             self.refuse(wire.Reason.RANGE, f"{name!r} is no program of this session; it has {known}")
             return True  # it is counted already
         return self.submit(rt.STIMULATE, word=self.programs.index(name))
+
+    def _refuse_role(self, topic: bytes, sender: Sender, needed: list[str]) -> None:
+        sentence = f"{sender.name[:64]!r} sent {topic.decode()!r}, which needs the role {' or '.join(needed)}"
+        self._last_role_refusal = sentence
+        self.refuse("role", sentence)
 
     def refuse(self, reason: str, sentence: str) -> None:
         """Count a refused message; the log gets one line a second at the most."""
@@ -483,6 +523,7 @@ class Collector:
             "latency_us": _percentiles(self._latencies),
             "ingest_latency_us": _percentiles(self._ingest_latencies),
             "source": self._describe_source(),
+            "sample_age_ms": self._sample_age_ms(now),
             "warming_up": not (self.assembly.front_end.is_ready and self.assembly.encoder.is_ready),
             "excluded_channels": self.assembly.front_end.excluded,
             "blanked": self.assembly.front_end.blanked._asdict(),
@@ -494,6 +535,12 @@ class Collector:
             "recording": self.recorder.status() if self.recorder is not None else {"state": "off"},
             "security": self._door.status() if self._door is not None else {},
         }
+
+    def _sample_age_ms(self, now: float) -> float | None:
+        """Return the age of the newest sample that the loop has taken; None before the first, or where it has none."""
+        newest = float(self.loop.block[0]["numbers"][rt.NEWEST])
+        age_ms = (now - newest) * 1e3
+        return age_ms if self.is_timed and newest != 0.0 and math.isfinite(age_ms) else None
 
     def _describe_board(self) -> dict[str, int]:
         """Say how the board answers that is the network; nothing where none is."""
@@ -548,6 +595,9 @@ class Collector:
         total = sum(errors.values())
         if total > said:
             log.warning("refused %d messages in %.1f s; so far: %s", total - said, now - said_at, errors)
+            if self._last_role_refusal:
+                log.warning("refused for want of a role; the last: %s", self._last_role_refusal)
+                self._last_role_refusal = ""
         self._said_refusals = (now, total)
         for name, count in self.counters().items():
             if name.endswith("overflow") and count > self._overflowing.get(name, 0):

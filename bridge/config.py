@@ -161,6 +161,12 @@ class TimingConfig(_Section, frozen=True, extra="forbid"):
         A source silent for longer has stalled; never taken as less than three blocks, see `stall_bound_ms`.
     late_ms : float
         A tick that ends later than this after its newest sample counts as late.
+    behind : {"newest", "stop"}
+        LSL: what is done where the loop falls behind. newest: drop what waits and go on with the newest; stop: end the
+        session. Recordings and messages of stimuli wait for their turn, and are never dropped.
+    behind_ms : float
+        Fallen behind is a loop whose samples are older than this, with as much waiting behind them; never taken as less
+        than late_ms or a stall, see `behind_bound_ms`.
     jitter_ms : float
         A stamp may stand this far from its place on the grid before it counts as a gap or a step; shorter losses go
         unseen. Set it low (1 or 2) for sources that stamp each sample exactly, higher for those that stamp by push and
@@ -176,6 +182,8 @@ class TimingConfig(_Section, frozen=True, extra="forbid"):
     block_ms: Annotated[float, Field(gt=0.0, le=100.0)] = 1.0
     stall_ms: Annotated[float, Field(ge=5.0, le=60_000.0)] = 50.0
     late_ms: Annotated[float, Field(gt=0.0, le=60_000.0)] = 10.0
+    behind: Literal["newest", "stop"] = "newest"
+    behind_ms: Annotated[float, Field(gt=0.0, le=60_000.0)] = 100.0
     jitter_ms: Annotated[float, Field(gt=0.0, le=1000.0)] = 50.0
     device_delay_ms: Annotated[float, Field(ge=0.0, le=1000.0)] = 0.0
     fill: Literal["hold", "zero"] = "hold"
@@ -184,6 +192,10 @@ class TimingConfig(_Section, frozen=True, extra="forbid"):
     def stall_bound_ms(self, block_ms: float) -> float:
         """Silence after which a source of such blocks has stalled: a block that is merely due is no stall."""
         return max(self.stall_ms, 3.0 * block_ms)
+
+    def behind_bound_ms(self, block_ms: float) -> float:
+        """Age and backlog that mean to have fallen behind: what a source may send at once without a stall is none."""
+        return max(self.behind_ms, self.late_ms, self.stall_bound_ms(block_ms))
 
 
 class RuntimeConfig(_Section, frozen=True, extra="forbid"):

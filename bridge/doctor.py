@@ -250,7 +250,10 @@ def check_timer() -> Finding:
     p50, p99, worst_us = (lateness[int(q * (len(lateness) - 1))] for q in (0.5, 0.99, 1.0))
     found = f"wakes {p50:.0f} us late at p50, {p99:.0f} at p99, {worst_us:.0f} at most"
     if p99 > LATE_P99_US:
-        mend = "stop other work on this host, pin the loop (runtime.cpus), or set runtime.realtime_priority"
+        mend = (
+            "stop other work on this host, see 'deploy/tuning/neuromod-tune status', pin the loop (runtime.cpus), "
+            "or set runtime.realtime_priority"
+        )
         return Finding("timer", "warn", found, mend)
     return Finding("timer", "ok", found)
 
@@ -288,7 +291,7 @@ def check_governor() -> Finding | None:
     found = ", ".join(sorted(governors))
     if governors <= {"performance"}:
         return Finding("governor", "ok", found)
-    return Finding("governor", "warn", found, "sudo cpupower frequency-set -g performance")
+    return Finding("governor", "warn", found, "sudo deploy/tuning/neuromod-tune apply")
 
 
 def check_realtime() -> Finding | None:
@@ -311,7 +314,7 @@ def check_realtime() -> Finding | None:
     if not refused:
         return Finding("real time", "ok", f"SCHED_FIFO permitted (RLIMIT_RTPRIO {limit})")
     mend = (
-        "add '@realtime - rtprio 80' to /etc/security/limits.d/neuromod.conf, join the group and log in again; "
+        "sudo deploy/tuning/neuromod-tune apply, join the group 'realtime' and log in again; "
         "without it keep runtime.realtime_priority = 0"
     )
     return Finding("real time", "warn", f"SCHED_FIFO refused (RLIMIT_RTPRIO {limit})", mend)
@@ -325,7 +328,7 @@ def check_locked_memory() -> Finding | None:
     if limit == resource.RLIM_INFINITY or (hasattr(os, "geteuid") and os.geteuid() == 0):
         return Finding("locked memory", "ok", "unlimited")
     mend = (
-        "add '@realtime - memlock unlimited' to /etc/security/limits.d/neuromod.conf and log in again; "
+        "sudo deploy/tuning/neuromod-tune apply, join the group 'realtime' and log in again; "
         "without it keep runtime.lock_memory = false"
     )
     return Finding("locked memory", "warn", f"at most {limit / 2**20:.0f} MB", mend)

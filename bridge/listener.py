@@ -9,6 +9,7 @@ import zmq
 from numpy.typing import NDArray
 
 from neuromod.bridge import wire
+from neuromod.bridge.keys import ClientKey
 from neuromod.bridge.native import (
     LSL_LOCAL_CLOCK,
     ZMQ_RECV,
@@ -73,10 +74,11 @@ class Listener:
     ----------
     address : str
         Of the daemon's output socket.
-
+    key : ClientKey, optional
+        For a daemon that asks for keys.
     """
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, key: ClientKey | None = None) -> None:
         self._ring = make_ring(_ARRIVED, 1 << 16)
         self._stop = np.zeros(1, np.int64)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -85,6 +87,8 @@ class Listener:
         self._socket.rcvtimeo = _TIMEOUT_MS
         self._socket.reconnect_ivl = 10
         self._socket.subscribe(wire.TOPIC_SPIKES)
+        if key is not None:
+            key.apply(self._socket)
         self._socket.connect(address)
         self._thread = threading.Thread(target=self._run, name="neuromod-listener", daemon=True)
 

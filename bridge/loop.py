@@ -41,8 +41,18 @@ from neuromod.bridge.gate import (
     STOPPED,
     watch,
 )
-from neuromod.bridge.loop_inputs import STIMULI_READ, read_ingest, receive, report_fault, take_inputs
+from neuromod.bridge.loop_inputs import (
+    STIMULI_READ,
+    read_ingest,
+    receive,
+    report_behind,
+    report_fault,
+    take_inputs,
+)
 from neuromod.bridge.loop_state import (
+    BEHIND_POLICIES,
+    BEHIND_S,
+    C_DROPPED,
     C_FILLERS,
     C_INPUTS,
     C_LATE,
@@ -62,9 +72,11 @@ from neuromod.bridge.loop_state import (
     LATE_S,
     LEASE_S,
     LOST,
+    NEWEST,
     NEXT_FILLER,
     NEXT_LEASE,
     OFFSET,
+    PERIOD_S,
     PULLED,
     RATE,
     RING_POLL_S,
@@ -78,6 +90,7 @@ from neuromod.bridge.loop_state import (
     STREAMING,
     TURNS,
     W_ARMED,
+    W_BEHIND,
     W_COMMAND_SEQ,
     W_COMMANDS,
     W_DISARMS,
@@ -103,13 +116,17 @@ from neuromod.bridge.loop_state import (
     Rings,
     clock,
     sleep,
+    sleep_until,
 )
 from neuromod.bridge.native import (
+    LSL_INLET_FLUSH,
     LSL_PULL_CHUNK_F,
+    LSL_SAMPLES_AVAILABLE,
     MEMMOVE,
     ZMQ_DONTWAIT,
     ZMQ_SEND,
     ZMQ_SNDMORE,
+    call_count,
     call_memmove,
     call_pull,
     call_send,
@@ -156,6 +173,10 @@ _NO_COMMAND_IN = CONDITION_WARMING | CONDITION_NONFINITE_STATE | CONDITION_STOPP
 _WAIT_S = 0.02  # longest wait for samples, so that commands and the stop flag are seen
 _FRAMES_PER_TURN = 8
 _LSL_TIMEOUT = -1
+_LONGEST_DRAIN_S = 0.2  # so that a stop is seen while a backlog is dropped
+_DRAIN_LOOKS_S = 0.02
+_MANY = 1 << 60
+_STOP_BEHIND = BEHIND_POLICIES.index("stop")
 
 
 @jit
@@ -194,6 +215,20 @@ def run(
             words[W_HALTS] = load_acquire(shared, HALTS)
             report_fault(loop, rings, pipeline, network, decoder, stimulation, load_acquire(shared, HALT_REASON))
         record, index = pipeline.words[RECORDS], pipeline.words[INDEX]
+        if n > 0:
+            age = _age(state, loop.stamps[n - 1], now)
+            numbers[NEWEST] = now - age
+            # what waits is asked for only where samples are old
+            if age > numbers[BEHIND_S] and is_behind(
+                age, _waiting(state, rings.samples), numbers[PERIOD_S], numbers[BEHIND_S]
+            ):
+                n += _drop_backlog(state, rings.samples, loop.stamps[n - 1])
+                state["counters"][C_DROPPED] += n
+                report_behind(loop, rings, pipeline, network, decoder, stimulation, n, age)
+                n = 0
+                numbers[LAST_DATA] = clock(state)  # it is not the source that was silent
+                if words[W_BEHIND] == _STOP_BEHIND:
+                    store_release(shared, STOP, 1)
         if n > 0:
             if words[W_KEEP_SAMPLES]:
                 add_samples(rings.raw, loop.samples, loop.stamps, n)
@@ -257,9 +292,78 @@ def _held(state: Any) -> int:
 def _conditions(state: Any, stamp: float, now: float) -> int:
     """Return what the loop knows against stimulation in the ticks of samples up to `stamp`."""
     numbers = state["numbers"]
-    age = now - (numbers[OFFSET] + numbers[RATE] * stamp)
+    age = _age(state, stamp, now)
     # a stamp that is no number, or is of the future, says nothing of its age: so it is late
     return _held(state) | (0 if -numbers[LATE_S] <= age <= numbers[LATE_S] else CONDITION_LATE)
+
+
+@jit
+def _age(state: Any, stamp: float, now: float) -> float:
+    """Return how long ago a sample was taken, by its stamp, in seconds."""
+    numbers = state["numbers"]
+    return now - (numbers[OFFSET] + numbers[RATE] * stamp)
+
+
+@jit
+def is_behind(age_s: float, waiting: int, period_s: float, behind_s: float) -> bool:
+    """Say whether the loop has fallen behind its source.
+
+    Old stamps alone are the source's own matter, and so is a chunk that it sends at once: behind is who has both old
+    samples and as long a backlog waiting.
+
+    Parameters
+    ----------
+    age_s : float
+        Of the newest sample that was taken, in seconds; NaN where its stamp says nothing.
+    waiting : int
+        Samples that wait behind it.
+    period_s : float
+        From sample to sample, in seconds.
+    behind_s : float
+        What counts as behind, in seconds; infinite for never.
+    """
+    return age_s > behind_s and waiting * period_s >= behind_s
+
+
+@jit
+def _waiting(state: Any, ring: SampleRing) -> int:
+    """Return how many samples wait to be taken."""
+    words, functions = state["words"], state["functions"]
+    if words[W_SOURCE] == SOURCE_RING:
+        n = available(ring.ends)
+        # the thread that feeds a ring keeps more behind it: a ring that is half full may be all that is ever seen
+        return n if 2 * n < ring.stamps.shape[0] else _MANY
+    if words[W_INLET] == 0:
+        return 0
+    waiting: Any = np.int64(call_count(functions[LSL_SAMPLES_AVAILABLE], (words[W_INLET],)))
+    return waiting
+
+
+@jit
+def _drop_backlog(state: Any, ring: SampleRing, stamp: float) -> int:
+    """Drop all that waits to be taken, after a sample of this stamp; return how many samples that were."""
+    words, numbers = state["words"], state["numbers"]
+    if words[W_SOURCE] != SOURCE_RING:
+        flushed: Any = np.int64(call_count(state["functions"][LSL_INLET_FLUSH], (words[W_INLET],)))
+        return flushed
+    dropped: Any = np.int64(0)
+    began = looked = clock(state)
+    newest = seen = stamp
+    while True:
+        n = available(ring.ends)
+        if n > 0:
+            newest = ring.stamps[peek(ring.ends, ring.stamps.shape[0], n - 1)]
+            release(ring.ends, n)
+            dropped += n
+        now = clock(state)
+        if now - began >= _LONGEST_DRAIN_S or (n == 0 and not _age(state, newest, now) > numbers[BEHIND_S]):
+            return dropped
+        if now - looked >= _DRAIN_LOOKS_S:
+            # stamps may be old for good: the backlog is gone once they go on no faster than time does
+            if not newest - seen > 2.0 * (now - looked):
+                return dropped
+            looked, seen = now, newest
+        sleep(state, RING_POLL_S)
 
 
 @jit
@@ -332,9 +436,9 @@ def _pull_ring(loop: Loop, ring: SampleRing, wanted: int) -> int:
         words[W_HELD] = n
         patience = _patience(state)
     # samples that are not due soon are held: meanwhile commands are obeyed, and a long pause is a stall as if live
-    left = numbers[OFFSET] + numbers[RATE] * numbers[LAST_STAMP] - clock(state)
-    sleep(state, min(left, patience))
-    if left > patience:
+    due, give_up = numbers[OFFSET] + numbers[RATE] * numbers[LAST_STAMP], clock(state) + patience
+    sleep_until(state, min(due, give_up))
+    if due > give_up:
         return 0
     n = words[W_HELD]
     words[W_HELD] = 0
@@ -351,7 +455,7 @@ def _take_samples(loop: Loop, ring: SampleRing, wanted: int, patience: float) ->
     while n < wanted and load_acquire(shared, SOURCE_ENDED) == 0:
         if (n > 0 and words[W_PACED] == 0) or clock(state) >= give_up:
             break
-        sleep(state, RING_POLL_S)
+        sleep(state, min(RING_POLL_S, give_up - clock(state)))
         n = min(available(ring.ends), wanted)
     if n == 0:
         if load_acquire(shared, SOURCE_ENDED) != 0 and available(ring.ends) == 0:

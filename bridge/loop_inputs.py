@@ -1,8 +1,8 @@
 """What comes into the running loop: messages of the ingest socket, commands, and their effect between two ticks.
 
-A message in the usual form and in range takes effect at once, in compiled code; anything else is left to Python, which
-judges and counts it, and sends it back by the ring where it is good. Every effect is echoed with the first tick that it
-acts on.
+A message in the usual form and in range, of a sender that may send it, takes effect at once, in compiled code;
+anything else is left to Python, which judges and counts it, and sends it back by the ring where it is good. Every
+effect is echoed with the first tick that it acts on.
 """
 
 from typing import Any
@@ -22,11 +22,12 @@ from neuromod.bridge.frames import (
     read_numbers,
     read_stimuli,
 )
-from neuromod.bridge.gate import ARMING, RESTORED, STOPPED, alive, arm, disarm, grant, heartbeat, keep_doses
+from neuromod.bridge.gate import ARMING, LATE, RESTORED, STOPPED, alive, arm, disarm, grant, heartbeat, keep_doses
 from neuromod.bridge.gate import PAUSED as SESSION_PAUSED
 from neuromod.bridge.loop_state import (
     ALIVE,
     ARM,
+    BEHIND,
     BOARD,
     C_INGEST,
     C_INPUTS,
@@ -35,10 +36,11 @@ from neuromod.bridge.loop_state import (
     CLOCK,
     DECODER_SWAP,
     DISARM,
+    EVERY_ROLE,
     FAULT,
-    FRAME_HEAD,
     GRANT,
     HEARTBEAT,
+    INGEST_HEAD,
     INLET,
     LEARNING,
     LEVELS,
@@ -48,6 +50,8 @@ from neuromod.bridge.loop_state import (
     RESUME,
     REWARD,
     RING_POLL_S,
+    ROLE_FEED,
+    ROLES_AT,
     SET,
     SNAPSHOT,
     SOURCE_ZMQ,
@@ -55,10 +59,14 @@ from neuromod.bridge.loop_state import (
     STIMULI,
     STRESS,
     W_ARMED,
+    W_BEHIND,
     W_INLET,
     W_MORE,
+    W_MORE_PARTS,
     W_PULL,
     W_RECV_FLAGS,
+    W_ROLES,
+    W_SENDER,
     W_SOURCE,
     Loop,
     Rings,
@@ -67,12 +75,19 @@ from neuromod.bridge.loop_state import (
 )
 from neuromod.bridge.native import (
     MEMMOVE,
-    ZMQ_GETSOCKOPT,
-    ZMQ_RCVMORE,
-    ZMQ_RECV,
-    call_getsockopt,
+    ZMQ_MSG_CLOSE,
+    ZMQ_MSG_DATA,
+    ZMQ_MSG_GETS,
+    ZMQ_MSG_INIT,
+    ZMQ_MSG_MORE,
+    ZMQ_MSG_RECV,
+    ZMQ_MSG_SIZE,
     call_memmove,
-    call_recv,
+    call_msg,
+    call_msg_gets,
+    call_msg_pointer,
+    call_msg_recv,
+    load_byte,
 )
 from neuromod.bridge.pipeline import (
     ANCHORED,
@@ -86,6 +101,7 @@ from neuromod.bridge.pipeline import (
     TAKEN,
     TICK_NEXT,
     Pipeline,
+    drop_samples,
     enqueue_stimuli,
     forget_answers,
     resume,
@@ -133,7 +149,8 @@ def read_ingest(loop: Loop, rings: Rings, pipeline: Pipeline, network: Any, deco
 def receive(loop: Loop, rings: Rings, pipeline: Pipeline, network: Any, decoder: Any, stimulation: Any) -> int:
     """Read one ingest message, always to its end.
 
-    What is in the usual form and in range takes effect here; anything else goes to Python, which judges and counts it.
+    What is in the usual form and in range takes effect here, where its sender may feed; a stop does, whoever sent it of
+    those that were let in. All else goes to Python, together with who sent it, and is judged and counted there.
     """
     state = loop.block[0]
     topic, payload, counters = state["topic"], state["payload"], state["counters"]
@@ -145,13 +162,13 @@ def receive(loop: Loop, rings: Rings, pipeline: Pipeline, network: Any, decoder:
         if state["words"][W_SOURCE] == SOURCE_ZMQ:
             sleep(state, RING_POLL_S)
         return NOTHING
-    n_topic = _receive_part(state, topic)
+    n_topic = _receive_part(state, topic, True)
     if n_topic < 0:
         return NOTHING
     counters[C_INGEST] += 1
     n_payload, n_parts = 0, 1
-    while _has_more(state):
-        n_payload = _receive_part(state, payload)
+    while state["words"][W_MORE_PARTS]:
+        n_payload = _receive_part(state, payload, False)
         n_parts += 1
     if _starts(topic, n_topic, TOPIC_STOP):  # whatever else is wrong with it
         set_echo(loop, DISARM, STOPPED)
@@ -163,22 +180,34 @@ def receive(loop: Loop, rings: Rings, pipeline: Pipeline, network: Any, decoder:
     if n_topic > topic.shape[0] or n_payload > payload.shape[0]:
         counters[C_OVERSIZED] += 1
         return HANDLED
-    if _starts(topic, n_topic, TOPIC_STIMULI) and read_stimuli(payload, n_payload, state["values"], state["sent"]):
-        return STIMULI_READ
-    if _read_modulation(loop, n_topic, n_payload) or _read_answer(loop, pipeline, n_topic, n_payload):
-        _apply(loop, rings, pipeline, network, decoder, stimulation)
-        return HANDLED
-    at = reserve(rings.odd)
-    if at >= 0:
-        row = rings.odd.rows[at]
-        sizes = row[:FRAME_HEAD].view(np.int64)
-        sizes[0], sizes[1] = n_topic, n_payload
-        for i in range(n_topic):
-            row[FRAME_HEAD + i] = topic[i]
-        for i in range(n_payload):
-            row[FRAME_HEAD + n_topic + i] = payload[i]
-        commit(rings.odd)
+    if state["words"][W_ROLES] & ROLE_FEED:  # which every topic that is read here needs
+        if _starts(topic, n_topic, TOPIC_STIMULI) and read_stimuli(payload, n_payload, state["values"], state["sent"]):
+            return STIMULI_READ
+        if _read_modulation(loop, n_topic, n_payload) or _read_answer(loop, pipeline, n_topic, n_payload):
+            _apply(loop, rings, pipeline, network, decoder, stimulation)
+            return HANDLED
+    _leave_to_python(state, rings, n_topic, n_payload)
     return HANDLED
+
+
+@jit
+def _leave_to_python(state: Any, rings: Rings, n_topic: int, n_payload: int) -> None:
+    """Put the message that was read, and who sent it, into the ring of what is to be judged."""
+    topic, payload, sender = state["topic"], state["payload"], state["sender"]
+    n_sender = state["words"][W_SENDER]
+    at = reserve(rings.odd)
+    if at < 0:
+        return
+    row = rings.odd.rows[at]
+    sizes = row[:INGEST_HEAD].view(np.int64)
+    sizes[0], sizes[1], sizes[2] = n_topic, n_payload, n_sender
+    for i in range(n_topic):
+        row[INGEST_HEAD + i] = topic[i]
+    for i in range(n_payload):
+        row[INGEST_HEAD + n_topic + i] = payload[i]
+    for i in range(n_sender):
+        row[INGEST_HEAD + n_topic + n_payload + i] = sender[i]
+    commit(rings.odd)
 
 
 @jit
@@ -197,6 +226,24 @@ def report_fault(
 ) -> None:
     """Disarm for a reason that the loop found between two ticks, and echo it: in a replay it is one of the inputs."""
     set_echo(loop, FAULT, reason)
+    _apply(loop, rings, pipeline, network, decoder, stimulation)
+
+
+@jit
+def report_behind(
+    loop: Loop,
+    rings: Rings,
+    pipeline: Pipeline,
+    network: Any,
+    decoder: Any,
+    stimulation: Any,
+    n_dropped: int,
+    age_s: float,
+) -> None:
+    """Leave out samples that the loop has dropped because it fell behind its source, and echo it like any input."""
+    state, echo = loop.block[0], loop.echo[0]
+    set_echo(loop, BEHIND, state["words"][W_BEHIND])
+    echo["values"][0], echo["values"][1] = n_dropped, age_s
     _apply(loop, rings, pipeline, network, decoder, stimulation)
 
 
@@ -256,26 +303,45 @@ def _starts(text: NDArray[np.uint8], size: int, name: NDArray[np.uint8]) -> bool
 
 
 @jit
-def _receive_part(state: Any, buffer: NDArray[np.uint8]) -> int:
-    """Return the length of the part, which may be more than the buffer took; negative where there was none."""
-    words = state["words"]
-    return call_recv(
-        state["functions"][ZMQ_RECV],
-        (words[W_PULL], buffer.ctypes.data, np.uint64(buffer.shape[0]), np.int32(words[W_RECV_FLAGS])),
+def _receive_part(state: Any, buffer: NDArray[np.uint8], is_first: bool) -> int:
+    """Return the length of the part, which may be more than the buffer took; negative where there was none.
+
+    The first one tells who sent the message.
+    """
+    words, functions = state["words"], state["functions"]
+    message = state["message"].ctypes.data
+    call_msg(functions[ZMQ_MSG_INIT], (message,))
+    size: Any = np.int64(
+        call_msg_recv(functions[ZMQ_MSG_RECV], (message, words[W_PULL], np.int32(words[W_RECV_FLAGS])))
     )
+    words[W_MORE_PARTS] = 0
+    if size >= 0:
+        size = call_msg_pointer(functions[ZMQ_MSG_SIZE], (message,))
+        data = call_msg_pointer(functions[ZMQ_MSG_DATA], (message,))
+        taken = min(size, buffer.shape[0])
+        call_memmove(functions[MEMMOVE], (buffer.ctypes.data, data, np.uint64(taken)))
+        words[W_MORE_PARTS] = call_msg(functions[ZMQ_MSG_MORE], (message,)) != 0
+        if is_first:
+            _read_sender(state, message)
+    call_msg(functions[ZMQ_MSG_CLOSE], (message,))
+    return size
 
 
 @jit
-def _has_more(state: Any) -> bool:
-    """Say whether the message that is being read has another part."""
-    scratch = state["scratch"]
-    scratch[1] = 0
-    scratch[2] = 4  # bytes of the answer
-    at = scratch.ctypes.data
-    failed = call_getsockopt(
-        state["functions"][ZMQ_GETSOCKOPT], (state["words"][W_PULL], np.int32(ZMQ_RCVMORE), at + 8, at + 16)
-    )
-    return failed == 0 and (scratch[1] & 0xFFFFFFFF) != 0
+def _read_sender(state: Any, message: int) -> None:
+    """Keep the user id that the authentication gave the sender; without one, as without keys, every role is held."""
+    words, sender = state["words"], state["sender"]
+    words[W_SENDER], words[W_ROLES] = 0, EVERY_ROLE
+    at = call_msg_gets(state["functions"][ZMQ_MSG_GETS], (message, state["user_id"].ctypes.data))
+    if at == 0:
+        return
+    n = 0
+    while n < sender.shape[0] and load_byte(at + n) != 0:
+        sender[n] = load_byte(at + n)
+        n += 1
+    words[W_SENDER] = n
+    if n > 0:
+        words[W_ROLES] = (np.int64(sender[0]) - ROLES_AT) & EVERY_ROLE
 
 
 @jit
@@ -387,6 +453,9 @@ def apply_input(
         take_answer(pipeline, word, int(values[0]), values[1] != 0.0)
     elif kind == DECODER_SWAP:
         install(decoder[0], next_decoder[0])
+    elif kind == BEHIND:
+        drop_samples(pipeline, int(values[0]))
+        disarm(gate, LATE, now_ns)
     if kind in (LEVELS, REWARD, STRESS):
         pipeline.words[FLAGS_NEXT] |= FLAG_MODULATED
 

@@ -1,5 +1,6 @@
 """What the real-time loop is made of: its state, its rings, and the words by which other threads speak of them."""
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,14 +19,19 @@ from neuromod.bridge.frames import (
 )
 from neuromod.bridge.gate import DECISION, GATE
 from neuromod.bridge.native import (
+    CLOCK_MONOTONIC,
     LSL_LOCAL_CLOCK,
     N_FUNCTIONS,
     SLEEP,
     SLEEP_UNIT_US,
+    SLEEP_UNTIL,
+    TIMER_ABSTIME,
     ZMQ_DONTWAIT,
+    ZMQ_MSG_WORDS,
     ZMQ_SEND,
     call_clock,
     call_sleep,
+    call_sleep_until,
 )
 from neuromod.bridge.pipeline import TICK, UNIT
 from neuromod.bridge.ring import (
@@ -49,10 +55,11 @@ STATE_NAMES = ("waiting", "streaming", "stalled", "lost", "ended")
 
 # what an input asks for
 LEVELS, REWARD, STRESS, STIMULI, PAUSE, RESUME, LEARNING, SET, CLOCK, INLET, SNAPSHOT, RESTORE = range(12)
-ARM, DISARM, HEARTBEAT, ALIVE, STIMULATE, GRANT, DECODER_SWAP, FAULT, BOARD = range(12, 21)
+ARM, DISARM, HEARTBEAT, ALIVE, STIMULATE, GRANT, DECODER_SWAP, FAULT, BOARD, BEHIND = range(12, 22)
 INPUT_NAMES = (
     "levels", "reward", "stress", "stimuli", "pause", "resume", "learning", "set", "clock", "inlet", "snapshot",
     "restore", "arm", "disarm", "heartbeat", "alive", "stimulate", "grant", "decoder", "fault", "board",
+    "behind",
 )  # fmt: skip
 
 INPUT = np.dtype(
@@ -65,10 +72,12 @@ INPUT = np.dtype(
         ("samples", np.int64),  # in the echo: samples taken from the source before it took effect
         ("now_ns", np.int64),  # in the echo: when it took effect, local clock
         # LEVELS, SET: bit i = modulator or parameter i is given; LEARNING: on; INLET: handle; ARM, HEARTBEAT: token;
-        # DISARM, FAULT: reason; ALIVE: peer; STIMULATE: program; GRANT: electrode, or -1 for the total; BOARD: tick
+        # DISARM, FAULT: reason; ALIVE: peer; STIMULATE: program; GRANT: electrode, or -1 for the total; BOARD: tick;
+        # BEHIND: 1 where the loop ends for it
         ("word", np.int64),
         # ARM: seconds; in the echo the answer of the gate, and the conditions that it went by; local clock in s until
-        # which it may take effect; BOARD: spikes, and whether its link has a checksum
+        # which it may take effect; BOARD: spikes, and whether its link has a checksum; BEHIND: samples that were
+        # dropped, and the age in s of the newest that had been taken
         ("values", np.float64, (N_CHANNELS,)),
         ("t_sent", np.float64),  # when it was sent, s, local clock; 0 where unknown
     ],
@@ -80,11 +89,15 @@ FRAME_BYTES = 16384
 FRAME = np.dtype([("topic", np.int64), ("payload", np.int64), ("data", np.uint8, (FRAME_BYTES,))], align=True)
 """A message to be published: lengths of topic and payload, and the two one after the other."""
 
-INGEST_BYTES = 64 + wire.MAX_INBOUND_BYTES
-INGEST_FRAME = np.dtype([("topic", np.int64), ("payload", np.int64), ("data", np.uint8, (INGEST_BYTES,))], align=True)
-"""A message from ingest that the loop leaves to Python."""
+SENDER_BYTES = 256  # a user id of ZAP is no longer
+INGEST_BYTES = 64 + wire.MAX_INBOUND_BYTES + SENDER_BYTES
+INGEST_FRAME = np.dtype(
+    [("topic", np.int64), ("payload", np.int64), ("sender", np.int64), ("data", np.uint8, (INGEST_BYTES,))], align=True
+)
+"""A message from ingest that the loop leaves to Python: lengths of topic, payload and user id, and the three."""
 
 FRAME_HEAD = 16  # bytes of a frame before its data
+INGEST_HEAD = 24
 
 # items of `shared` that cross threads, a cache line each
 STOP, STATE, SOURCE_ENDED, HALTS, HOLD = 0, 8, 16, 24, 32
@@ -118,7 +131,11 @@ TURNS = 10  # there too: how often the loop has come round, which stands still w
     W_KEEP_SAMPLES,  # hand raw samples to the recorder
     W_DISARMS,  # ends of armings that stimulators were told of
     W_UNIT_SEQ,
-) = range(23)
+    W_BEHIND,  # what is done where the loop falls behind
+    W_MORE_PARTS,  # whether the message that is being read has another part
+    W_SENDER,  # bytes of the user id of its sender
+    W_ROLES,  # and the mask of its roles
+) = range(27)
 
 # items of `numbers`; local clock = OFFSET + RATE x stamp
 (
@@ -133,7 +150,10 @@ TURNS = 10  # there too: how often the loop has come round, which stands still w
     LEASE_S,  # how long a message on stimulation holds
     NEXT_LEASE,
     COMMAND_S,  # how long a command holds
-) = range(11)
+    BEHIND_S,  # age of samples, and length of what waits behind them, beyond which the loop has fallen behind
+    PERIOD_S,  # of a sample
+    NEWEST,  # time of the newest sample that was taken, s, local clock; 0 before there is one
+) = range(14)
 
 LOOP_COUNTERS = (
     "messages",
@@ -146,6 +166,7 @@ LOOP_COUNTERS = (
     "ingest_parts",
     "send_errors",
     "pull_errors",
+    "samples_dropped",
 )
 """Names of `counters`, in order."""
 (
@@ -159,10 +180,18 @@ LOOP_COUNTERS = (
     C_PARTS,
     C_SEND_ERRORS,
     C_PULL_ERRORS,
+    C_DROPPED,
 ) = range(len(LOOP_COUNTERS))
+
+BEHIND_POLICIES = ("newest", "stop")
+"""What is done where the loop falls behind a live source, by the number in `words[W_BEHIND]`."""
+
+# masks of roles in the user id of a sender, whose first character is ROLES_AT + mask; a test compares them with `Role`
+ROLES_AT, EVERY_ROLE, ROLE_FEED = 64, 15, 2
 
 RING_POLL_S = 100e-6  # how often a ring or a queue is looked at while there is nothing in it
 
+_USER_ID = b"User-Id"
 
 _SPIKES_BYTES, _STIMULI_BYTES, _STIMULATION_BYTES = spikes_frame().size, stimuli_frame().size, stimulation_frame().size
 _UNITS_BYTES = units_frame().size
@@ -171,8 +200,8 @@ LOOP = np.dtype(
     [
         ("functions", np.int64, (N_FUNCTIONS,)),
         ("shared", np.int64, (40,)),
-        ("words", np.int64, (24,)),
-        ("numbers", np.float64, (12,)),
+        ("words", np.int64, (32,)),
+        ("numbers", np.float64, (16,)),
         ("counters", np.int64, (len(LOOP_COUNTERS),)),
         ("spikes_frame", np.uint8, (_SPIKES_BYTES,)),
         ("stimuli_frame", np.uint8, (_STIMULI_BYTES,)),
@@ -180,7 +209,10 @@ LOOP = np.dtype(
         ("units_frame", np.uint8, (_UNITS_BYTES,)),
         ("topic", np.uint8, (64,)),
         ("payload", np.uint8, (wire.MAX_INBOUND_BYTES,)),
-        ("scratch", np.int64, (4,)),  # where C functions leave an int, a size or an error code
+        ("sender", np.uint8, (SENDER_BYTES,)),
+        ("message", np.int64, (ZMQ_MSG_WORDS,)),  # a zmq_msg_t
+        ("user_id", np.uint8, (16,)),  # the name of that property of a message, as C has it
+        ("scratch", np.int64, (4,)),  # where C functions leave an error code, or find a time
         ("values", np.float32, (N_CHANNELS,)),
         ("sent", np.float64, (1,)),
         ("given", np.float64, (5,)),
@@ -275,6 +307,9 @@ def make_loop(
     n_outputs: int = 0,
     lease_s: float = 0.1,
     keep_samples: bool = False,
+    behind: str = "newest",
+    behind_s: float = math.inf,
+    period_s: float = 0.0,
 ) -> Loop:
     """Allocate the state of `run`.
 
@@ -304,6 +339,12 @@ def make_loop(
         How long messages on stimulation hold, in seconds, and commands at least.
     keep_samples : bool
         Hand raw samples to the recorder.
+    behind : {"newest", "stop"}
+        What is done where the loop falls behind its source: drop what waits and go on with the newest, or end.
+    behind_s : float
+        Age of samples that counts as that, in seconds, where as much waits behind them; infinite for never.
+    period_s : float
+        From sample to sample, in seconds.
     """
     block = np.zeros(1, LOOP)
     state = block[0]
@@ -317,11 +358,14 @@ def make_loop(
     words[W_KEEP_SAMPLES] = keep_samples
     words[W_OUT_RING] = not functions[ZMQ_SEND]
     words[W_N_CHANNELS] = n_channels
+    words[W_BEHIND] = BEHIND_POLICIES.index(behind)
     words[W_RECV_FLAGS] = 0 if source == SOURCE_ZMQ else ZMQ_DONTWAIT
     numbers = state["numbers"]
     numbers[RATE] = 1.0 / paced_rate if paced_rate > 0 else 1.0
     numbers[STALL_S], numbers[LATE_S], numbers[FILLER_S], numbers[LEASE_S] = stall_s, late_s, block_s, lease_s
     numbers[COMMAND_S] = max(lease_s, stall_s)  # until the source counts as stalled, whose fillers inhibit
+    numbers[BEHIND_S], numbers[PERIOD_S] = behind_s, period_s
+    state["user_id"][: len(_USER_ID)] = np.frombuffer(_USER_ID, np.uint8)
     state["spikes_frame"][:] = spikes_frame()
     state["stimuli_frame"][:] = stimuli_frame()
     state["stimulation_frame"][:] = stimulation_frame()
@@ -369,3 +413,19 @@ def sleep(state: Any, seconds: float) -> None:
     """Give the processor away for a time; not at all where it is not positive."""
     if seconds > 0.0:
         call_sleep(state["functions"][SLEEP], (np.uint32(max(1.0, seconds * 1e6 / SLEEP_UNIT_US)),))
+
+
+@jit
+def sleep_until(state: Any, due: float) -> None:
+    """Give the processor away until a time on the local clock, in seconds; not at all where it has passed."""
+    if state["functions"][SLEEP_UNTIL] == 0:
+        sleep(state, due - clock(state))
+    elif due > 0.0:
+        # by the time itself: what passes before the call does not add to it, as it does to a length of time
+        time = state["scratch"]
+        time[2] = np.int64(due)
+        time[3] = np.int64((due - time[2]) * 1e9)
+        call_sleep_until(
+            state["functions"][SLEEP_UNTIL],
+            (np.int32(CLOCK_MONOTONIC), np.int32(TIMER_ABSTIME), time.ctypes.data + 16, 0),
+        )

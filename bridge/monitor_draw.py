@@ -498,9 +498,9 @@ def _raster_panel(canvas: Canvas, rect: Rect, model: Model) -> None:
         dots[rows_each - 1 :: rows_each] = False
     canvas.dots(plot, dots, SKY)
     for row in range(plot.height):
-        channels = (row,) if is_tall else (2 * row, 2 * row + 1)
-        style = _channel_style(channels[-1])
-        canvas.text(y + row, x, f"{channels[0]:>3}" if is_tall else f"{channels[0]},{channels[1]}"[:5], style)
+        first, last = (row, row) if is_tall else (2 * row, 2 * row + 1)
+        style = _channel_style(last)
+        canvas.text(y + row, x, f"{first:>3}" if is_tall else f"{first},{last}"[:5], style)
         here = slice(plot.x, plot.x + plot.width)
         canvas.styles[y + row, here] = np.where(canvas.cells[y + row, here] == " ", PLAIN, style)
         if is_tall and row < len(rates):
@@ -553,8 +553,9 @@ def _array_panel(canvas: Canvas, rect: Rect, model: Model, now: float) -> None:
         canvas.text(inside.y, inside.x + 1, "nothing heard: publish.array_hz is 0?", DIM, inside.x + inside.width)
         return
     if not len(known):
-        why = "warming up, or silent" if model.counts else "n/a: the source brings no spikes"
-        canvas.text(inside.y, inside.x + 1, f"{n} channels, rates {why}", DIM, inside.x + inside.width)
+        why = "warming up, or silent" if model.counts else "the source brings no spikes"
+        for line, words in enumerate((f"{n} channels", "rates n/a:", why)[: inside.height]):
+            canvas.text(inside.y + line, inside.x + 1, words, DIM, inside.x + inside.width)
         return
     silent = int(np.sum(known == 0.0))
     legend = [

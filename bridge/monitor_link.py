@@ -6,12 +6,14 @@ import time
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import zmq
 
 from neuromod.bridge import wire
+from neuromod.bridge.keys import load_client
 from neuromod.bridge.monitor_model import TOPICS, Model
 from neuromod.bridge.operator import Line, Stop
 from neuromod.engine.errors import NeuromodError
@@ -26,13 +28,16 @@ _PATIENCE_S = 1.0
 class Ear:
     """A subscription that hands over everything that has come, and never waits; connects, and again, by itself."""
 
-    def __init__(self, output: str, **options: Any) -> None:
+    def __init__(self, output: str, client_key: Path | None = None) -> None:
+        key = load_client(client_key) if client_key is not None else None
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._socket = self._context.socket(zmq.SUB)
         self._socket.rcvhwm, self._socket.linger = _BUFFER, 0
         self._socket.reconnect_ivl, self._socket.reconnect_ivl_max = 100, 1000
         for topic in TOPICS:
             self._socket.subscribe(topic.encode())
+        if key is not None:
+            key.apply(self._socket)
         try:
             self._socket.connect(output)
         except zmq.ZMQError as error:
@@ -87,7 +92,7 @@ class Hand(threading.Thread):
     Parameters
     ----------
     addresses : mapping of str to str
-        ingest, output and control of the daemon.
+        ingest, output and control of the daemon, and the `client_key` where it asks for one.
     """
 
     def __init__(self, addresses: Mapping[str, Any]) -> None:

@@ -125,6 +125,7 @@ class MonitorApp(App[None]):
     """
     TITLE = "neuromod monitor"
     ENABLE_COMMAND_PALETTE = False
+    AUTO_FOCUS = None  # keys are the monitor's, but while a note is written
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("s,space", "stop", "stop stimulation", priority=False),
         Binding(STOP_ALWAYS, "stop", "stop stimulation", priority=True),

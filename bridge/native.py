@@ -14,6 +14,7 @@ not to be had.
 import ctypes
 import ctypes.util
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -25,8 +26,25 @@ from numpy.typing import NDArray
 
 from neuromod.engine.compiled import JIT_ENABLED, jit
 
-N_FUNCTIONS = 8
-LSL_LOCAL_CLOCK, LSL_PULL_CHUNK_F, ZMQ_SEND, ZMQ_RECV, ZMQ_GETSOCKOPT, SLEEP, MEMMOVE = range(7)
+N_FUNCTIONS = 16
+(
+    LSL_LOCAL_CLOCK,
+    LSL_PULL_CHUNK_F,
+    LSL_SAMPLES_AVAILABLE,
+    LSL_INLET_FLUSH,
+    ZMQ_SEND,
+    ZMQ_RECV,
+    ZMQ_MSG_INIT,
+    ZMQ_MSG_RECV,
+    ZMQ_MSG_DATA,
+    ZMQ_MSG_SIZE,
+    ZMQ_MSG_MORE,
+    ZMQ_MSG_GETS,
+    ZMQ_MSG_CLOSE,
+    SLEEP,
+    SLEEP_UNTIL,
+    MEMMOVE,
+) = range(N_FUNCTIONS)
 """Where `functions` keeps the address of each C function."""
 
 SLEEP_UNIT_US = 1000 if sys.platform == "win32" else 1
@@ -34,7 +52,28 @@ SLEEP_UNIT_US = 1000 if sys.platform == "win32" else 1
 
 ZMQ_DONTWAIT = 1
 ZMQ_SNDMORE = 2
-ZMQ_RCVMORE = 13
+ZMQ_MSG_WORDS = 8  # a zmq_msg_t is 64 bytes, aligned like a pointer
+
+CLOCK_MONOTONIC, TIMER_ABSTIME = 1, 1  # of Linux
+_SAME_CLOCK_S = 1e-3  # apart by less than this, read one after the other, two clocks are one
+
+_OF_LSL = {
+    LSL_LOCAL_CLOCK: "lsl_local_clock",
+    LSL_PULL_CHUNK_F: "lsl_pull_chunk_f",
+    LSL_SAMPLES_AVAILABLE: "lsl_samples_available",
+    LSL_INLET_FLUSH: "lsl_inlet_flush",
+}
+_OF_ZMQ = {
+    ZMQ_SEND: "zmq_send",
+    ZMQ_RECV: "zmq_recv",
+    ZMQ_MSG_INIT: "zmq_msg_init",
+    ZMQ_MSG_RECV: "zmq_msg_recv",
+    ZMQ_MSG_DATA: "zmq_msg_data",
+    ZMQ_MSG_SIZE: "zmq_msg_size",
+    ZMQ_MSG_MORE: "zmq_msg_more",
+    ZMQ_MSG_GETS: "zmq_msg_gets",
+    ZMQ_MSG_CLOSE: "zmq_msg_close",
+}
 
 
 def _item_pointer(context: Any, builder: Any, array_type: Any, array: Any, index: Any) -> Any:
@@ -76,6 +115,16 @@ def _store_big_endian(typing_context: Any, array: Any, offset: Any, value: Any) 
         return context.get_dummy_value()
 
     return types.void(array, types.intp, value), generate
+
+
+@intrinsic
+def _load_byte(typing_context: Any, address: Any) -> Any:
+    """Return the byte at an address."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.load(builder.inttoptr(args[0], ir.IntType(8).as_pointer()))
+
+    return types.uint8(types.intp), generate
 
 
 @intrinsic
@@ -134,14 +183,22 @@ store_big_endian: Callable[..., Any] = _store_big_endian if JIT_ENABLED else _pl
 bits_of: Callable[..., Any] = _bits_of if JIT_ENABLED else _plain_bits_of
 """``bits_of(float64)``: its bits as uint64."""
 
+load_byte: Callable[..., Any] = _load_byte
+"""``load_byte(address)``: what C left there, as uint8."""
+
 call_clock: Callable[..., Any] = _c_call(types.float64)
 call_pull: Callable[..., Any] = _c_call(
     types.uint64, types.intp, types.intp, types.intp, types.uint64, types.uint64, types.float64, types.intp
 )
 call_send: Callable[..., Any] = _c_call(types.int32, types.intp, types.intp, types.uint64, types.int32)
 call_recv = call_send
-call_getsockopt: Callable[..., Any] = _c_call(types.int32, types.intp, types.int32, types.intp, types.intp)
+call_msg: Callable[..., Any] = _c_call(types.int32, types.intp)  # init, more, close
+call_msg_recv: Callable[..., Any] = _c_call(types.int32, types.intp, types.intp, types.int32)
+call_msg_pointer: Callable[..., Any] = _c_call(types.intp, types.intp)  # data, and size_t size
+call_msg_gets: Callable[..., Any] = _c_call(types.intp, types.intp, types.intp)
+call_count: Callable[..., Any] = _c_call(types.uint32, types.intp)  # samples that wait in an inlet, or are flushed
 call_sleep: Callable[..., Any] = _c_call(types.int32, types.uint32)
+call_sleep_until: Callable[..., Any] = _c_call(types.int32, types.int32, types.int32, types.intp, types.intp)
 call_memmove: Callable[..., Any] = _c_call(types.intp, types.intp, types.intp, types.uint64)
 
 
@@ -161,9 +218,10 @@ def c_functions() -> NDArray[np.int64]:
     try:
         import pylsl
 
-        lsl = pylsl.lib.lib
-        found[LSL_LOCAL_CLOCK] = _address(lsl, "lsl_local_clock")
-        found[LSL_PULL_CHUNK_F] = _address(lsl, "lsl_pull_chunk_f")
+        for index, name in _OF_LSL.items():
+            found[index] = _address(pylsl.lib.lib, name)
+        if _is_monotonic(pylsl.local_clock):
+            found[SLEEP_UNTIL] = _address(libc, "clock_nanosleep")
     except (ImportError, RuntimeError, AttributeError):  # pylsl raises RuntimeError where liblsl itself is absent
         pass
     try:
@@ -171,7 +229,7 @@ def c_functions() -> NDArray[np.int64]:
 
         # the very library that pyzmq's sockets live in: a second copy of libzmq would not know their handles
         libzmq = ctypes.CDLL(pyzmq.__file__)
-        for index, name in ((ZMQ_SEND, "zmq_send"), (ZMQ_RECV, "zmq_recv"), (ZMQ_GETSOCKOPT, "zmq_getsockopt")):
+        for index, name in _OF_ZMQ.items():
             found[index] = _address(libzmq, name)
     except (ImportError, OSError, AttributeError):
         pass
@@ -183,9 +241,16 @@ def missing(functions: NDArray[np.int64]) -> list[str]:
     absent = []
     if not (functions[LSL_LOCAL_CLOCK] and functions[LSL_PULL_CHUNK_F]):
         absent.append("liblsl")
-    if not (functions[ZMQ_SEND] and functions[ZMQ_RECV] and functions[ZMQ_GETSOCKOPT]):
+    if not functions[list(_OF_ZMQ)].all():
         absent.append("libzmq")
     return absent
+
+
+def _is_monotonic(clock: Callable[[], float]) -> bool:
+    """Say whether a clock, in seconds, is the one that `call_sleep_until` goes by: CLOCK_MONOTONIC of Linux."""
+    if sys.platform != "linux" or np.dtype(np.intp).itemsize != 8:  # the loop lays out a timespec of two int64
+        return False
+    return any(abs(clock() - time.clock_gettime(time.CLOCK_MONOTONIC)) < _SAME_CLOCK_S for _ in range(5))
 
 
 def _address(library: Any, name: str) -> int:

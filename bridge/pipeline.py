@@ -113,7 +113,8 @@ _SLOT, _PERIOD, _FOLLOW, _TOLERANCE, _LONGEST_FILL, _BLOCK_SAMPLES, _LAST_STAMP 
     DELAY,  # ticks from one to its answer, where a board is the network; 0 where none is
     _CHECKED_ONLY,  # whether an answer counts only where it came over a link with a checksum
     _ANSWERS_FROM,  # the first tick whose answer may be used: none from before an interruption is
-) = range(23)
+    _DROPPED,  # samples that were dropped just before the next one
+) = range(24)
 
 COUNTERS = (
     "samples",
@@ -344,6 +345,20 @@ def stand_by(pipeline: Pipeline) -> None:
     """Count a filler, for which there is no sample: live, and again in a replay, where its record tells of it."""
     pipeline.words[RECORDS] += 1
     forget_answers(pipeline)
+
+
+@jit
+def drop_samples(pipeline: Pipeline, n: int) -> None:
+    """Leave out `n` samples that the caller has dropped before the next one: live, and again in a replay.
+
+    They are not filled in, since whoever drops them wants the newest: the grid is laid anew, and the tick flagged.
+    """
+    words = pipeline.words
+    words[ANCHORED] = 0
+    words[_LAST_GAP] = 0
+    words[_DROPPED] += n
+    words[FLAGS_NEXT] |= FLAG_DISCONTINUITY
+    pipeline.counters[_DISCONTINUITIES] += 1
 
 
 @jit
@@ -673,6 +688,9 @@ def consume(
             gaps = counters[_GAPS]
             words[_MISSING] = _place(pipeline, stamps[i])
             words[_PLACED] = 1
+            if words[_DROPPED] > 0:
+                skip(front_end, words[_DROPPED])
+                words[_DROPPED] = 0
             if counters[_GAPS] > gaps and words[_MISSING] == 0:  # too long to be filled in
                 skip(front_end, words[_LAST_GAP])
         if words[_MISSING] > 0:

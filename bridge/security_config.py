@@ -26,7 +26,8 @@ class SecurityConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
         Folder that `neuromod keys init` made: the daemon's key pair, and the clients that are let in.
     lsl_sources : tuple of str
         ``hostname/source_id`` of each LSL stream that may be used, signal and markers alike; ``hostname/*`` for every
-        source of a host. LSL authenticates nothing: the list keeps out mistakes, and not who forges both names.
+        source of a host; none listed, none may. LSL authenticates nothing: the list keeps out mistakes, and not who
+        forges both names.
     requests_per_s : float
         Requests to the control socket that one client may make, on average; twice as many at once.
     """

@@ -23,7 +23,7 @@ import pylsl
 import zmq
 from numpy.typing import NDArray
 
-from neuromod.adapters.base import Marker, Source, StreamInfo, create_source
+from neuromod.adapters.base import Marker, Source, StreamInfo
 from neuromod.adapters.config import ZmqConfig
 from neuromod.adapters.lsl import LslMarkers, LslSource
 from neuromod.bridge import array_watch, logs, native, realtime, wire
@@ -41,6 +41,7 @@ from neuromod.bridge.guard import Guard
 from neuromod.bridge.intake import Feeder, Keeper, ring_capacity
 from neuromod.bridge.ledger import Ledger, LedgerError
 from neuromod.bridge.loop import run
+from neuromod.bridge.lsl_list import markers_of, source_of
 from neuromod.bridge.metrics import MetricsServer, make_registry
 from neuromod.bridge.notify import Notifier
 from neuromod.bridge.pipeline import TICK, UNIT
@@ -258,15 +259,15 @@ class Daemon:
             endpoint = bound.get(zmq.LAST_ENDPOINT)
             assert isinstance(endpoint, bytes)
             self.addresses[name] = endpoint.decode().rstrip("\0")
-        self._spawn("neuromod-door", lambda: door.run(self._stop_threads))
         if self.config.metrics is not None:
             self.metrics = MetricsServer(self.config.metrics)
+        self._spawn("neuromod-door", lambda: door.run(self._stop_threads))
 
     def _open_source(self) -> None:
         config = self.config
         # first, since a playback begins as soon as somebody listens to its signal
         for marker_config in config.markers:
-            markers = LslMarkers(marker_config)
+            markers = markers_of(config, marker_config)
             try:
                 markers.open()
             except AdapterError as error:
@@ -283,7 +284,7 @@ class Daemon:
         if in_python or absent:
             for library in absent:
                 log.warning("%s cannot be called from compiled code here: Python threads do its part", library)
-            self._functions[[native.ZMQ_SEND, native.ZMQ_RECV]] = 0
+            self._functions[[native.ZMQ_SEND, native.ZMQ_MSG_RECV]] = 0
         scale: NDArray[np.float32] | None = None
         info: StreamInfo
         if isinstance(config.source, ZmqConfig) and self._source is None:
@@ -291,7 +292,7 @@ class Daemon:
             self._pulls = rt.SOURCE_ZMQ
         else:
             if self._source is None:
-                self._source = create_source(config.source)
+                self._source = source_of(config)
             if isinstance(self._source, LslSource):
                 self._source.open(subscribed=False)
             else:
@@ -384,6 +385,7 @@ class Daemon:
         is_live = self._pulls != rt.SOURCE_RING or assembly.info.n_samples is None
         paced_rate = 0.0 if is_live else self._speed
         is_timed = is_live or paced_rate > 0
+        is_lsl = isinstance(self._source, LslSource)
         arming = self._open_stimulation()
         self._start_recorder(is_timed, 1.0 / paced_rate if paced_rate > 0 else 1.0)
         keeps_samples = self.recorder is not None and config.record is not None and config.record.raw
@@ -420,6 +422,10 @@ class Daemon:
             n_outputs=int(assembly.decoder[0]["n_outputs"]),
             lease_s=(config.stimulation.lease_ms if config.stimulation is not None else _LEASE_MS) / 1000.0,
             keep_samples=keeps_samples or is_watched,
+            behind=config.timing.behind,
+            # a recording waits for us, and stimuli that were sent are each to act
+            behind_s=config.timing.behind_bound_ms(assembly.block_ms) / 1000.0 if is_lsl else math.inf,
+            period_s=1.0 / assembly.info.sampling_frequency,
         )
         if self.recorder is not None and keeps_samples:
             self.recorder.record_samples(self.rings.raw)
@@ -442,6 +448,7 @@ class Daemon:
             on_units=self._on_units,
             is_timed=is_timed,
             recorder=self.recorder,
+            on_behind=self._end_behind,
             door=self._door,
             admission=(admission := admission_of(config.security)),
         )
@@ -550,12 +557,19 @@ class Daemon:
                 target()
             except Exception as error:  # whatever it is, the session must end in order and say so
                 log.exception("thread %s failed", name)
-                self.failure = self.failure or error
-                self.stopped.set()
+                self._fail(error)
 
         thread = threading.Thread(target=guarded, name=name, daemon=True)
         self._threads.append(thread)
         thread.start()
+
+    def _end_behind(self, sentence: str) -> None:
+        log.error("%s", sentence)
+        self._fail(RuntimeError(sentence))  # it ran, and failed: not a fault of the configuration
+
+    def _fail(self, error: Exception) -> None:
+        self.failure = self.failure or error
+        self.stopped.set()
 
     # -- threads ------------------------------------------------------------------------------------------------------
 
@@ -576,11 +590,13 @@ class Daemon:
             _send_all(output, self.rings.out, limit=256)
             if ingest.poll(0 if available(self.rings.out.ends) else 1):
                 with contextlib.suppress(zmq.Again):
-                    self._judge(ingest.recv_multipart(zmq.DONTWAIT))
+                    self._judge(ingest.recv_multipart(zmq.DONTWAIT, copy=False))
 
-    def _judge(self, frames: list[bytes]) -> None:
+    def _judge(self, frames: list[zmq.Frame]) -> None:
         try:
-            self.collector.judge(*wire.split_parts(frames))
+            topic, payload = wire.split_parts([frame.bytes for frame in frames])
+            assert self._door is not None
+            self.collector.judge(topic, payload, self._door.sender(frames[0]).user_id)
         except wire.MessageError as error:
             self.collector.refuse(error.reason, str(error))
 

@@ -129,6 +129,8 @@ health_s = @
 block_ms = @  # length of a block of signal, at least one sample
 stall_ms = @  # silence after which the source has stalled (at least three blocks)
 late_ms = @  # a tick this long after its sample counts as late
+behind = @  # LSL, where the loop has fallen behind: drop to the "newest" sample, or "stop"
+behind_ms = @  # samples this old, with as much waiting, mean to have fallen behind
 jitter_ms = @  # a stamp may be off the grid by this before it counts as a gap or a step
 device_delay_ms = @  # known delay from electrode to stamp, taken off t_sample
 fill = @  # missing samples: "hold" the last one, or "zero"
@@ -190,6 +192,11 @@ hold_s = @  # all must be well for so long before it is said to be
 # every_s = 10.0
 # keep = 3
 # resume = "crash"               # begin from it where the last life did not end in order; or "never", or "always"
+
+# [security]                     # keys for every socket, which then may bind away from loopback
+# keys = "keys"                  # 'neuromod keys init' makes it, 'neuromod keys new NAME --roles ...' lets a client in
+# lsl_sources = ["rig/emg-1"]    # hostname/source_id of each LSL stream that may be used, as 'neuromod streams' shows
+# requests_per_s = 200.0         # to the control socket, of one client
 
 # [metrics]                      # numbers for Prometheus; deploy/observability has a board and alerts for them
 # address = "127.0.0.1:9464"     # loopback only: scrape from elsewhere through ssh -L, or by an agent on this host

@@ -5,6 +5,7 @@ Neither a running systemd nor a container engine is needed: where systemd's own 
 
 import importlib.machinery
 import importlib.util
+import json
 import os
 import re
 import shutil
@@ -366,3 +367,73 @@ def test_this_host_can_be_looked_at() -> None:
     for arguments in (("status",), ("apply", "--dry-run")):
         subprocess.run([sys.executable, TUNE, *arguments], capture_output=True, timeout=60, check=True)
     assert TUNE.stat().st_mode & stat.S_IXUSR
+
+
+# -- container
+
+
+def instructions() -> list[tuple[str, str]]:
+    """Return the container file as pairs of keyword and the rest, lines continued and comments left out."""
+    text = (DEPLOY / "container/Containerfile").read_text()
+    lines = "\n".join(line for line in text.splitlines() if not line.startswith("#")).replace("\\\n", " ").splitlines()
+    return [(keyword, rest.strip()) for keyword, _, rest in (line.partition(" ") for line in lines if line.strip())]
+
+
+KEYWORDS = {"ARG", "FROM", "RUN", "WORKDIR", "COPY", "ENV", "USER", "VOLUME", "EXPOSE", "STOPSIGNAL", "HEALTHCHECK"}
+
+
+def test_the_container_file_copies_all_that_the_package_is_made_of_and_it_exists() -> None:
+    stages = [rest.split(" AS ")[1] for keyword, rest in instructions() if keyword == "FROM" and " AS " in rest]
+    copied: set[str] = set()
+    for keyword, rest in instructions():
+        assert keyword in KEYWORDS | {"ENTRYPOINT", "CMD"}
+        if keyword != "COPY":
+            continue
+        if rest.startswith("--from="):
+            assert rest.split()[0].removeprefix("--from=") in stages
+        else:
+            copied |= set(rest.split()[:-1])
+    assert copied == {*FOLDERS, "pyproject.toml", "constraints.txt", "README.md", "LICENSE"}
+    assert all((ROOT / name).exists() for name in copied)
+    # the build context holds these and no more
+    ignored = (ROOT / ".dockerignore").read_text().splitlines()
+    assert "*" in ignored
+    assert {line[1:] for line in ignored if line.startswith("!")} == copied
+
+
+FOLDERS = ("adapters", "bridge", "engine", "sorting")
+
+
+def test_the_container_does_not_run_as_root() -> None:
+    users = [rest for keyword, rest in instructions() if keyword == "USER"]
+    assert users == ["neuromod"]
+    last = max(i for i, (keyword, _) in enumerate(instructions()) if keyword == "FROM")
+    after_user = instructions()[instructions().index(("USER", "neuromod")) :]
+    assert last < instructions().index(("USER", "neuromod"))
+    assert {"HEALTHCHECK", "ENTRYPOINT", "CMD"} <= {keyword for keyword, _ in after_user}
+
+
+def test_the_containers_commands_are_commands_of_neuromod() -> None:
+    from typer.testing import CliRunner
+
+    from neuromod.bridge.cli import app
+
+    said = dict(instructions())
+    health = json.loads(said["HEALTHCHECK"].split("CMD ")[1])
+    commands = [health[1:], [*json.loads(said["ENTRYPOINT"]), *json.loads(said["CMD"])][1:]]
+    for command in commands:
+        options = [part for part in command if part.startswith("--")]
+        shown = CliRunner().invoke(app, [command[0], "--help"], env={"COLUMNS": "200"})
+        assert shown.exit_code == 0
+        assert all(option in shown.output for option in options)
+
+
+@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
+def test_shellcheck_finds_nothing_to_say_about_the_shell_that_we_run(tmp_path: Path) -> None:
+    script = tmp_path / "run.sh"
+    runs = [rest for keyword, rest in instructions() if keyword == "RUN"]
+    script.write_text("\n".join(["#!/bin/sh", *runs, ""]))
+
+    checked = subprocess.run(["shellcheck", script, ROOT / ".ci/run"], capture_output=True, text=True, timeout=60)
+
+    assert checked.returncode == 0, checked.stdout

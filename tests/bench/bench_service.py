@@ -114,8 +114,16 @@ class Listener:
         assert self.process.stdin is not None
         self.process.stdin.close()
         n = int(self.wait_for("heard"))
-        self.process.wait(10.0)
+        self.kill()
         return n
+
+    def kill(self) -> None:
+        """End it, whatever it is doing. Safe to call twice."""
+        self.process.kill()
+        self.process.wait()
+        for pipe in (self.process.stdin, self.process.stdout):
+            assert pipe is not None
+            pipe.close()
 
 
 def listen(output: str, topic: str, result: str) -> None:
@@ -157,12 +165,13 @@ def listen(output: str, topic: str, result: str) -> None:
 class Daemon:
     """`neuromod start` as a user runs it."""
 
-    def __init__(self, session: Path) -> None:
+    def __init__(self, session: Path, environment: dict[str, str]) -> None:
         command = [sys.executable, "-m", "neuromod.bridge.cli", "-v", "start", str(session)]
-        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
         self.lines: list[str] = []
         self._is_up = threading.Event()
-        threading.Thread(target=self._read, daemon=True).start()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
         if not self._is_up.wait(LONGEST_START_S) or self.process.poll() is not None:
             self.end()
             raise BenchError("the daemon did not start: " + "".join(self.lines[-3:]))
@@ -186,13 +195,17 @@ class Daemon:
         return float(times.user + times.system)
 
     def end(self) -> int:
-        """End it as a service manager would; return its exit code."""
+        """End it as a service manager would; return its exit code. Safe to call twice."""
         self.process.send_signal(signal.SIGTERM)
         try:
-            return self.process.wait(10.0)
+            self.process.wait(10.0)
         except subprocess.TimeoutExpired:
             self.process.kill()
-            return self.process.wait()
+            self.process.wait()
+        self._reader.join(5.0)
+        assert self.process.stderr is not None
+        self.process.stderr.close()
+        return self.process.returncode
 
 
 class Monitor:
@@ -273,11 +286,11 @@ class Bench:
         self._folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="neuromod-bench-")))
         config = self._folder / "lsl_api.cfg"
         config.write_text(bench_latency._LSL_API_CFG.format(session=uuid.uuid4().hex), encoding="utf-8")
-        os.environ["LSLAPICFG"] = str(config)  # before anything in this process, or a child of it, uses LSL
+        self._environment = dict(os.environ) | {"LSLAPICFG": str(config)}
         self.with_monitor = has_monitor()
 
     def __enter__(self) -> Self:
-        self._sender = Worker("send", dict(os.environ))
+        self._sender = Worker("send", self._environment)
         self._stack.callback(self._sender.close)
         self._sender.wait_for("here", LONGEST_START_S)
         return self
@@ -292,7 +305,7 @@ class Bench:
             return self._run(system, seconds, Path(stack.enter_context(on_disk)), stack)
 
     def _run(self, system: str, seconds: float, folder: Path, stack: contextlib.ExitStack) -> Run:
-        output, control, ingest, metrics = bench_latency._free_addresses(4)
+        output, control, ingest, metrics = bench_latency.free_addresses(4)
         source_id, is_observed = uuid.uuid4().hex, system == OBSERVED
         text = _SESSION.format(source_id=source_id, ingest=ingest, output=output, control=control)
         metrics = metrics.removeprefix("tcp://")
@@ -306,11 +319,13 @@ class Bench:
         n_others = _N_LISTENERS + (not self.with_monitor) if is_observed else 0
         others = [Listener(output, "") for _ in range(n_others)]
         stuck = Listener(output, "") if is_observed else None
+        for listener in (measuring, *others, *([stuck] if stuck is not None else [])):
+            stack.callback(listener.kill)
         stream = self.stream
         job = {"n_channels": stream.n_channels, "rate": stream.rate, "chunk": stream.chunk, "source_id": source_id}
         self._sender.tell(job | {"seconds": seconds, "result": str(stamps_file), "consumer_s": LONGEST_START_S})
         self._sender.wait_for("ready")
-        daemon = Daemon(session)
+        daemon = Daemon(session, self._environment)
         stack.callback(daemon.end)
         begun, cpu_s, memory = time.monotonic(), daemon.cpu_s(), [daemon.resident_mb()]
         if stuck is not None:

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from bench_service import OBSERVED, Bench, memory, ratios, summary
+from bench.bench_service import OBSERVED, Bench, memory, ratios, summary
 
 from neuromod.bridge.bench_latency import Stream
 

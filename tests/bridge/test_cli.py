@@ -55,7 +55,7 @@ def test_help_comes_without_loading_the_heavy_libraries() -> None:
 
 
 COMMANDS_WITH_HELP = [
-    ["init"], ["check"], ["doctor"], ["streams"], ["layout"], ["models"],
+    ["init"], ["check"], ["doctor"], ["certify"], ["streams"], ["layout"], ["models"],
     ["demo"], ["start"], ["replay"], ["baseline"], ["bench"], ["actuate"], ["calibrate"],
     ["session", "list"], ["session", "show"], ["session", "verify"], ["session", "export"],
     ["export", "mem"], ["export", "verilog"], ["export", "read"], ["adapter", "fpga"], ["fpga-sim"], ["hil"],

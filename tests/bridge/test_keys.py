@@ -216,8 +216,8 @@ def test_a_session_belongs_to_its_key_and_is_forgotten_in_time() -> None:
             admission.check(who, "set", session, None if session is None else 1)
         assert caught.value.reason == "session"
     used = admission.hello(anna)
-    for _ in range(63):
-        admission.check_stimulate(used, 1 + _)
+    for seq in range(1, 64):
+        admission.check_stimulate(anna, used, seq)
         admission.hello(anna)
 
     admission.check(anna, "set", used, 100)
@@ -229,12 +229,12 @@ def test_a_session_belongs_to_its_key_and_is_forgotten_in_time() -> None:
 def test_without_keys_numbers_are_checked_where_they_are_given() -> None:
     admission, anybody = Admission(None), Sender()
     admission.check(anybody, "set", None, None)
-    admission.check_stimulate(None, None)
+    admission.check_stimulate(anybody, None, None)
     session = admission.hello(anybody)
-    admission.check_stimulate(session, 1)
+    admission.check_stimulate(anybody, session, 1)
 
     with pytest.raises(CommandError, match="seq 1 is not above 1"):
-        admission.check_stimulate(session, 1)
+        admission.check_stimulate(anybody, session, 1)
 
 
 def test_a_key_may_ask_so_often_and_disarm_always() -> None:

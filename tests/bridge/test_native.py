@@ -177,7 +177,7 @@ def test_liblsl_and_libzmq_are_located() -> None:
         ([native.LSL_PULL_CHUNK_F], ["liblsl"]),
         ([native.ZMQ_SEND], ["libzmq"]),
         ([native.ZMQ_RECV], ["libzmq"]),
-        ([native.ZMQ_GETSOCKOPT], ["libzmq"]),
+        ([native.ZMQ_MSG_GETS], ["libzmq"]),
         ([native.LSL_PULL_CHUNK_F, native.ZMQ_RECV], ["liblsl", "libzmq"]),
     ],
 )

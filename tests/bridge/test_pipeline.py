@@ -30,6 +30,7 @@ from neuromod.bridge.pipeline import (
     advance,
     consume,
     dequeue_stimuli,
+    drop_samples,
     enqueue_stimuli,
     make_pipeline,
     resume,
@@ -262,6 +263,9 @@ def test_consume_equals_its_naive_twin(data: st.DataObject, setup: Setup) -> Non
                 is_checked = data.draw(st.sampled_from([True, True, True, False]))
                 take_answer(chain.pipeline, tick, spikes, is_checked)
                 twin.answer(tick, spikes, is_checked)
+        if data.draw(st.sampled_from([False, False, False, True])):
+            drop_samples(chain.pipeline, data.draw(st.integers(0, 500)))
+            twin.drop()
         if data.draw(st.booleans()):
             level = data.draw(st.sampled_from([0.25, 1.0]))
             chain.modulate(2, level)
@@ -547,6 +551,23 @@ def test_a_first_stamp_that_is_no_number_lays_no_grid() -> None:
 
     assert (counters["bad_stamps"], counters["samples"]) == (2, 10)
     assert (counters["gaps"], counters["samples_lost"], counters["discontinuities"]) == (0, 0, 0)
+
+
+def test_samples_that_were_dropped_are_neither_filled_in_nor_a_gap_whatever_time_they_took() -> None:
+    setup = Setup(max_fill_ms=1000.0)
+    chain, samples, stamps = Chain(setup), ramp(setup, 10), steady(setup, 10)
+    stamps[5:] += 0.3
+
+    before = chain.consume(samples[:5], stamps[:5])
+    drop_samples(chain.pipeline, 300)
+    after = chain.consume(samples[5:], stamps[5:])
+
+    assert flags_of(before, Flag.DISCONTINUITY) == []
+    assert flags_of(after, Flag.DISCONTINUITY) == [0]
+    assert after["sample"].tolist() == [6, 7, 8, 9, 10]
+    np.testing.assert_array_equal(after["stimuli"][:, 0], [6, 7, 8, 9, 10])
+    counters = chain.counters()
+    assert (counters["discontinuities"], counters["gaps"], counters["samples_filled"]) == (1, 0, 0)
 
 
 @pytest.mark.parametrize("leap", [1e9, 1e18, 1e300, -1e300])

@@ -28,6 +28,7 @@ crossings = {high_hz = 4500}
 warmup_s = 0.4
 [timing]
 stall_ms = 100
+behind_ms = 60000
 """
 
 
@@ -67,7 +68,9 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     if request.param == "features":
         write_features(folder / "f.npy", 200)
         source = {"kind": "features", "path": str(folder / "f.npy"), "bin_ms": 5.0}
-        return Case(source, "[encoder]\nwarmup_s = 0.2\n[timing]\nstall_ms = 100\n", "features", 1000, 0)
+        return Case(
+            source, "[encoder]\nwarmup_s = 0.2\n[timing]\nstall_ms = 100\nbehind_ms = 60000\n", "features", 1000, 0
+        )
     n_channels, rate_hz = (16, 10_000.0) if request.param.startswith("16") else (32, 30_000.0)
     write_signal(folder / "s.raw", n_channels, rate_hz, 1.0)
     source = {
@@ -177,6 +180,7 @@ smoothing_ms = 0
 offset = 0
 [timing]
 stall_ms = 60
+behind_ms = 60000
 max_fill_ms = 0
 {rest}"""
     )

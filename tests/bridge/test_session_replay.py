@@ -200,7 +200,7 @@ def test_a_session_with_every_input_and_command_replays_bit_for_bit(tmp_path: Pa
     assert Counter(REASONS[reason] for reason in decisions["reason"]).keys() >= {"allowed", "not_armed"}
     # that nothing was left untried
     kinds = {INPUT_NAMES[kind] for kind in inputs["kind"]}
-    assert kinds >= set(INPUT_NAMES) - {"stimuli", "clock", "inlet", "alive", "fault", "board"}
+    assert kinds >= set(INPUT_NAMES) - {"stimuli", "clock", "inlet", "alive", "fault", "board", "behind"}
     assert result.inputs == len(inputs)
 
 

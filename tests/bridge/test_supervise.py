@@ -104,7 +104,7 @@ def test_a_killed_daemon_is_back_from_its_checkpoint_disarmed_and_says_so(tmp_pa
     with streaming("supervised") as stream, neuromod("start", "--supervise", str(config)) as supervisor:
         stream.sends.set()
         supervisor.wait_for_line("Ctrl-C stops", timeout_s=START_S)
-        (first,) = daemons(supervisor)
+        first = living(tmp_path)
         addresses = {"ingest": "in", "output": "out", "control": "do"}
         with Client(**{k: f"ipc://{tmp_path}/{v}" for k, v in addresses.items()}, timeout_s=WAIT_S) as client:
             listener = Listener(client, "health", "event")

@@ -133,6 +133,12 @@ class NaivePipeline:
             self.answers_from = self.n_ticks
         self.is_paused = is_paused
 
+    def drop(self) -> None:
+        """Go on with the next sample as if it were the first, whatever was left out before it."""
+        self.slot, self.last_gap = None, 0
+        self.counters["discontinuities"] += 1
+        self.block_flags |= Flag.DISCONTINUITY
+
     def feed(self, sample: Row, stamp: float) -> None:
         values = (sample * self.scale).astype(np.float32)
         if self._repeats(values, stamp):

@@ -1,0 +1,84 @@
+"""`neuromod certify` from the first repetition to the last table."""
+
+import json as json_text
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from neuromod.bridge import certify, certify_measures, certify_report, doctor
+from neuromod.bridge.certify_measures import Measured, Settings
+
+
+def run(
+    settings: Settings,
+    *,
+    before: dict[str, Any] | None = None,
+    html: Path | None = None,
+    is_kept: bool = True,
+    require: tuple[int, float] | None = None,
+    json: bool = False,
+) -> int:
+    """Measure, judge, compare, keep and show.
+
+    Parameters
+    ----------
+    settings : Settings
+        What to measure.
+    before : dict, optional
+        Report to compare with; the last one that was kept of this host, where there is one.
+    html : Path, optional
+        Page to write.
+    is_kept : bool
+        Keep the report for the next time.
+    require : tuple of int and float, optional
+        Channels and milliseconds that must be promised.
+    json : bool
+        Print JSON on stdout rather than tables.
+
+    Returns
+    -------
+    int
+        0, or 1 where what is required is not promised.
+
+    Raises
+    ------
+    BenchError
+        A process failed, or nothing arrived.
+    ConfigError
+        The report cannot be kept.
+    """
+    load = os.getloadavg() if hasattr(os, "getloadavg") else ()
+    findings = [asdict(finding) for finding in doctor.diagnose(multicast=False)]
+    measured = _measure(settings)
+    found = certify.report(measured, certify.host_facts(load), findings)
+    folder = certify.folder_of(found["host"]["name"])
+    if before is None and (last := certify.newest(folder)) is not None:
+        before = certify.load(last)
+    changed = None if before is None else certify.compare(before, found)
+    if is_kept:
+        certify.keep(found, folder)
+    if html is not None:
+        certify_report.write_html(html, found, changed)
+    if json:
+        print(json_text.dumps(found | {"changed": changed}, indent=2, allow_nan=False))
+    else:
+        certify_report.print_report(Console(), found, changed)
+    return 0 if require is None or certify.is_promised(found, *require) else 1
+
+
+def _measure(settings: Settings) -> Measured:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("compiled code is loaded, or compiled at the first time", total=settings.n_steps)
+        done = -1
+
+        def step(what: str) -> None:
+            nonlocal done
+            done += 1
+            progress.update(task, description=what, completed=done)
+
+        return certify_measures.measure(settings, step)
