@@ -14,7 +14,6 @@ from harness import ONE_PROGRAM, WAIT_S, Running, playback, session, wait_until
 from prometheus_client.parser import text_string_to_metric_families
 from ruamel.yaml import YAML
 
-from neuromod.bridge import metrics
 from neuromod.bridge.metrics_config import MetricsConfig
 
 FOLDER = Path(__file__).parent.parent / "deploy" / "observability"
@@ -83,16 +82,6 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
         # the rate of writing is known after the recorder's first look at the disk
         wait_until(lambda: "neuromod_recorder_disk_left_seconds" in scrape(running), "the rate of writing")
         running.client.request("disarm")
-    # as sessions with keys, and under a supervisor, say it in health
-    for family in metrics._from_others(
-        {
-            "watchdogs": {"loop": {"ok": True, "says": ""}},
-            "security": {"refused": {"unknown_key": 1}},
-            "sample_age_ms": 1.0,
-        }
-    ):
-        for sample in family.samples:
-            found.setdefault(sample.name, set()).update(sample.labels)
     return found
 
 

@@ -233,16 +233,21 @@ class Monitor:
         """End it, and return how many bytes it drew."""
         has_ended = self._process.poll()
         self._process.terminate()
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(10.0)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self._reader.join(5.0)
-        os.close(self._ours)
+        self.kill()
         if has_ended is not None:
             raise BenchError(f"the monitor ended by itself, with {has_ended}")
         return self.drawn_bytes
+
+    def kill(self) -> None:
+        """End it, whatever it is doing. Safe to call twice."""
+        self._process.kill()
+        self._process.wait()
+        self._reader.join(5.0)
+        if self._ours >= 0:
+            os.close(self._ours)
+            self._ours = -1
 
 
 def has_monitor() -> bool:
@@ -278,7 +283,7 @@ class Scraper:
 
 
 class Bench:
-    """A sender, and a private LSL session of this machine; a context manager."""
+    """A private LSL session of this machine, and the runs in it; a context manager."""
 
     def __init__(self, stream: Stream = RAW) -> None:
         self.stream = stream
@@ -290,9 +295,6 @@ class Bench:
         self.with_monitor = has_monitor()
 
     def __enter__(self) -> Self:
-        self._sender = Worker("send", self._environment)
-        self._stack.callback(self._sender.close)
-        self._sender.wait_for("here", LONGEST_START_S)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -321,10 +323,13 @@ class Bench:
         stuck = Listener(output, "") if is_observed else None
         for listener in (measuring, *others, *([stuck] if stuck is not None else [])):
             stack.callback(listener.kill)
+        sender = Worker("send", self._environment)
+        stack.callback(sender.close)
+        sender.wait_for("here", LONGEST_START_S)
         stream = self.stream
         job = {"n_channels": stream.n_channels, "rate": stream.rate, "chunk": stream.chunk, "source_id": source_id}
-        self._sender.tell(job | {"seconds": seconds, "result": str(stamps_file), "consumer_s": LONGEST_START_S})
-        self._sender.wait_for("ready")
+        sender.tell(job | {"seconds": seconds, "result": str(stamps_file), "consumer_s": LONGEST_START_S})
+        sender.wait_for("ready")
         daemon = Daemon(session, self._environment)
         stack.callback(daemon.end)
         begun, cpu_s, memory = time.monotonic(), daemon.cpu_s(), [daemon.resident_mb()]
@@ -332,12 +337,17 @@ class Bench:
             stuck.wait_for("first")
             stuck.process.send_signal(signal.SIGSTOP)
         monitor = Monitor(session) if is_observed and self.with_monitor else None
+        if monitor is not None:
+            stack.callback(monitor.kill)
         scraper = Scraper(metrics) if is_observed else None
+        if scraper is not None:
+            stack.callback(scraper.close)
 
         done = threading.Event()
         sampler = threading.Thread(target=lambda: _follow(daemon, done, memory))
         sampler.start()
-        notes: dict[str, Any] = {"sender": self._sender.wait_for("done", seconds + 120.0)}
+        stack.callback(done.set)
+        notes: dict[str, Any] = {"sender": sender.wait_for("done", seconds + 120.0)}
         done.set()
         sampler.join()
         notes["cpu_share"] = (daemon.cpu_s() - cpu_s) / (time.monotonic() - begun)
@@ -355,7 +365,7 @@ class Bench:
         notes["others_heard"] = [other.close() for other in others]
         heard = measuring.close()
         notes["exit_code"] = daemon.end()
-        self._sender.tell("stop")
+        sender.tell("stop")
         stamps = np.load(stamps_file)
         with np.load(messages_file) as messages:
             of = {name: messages[name] for name in messages.files}

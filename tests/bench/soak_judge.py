@@ -197,7 +197,7 @@ def _judge_samples(evidence: Evidence, verdict: Verdict) -> None:
     t, t_sample, flags, life = t[order], t_sample[order], flags[order], life[order]
     state = np.zeros(len(stamps), np.uint8)  # 0 nowhere, 1 in a tick, 2 in a gap, 3 while down, 4 before or after
     nearest = np.clip(np.searchsorted(stamps, t_sample - 0.5 * period), 0, len(stamps) - 1)
-    is_there = np.abs(stamps[nearest] - t_sample) < 0.45 * period
+    is_there = np.abs(stamps[nearest] - t_sample) <= 0.5 * period
     is_filled = (flags & int(Flag.FILLED)) != 0  # the sample stands for what did not come
     state[nearest[is_there & is_filled]] = 2
     state[nearest[is_there & ~is_filled]] = 1
@@ -205,7 +205,7 @@ def _judge_samples(evidence: Evidence, verdict: Verdict) -> None:
     outside = (stamps < first - 0.5 * period) | (stamps > last + 0.5 * period)
 
     def mark(begin: float, end: float, as_what: int) -> None:
-        a, b = np.searchsorted(stamps, (begin, end))
+        a, b = np.searchsorted(stamps, (begin - 0.5 * period, end + 0.5 * period))  # corrected clocks differ by some us
         part = state[a:b]
         part[part == 0] = as_what
 

@@ -255,7 +255,7 @@ class Daemon(service.Daemon):
             time.sleep(0.01)
         # the loop's next call of zmq_msg_recv waits for a signal, and its thread takes none
         functions = self.loop.block[0]["functions"]
-        functions[native.ZMQ_RECV] = ctypes.cast(ctypes.CDLL(None).pause, ctypes.c_void_p).value
+        functions[native.ZMQ_MSG_RECV] = ctypes.cast(ctypes.CDLL(None).pause, ctypes.c_void_p).value
 
 service.Daemon = Daemon
 sys.exit(service.serve(load(sys.argv[1]), notifier=Notifier(sys.argv[3])))
