@@ -16,7 +16,7 @@ COMPUTING := $(filter-out %/test_soak.py,$(wildcard tests/bench/test_*.py)) test
   $(addprefix tests/adapters/test_,calibration.py decoder.py fpga_simulated.py hdl.py recordings.py sortable.py) \
   $(addprefix tests/bridge/test_,baseline.py checkpoint.py config.py cortex.py export_nwb.py frames.py gate.py \
     gate_histories.py hil.py hil_files.py pipeline.py session_log.py sort.py wire.py \
-    calibrate.py demo.py hil_board.py task.py)
+    bench.py calibrate.py certify.py demo.py hil_board.py monitor.py resume.py task.py)
 test-computing: lint
 	$(BIN)/pytest -m "not long" $(COMPUTING)
 

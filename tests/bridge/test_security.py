@@ -391,6 +391,7 @@ def test_a_storm_of_strangers_leaves_the_daemon_answering(tmp_path: Path, caplog
         address = ("127.0.0.1", int(host.rpartition(":")[2]))
         context = zmq.Context()
         context.max_sockets = 2 * n
+        strangers: list[zmq.Socket[bytes]] = []
         try:
             for k in range(n):
                 if k % 3 == 0:  # no peer of ZeroMQ at all
@@ -398,6 +399,7 @@ def test_a_storm_of_strangers_leaves_the_daemon_answering(tmp_path: Path, caplog
                         plain.sendall(b"GET / HTTP/1.1\r\n\r\n" * 8)
                 else:
                     knocking = context.socket(zmq.DEALER)
+                    strangers.append(knocking)
                     knocking.reconnect_ivl = -1
                     if k % 3 == 1:
                         made_up(server).apply(knocking)
@@ -411,7 +413,9 @@ def test_a_storm_of_strangers_leaves_the_daemon_answering(tmp_path: Path, caplog
                 60.0,
             )
         finally:
-            context.destroy(0)
+            for knocking in strangers:
+                knocking.close(0)
+            context.term()
         assert boss.request("status")
         assert isinstance(heard.receive(WAIT_S), StateMessage)
         assert rig.health["security"]["connections"] < 20

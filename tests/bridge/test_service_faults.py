@@ -526,7 +526,7 @@ def test_a_session_tells_dropped_errors_to_the_hook_that_was_there_and_puts_it_b
         is_looking = is_stuck = False
         failure = None
 
-        def __init__(self, config: Any) -> None:
+        def __init__(self, config: Any, **_: Any) -> None:
             pass
 
         def open(self) -> None:
