@@ -30,7 +30,7 @@ from neuromod.bridge.config import SessionConfig
 from neuromod.bridge.demo_view import View
 from neuromod.bridge.listener import Listener
 from neuromod.bridge.replay import play
-from neuromod.bridge.warm import is_compiled, warm_loop
+from neuromod.bridge.warm import LONGEST_START_S, is_compiled, warm_loop
 from neuromod.bridge.wire import Flag
 from neuromod.engine.errors import AdapterError, AdapterTimeoutError
 from neuromod.engine.layout import N_CHANNELS
@@ -39,7 +39,6 @@ N_ELECTRODES = 32
 SAMPLING_FREQUENCY = 30_000.0
 _WARMUP_S = 1.0  # of front end and of encoder, so that spikes come soon
 _START_LEAD_S = 1.0
-_READY_S = 60.0
 _STREAM_NAME = "neuromod-demo"
 
 # A private session on this host: the demonstration neither sees nor disturbs the streams of a laboratory.
@@ -272,7 +271,7 @@ def _watch(
     """Collect and show what arrives until `seconds` of it have passed or the recording has ended."""
     heard: list[NDArray[Any]] = []
     view = View(info, seconds)
-    given_up = time.monotonic() + _READY_S
+    given_up = time.monotonic() + LONGEST_START_S
     began: float | None = None
     is_terminal = show and console.is_terminal
     with contextlib.ExitStack() as stack:
@@ -289,7 +288,7 @@ def _watch(
                 if len(live):
                     began = now
                 elif now > given_up:
-                    raise AdapterTimeoutError(f"no spikes within {_READY_S:g} s: {tail(folder / 'daemon.log')}")
+                    raise AdapterTimeoutError(f"no spikes within {LONGEST_START_S:g} s: {tail(folder / 'daemon.log')}")
                 continue
             if now - began >= seconds or outlet.poll() is not None or (len(new) and not len(live)):
                 return heard

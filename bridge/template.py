@@ -113,7 +113,7 @@ duration_ms = @
 # [[markers]]                    # LSL streams of markers, aligned to ticks and published as events
 # name = "MyTask"
 
-[sockets]                        # loopback only, until encrypted sockets come with a later release
+[sockets]                        # away from loopback only with [security], for which see neuromod keys
 ingest = @  # stimuli, modulators, rewards and events come in
 output = @  # spikes, state, health and events go out
 control = @  # commands, as those of 'neuromod status', 'arm' or 'set', are answered here

@@ -16,7 +16,6 @@ import sys
 import threading
 import time
 import urllib.request
-import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ import pylsl
 
 from neuromod.bridge import keys
 from neuromod.bridge.arming import write_key
+from neuromod.bridge.bench_latency import free_addresses, private_session
 from neuromod.bridge.client import Client, RefusedError
 from neuromod.bridge.roles import Role
 from neuromod.engine.errors import NeuromodError
@@ -46,23 +46,6 @@ CLIENTS = {
 """Who has a key, and what it is good for. The stranger's is revoked."""
 LEDGER_WAIT_S = 90.0
 """For so long after a kill nothing may be armed, and some."""
-
-_LSL = """\
-[lab]
-SessionID = neuromod-soak-{session}
-[ports]
-IPv6 = disable
-[multicast]
-ResolveScope = machine
-[tuning]
-MulticastMinRTT = 0.1
-MulticastMaxRTT = 0.5
-UnicastMinRTT = 0.1
-UnicastMaxRTT = 0.5
-ContinuousResolveInterval = 0.1
-[log]
-level = -3
-"""
 
 _SESSION = """
 [session]
@@ -367,18 +350,14 @@ class Rig:
     def __init__(self, folder: Path, minutes: float, seed: int) -> None:
         self.folder, self.seed = folder, seed
         self.disk = Disk(folder / "sessions", int(200 + 60 * minutes))
-        (folder / "lsl.cfg").write_text(_LSL.format(session=uuid.uuid4().hex))
-        self.environment = os.environ | {"LSLAPICFG": str(folder / "lsl.cfg"), "PYTHONUNBUFFERED": "1"}
+        self.environment = private_session(folder) | {"PYTHONUNBUFFERED": "1"}
         self.environment["PYTHONPATH"] = os.pathsep.join(
             [str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
         )
-        ports = _free_ports(4)
-        self.addresses = {
-            name: f"tcp://127.0.0.1:{port}"
-            for name, port in zip(("ingest", "output", "control"), ports[:3], strict=True)
-        }
+        *addresses, metrics = free_addresses(4)
+        self.addresses = dict(zip(("ingest", "output", "control"), addresses, strict=True))
         write_key(folder / "key")
-        self.metrics = f"http://127.0.0.1:{ports[3]}/metrics"
+        self.metrics = f"{metrics.replace('tcp', 'http')}/metrics"
         keys.init_folder(folder / "keys")
         self.keys = {name: str(keys.new_client(folder / "keys", name, roles)) for name, roles in CLIENTS.items()}
         revoked = Path(self.keys["stranger"])
@@ -400,7 +379,7 @@ class Rig:
                 pulses=PULSES,
                 period_us=PERIOD_US,
                 host=socket.gethostname(),
-                metrics=ports[3],
+                metrics=metrics.rpartition(":")[2],
                 **self.addresses,
             )
         )
@@ -537,13 +516,3 @@ def wait(until: Callable[[], bool], timeout_s: float, what: str) -> float:
             raise TimeoutError(f"waited {timeout_s:g} s for {what}")
         time.sleep(0.05)
     return time.monotonic() - begun
-
-
-def _free_ports(n: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(n)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
