@@ -42,7 +42,6 @@ _EVENTS = (
 _POLL_MS = 50
 _EVENTS_AT_ONCE = 256
 _LOOK_EVERY_S = 1.0
-_LOOK_AGAIN_S = 0.1  # for a key that is not known, of which there may be a storm
 _YOUNG_S = 2.0  # a folder that changed so lately may change again without a new time
 _MOST_PEERS = 4096
 _HANDSHAKE_MS = 5000
@@ -180,7 +179,8 @@ class Doorkeeper:
             return [b"1.0", number, b"400", b"no key", b"", b""]
         domain, address, public = request[2].decode(), _where(request[3].decode()), zmq.utils.z85.encode(request[6])
         if public not in self._clients:
-            self._look(_LOOK_AGAIN_S)  # it may have been made a moment ago
+            # it may have been made this moment, and libzmq's clients do not ask a second time once they were refused
+            self._look(0.0)
         sender = self._clients.get(public)
         if sender is not None and sender.may(SOCKET_ROLES[domain]):
             self.let_in[sender.name] += 1

@@ -220,7 +220,7 @@ def test_a_daemon_that_was_held_up_goes_on_with_the_newest_and_its_record_replay
         assert after["flags"][0] & Flag.DISCONTINUITY
     result = replay_session(recorded.folder)
     assert (result.difference, result.losses) == (None, [])
-    assert result.from_samples == result.ticks - result.fillers
+    assert result.from_samples == result.ticks > 0
 
 
 def test_where_it_is_to_stop_the_session_ends_in_order_with_one_sentence(tmp_path: Path) -> None:
