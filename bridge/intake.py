@@ -18,6 +18,8 @@ log = logging.getLogger(__name__)
 
 _READ_SAMPLES = 4096
 _READ_S = 0.25  # no more at once: markers of a chunk wait for its samples to be played
+_FULL_S = 0.002  # before a full ring is looked at again
+_FREE_PART = 0.2  # of a ring, before the loop's pace leaves room for which it is not looked at either
 _CLOCK_EVERY_S = 2.0
 _RECONNECT_S = 0.1  # no longer: a session that is stopped meanwhile waits for it
 _MARKERS_EVERY_S = 0.01
@@ -41,6 +43,8 @@ class Feeder:
         Called each time that it came back.
     on_end : callable
         Called once, without or with the error that ended the source.
+    paced_hz : float
+        At how many samples per second the loop takes them; 0 for as fast as it can.
     """
 
     def __init__(
@@ -51,8 +55,11 @@ class Feeder:
         on_lost: Callable[[], None],
         on_reconnect: Callable[[], None],
         on_end: Callable[[Exception | None], None],
+        paced_hz: float = 0.0,
     ) -> None:
         self._source, self._ring = source, ring
+        # beside a loop that keeps pace each waking is a disturbance: not before a good part of the ring is free
+        self._wait_s = max(_FULL_S, _FREE_PART * len(ring.stamps) / paced_hz) if paced_hz else _FULL_S
         self._on_markers, self._on_end = on_markers, on_end
         self._on_lost, self._on_reconnect = on_lost, on_reconnect
 
@@ -72,7 +79,7 @@ class Feeder:
                     took = put_samples(self._ring, chunk.samples, chunk.stamps, done)
                     done += took
                     if not took:
-                        stop.wait(0.002)
+                        stop.wait(self._wait_s)
                 fed += done
                 if self._source.ended:
                     break

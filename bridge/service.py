@@ -496,6 +496,7 @@ class Daemon:
                 on_lost=lambda: self._set_state(rt.LOST),
                 on_reconnect=self._source_is_back,
                 on_end=self._on_source_end,
+                paced_hz=paced_rate * assembly.info.sampling_frequency,
             )
             self._spawn("neuromod-source", lambda: feeder.run(self._stop_threads))
         elif self._pulls == rt.SOURCE_LSL:
