@@ -56,6 +56,10 @@ ingest = "{ingest}"
 output = "{output}"
 control = "{control}"
 """
+_REALTIME = """\
+[runtime]
+realtime_priority = {priority}
+"""
 _OBSERVED = """\
 [record]
 raw = true
@@ -285,8 +289,8 @@ class Scraper:
 class Bench:
     """A private LSL session of this machine, and the runs in it; a context manager."""
 
-    def __init__(self, stream: Stream = RAW) -> None:
-        self.stream = stream
+    def __init__(self, stream: Stream = RAW, realtime: int = 0) -> None:
+        self.stream, self._realtime = stream, realtime
         self._stack = contextlib.ExitStack()
         self._folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="neuromod-bench-")))
         config = self._folder / "lsl_api.cfg"
@@ -311,6 +315,8 @@ class Bench:
         source_id, is_observed = uuid.uuid4().hex, system == OBSERVED
         text = _SESSION.format(source_id=source_id, ingest=ingest, output=output, control=control)
         metrics = metrics.removeprefix("tcp://")
+        if self._realtime:
+            text += _REALTIME.format(priority=self._realtime)
         if is_observed:
             text += _OBSERVED.format(folder=folder / "sessions", metrics=metrics)
         session = folder / "session.toml"
@@ -437,10 +443,12 @@ def ratios(observed: list[Run], bare: list[Run]) -> dict[str, dict[str, float]]:
     return found
 
 
-def measure(rounds: int, seconds: float, long_s: float, say: Callable[[str], None]) -> dict[str, Any]:
+def measure(
+    rounds: int, seconds: float, long_s: float, say: Callable[[str], None], realtime: int = 0
+) -> dict[str, Any]:
     """Run everything."""
     runs: dict[str, list[Run]] = {BARE: [], OBSERVED: []}
-    with Bench() as bench:
+    with Bench(realtime=realtime) as bench:
         monitor = "neuromod monitor" if bench.with_monitor else "no neuromod monitor here: a subscriber in its place"
         say(f"{bench.stream.name}; {monitor}")
         for k, order in enumerate(_orders(rounds)):
@@ -451,6 +459,7 @@ def measure(rounds: int, seconds: float, long_s: float, say: Callable[[str], Non
         found: dict[str, Any] = {
             "stream": bench.stream.name,
             "monitor": bench.with_monitor,
+            "realtime_priority": realtime,
             "ratios": ratios(runs[OBSERVED], runs[BARE]) if rounds else {},
             "runs": {system: [summary(run) for run in them] for system, them in runs.items()},
         }
@@ -480,13 +489,18 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=20.0, help="of each run")
     parser.add_argument("--long", type=float, default=0.0, help="seconds of one more run of the observed daemon")
+    parser.add_argument("--realtime", type=int, default=0, help="runtime.realtime_priority of either daemon")
     parser.add_argument("--json", type=Path, help="write everything to this file")
     parser.add_argument("--listen", nargs=3, metavar=("OUTPUT", "TOPIC", "RESULT"), help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.listen:
         listen(*given.listen)
         return 0
-    found = measure(given.rounds, given.seconds, given.long, lambda line: print(line, file=sys.stderr, flush=True))
+
+    def say(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    found = measure(given.rounds, given.seconds, given.long, say, given.realtime)
     for name, ratio in found["ratios"].items():
         print(f"{name}: observed / bare = {ratio['median']:.3f} ({ratio['least']:.3f} to {ratio['greatest']:.3f})")
     print("lost nothing" if not found["lost"] else f"lost {found['lost']}")

@@ -112,11 +112,17 @@ class SubscriberFlood(Fault):
     """Many subscribers come and go, some read slowly."""
 
     name = "flood of subscribers"
-    has_to_show = False
 
     def begin(self) -> None:
         self._flood = self._worker("flood", seconds=3.0, key=self.rig.keys["looker"], seed=self.rng.randrange(1 << 30))
         wait(lambda: not self._flood.is_running, 60.0, "the flood to end")
+
+    def sign(self) -> str:
+        health = self.rig.status()
+        if not health:
+            return ""
+        then, now = (each.get("security", {}).get("let_in", {}).get("looker", 0) for each in (self.before, health))
+        return "health: security.let_in" if now > then + 10 else ""
 
 
 class Nonsense(Fault):

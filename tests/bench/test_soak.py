@@ -109,7 +109,7 @@ def test_samples_between_two_lives_of_the_daemon_came_while_it_was_down() -> Non
 @pytest.mark.compiled_loop
 @pytest.mark.timeout(900)
 def test_the_service_comes_through_a_short_soak(tmp_path: Path) -> None:
-    result = soak(0.8, 7, tmp_path, Console(quiet=True), pause_s=(0.5, 1.5))
+    result = soak(2.0, 7, tmp_path, Console(quiet=True), pause_s=(0.5, 1.5))
     assert result["complaints"] == []
-    assert result["counts"]["pushed"] > 30_000
+    assert result["counts"]["pushed"] > 100_000
     assert len({fault["fault"] for fault in result["faults"]}) >= 8
