@@ -208,8 +208,9 @@ def run(
                 n = _pull_ring(loop, rings.samples, wanted)
             else:
                 n = _pull_lsl(loop, wanted)
-            if n > 0:  # what came while it waited for samples acts on their tick, not on the one after
-                read_ingest(loop, rings, pipeline, network, decoder, stimulation)
+        arrival = clock(state)
+        if n > 0 and words[W_SOURCE] != SOURCE_ZMQ:  # what came meanwhile acts on their tick, not on the one after
+            read_ingest(loop, rings, pipeline, network, decoder, stimulation)
         now = clock(state)
         if load_acquire(shared, HALTS) != words[W_HALTS]:
             words[W_HALTS] = load_acquire(shared, HALTS)
@@ -251,7 +252,7 @@ def run(
                 if words[W_SOURCE] == SOURCE_ZMQ and n_records > 0:
                     loop.records[0]["t_sent"] = state["sent"][0]
                 for k in range(n_records):
-                    _complete(state, loop.records[k], now)
+                    _complete(state, loop.records[k], arrival)
                     _send_command(loop, rings, k, decoder)
                 _send_decisions(loop, rings, pipeline)
                 for k in range(n_records):
