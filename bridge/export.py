@@ -4,7 +4,6 @@ A network comes from a session file, with the weights of a checkpoint where one 
 """
 
 import os
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -20,6 +19,7 @@ from neuromod.bridge import checkpoint as checkpoints
 from neuromod.bridge.config import SessionConfig, complete, load
 from neuromod.bridge.config_errors import checked
 from neuromod.engine import images, manifest, published
+from neuromod.engine.arrays import NO_ARRAYS
 from neuromod.engine.config import GivenWeightsConfig, NetworkConfig, with_live
 from neuromod.engine.errors import ConfigError, ImageError, StimulusError
 from neuromod.engine.fixed_network import FixedNetwork
@@ -175,7 +175,7 @@ def run(network: FixedNetwork, n_ticks: int, stimuli: Path | None, level: float)
         try:
             with stimuli.open("rb") as file:  # numpy leaves open what it cannot read
                 rows = np.load(file)
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        except NO_ARRAYS as error:
             raise ConfigError(f"{stimuli} cannot be read as a .npy file: {error}") from None
         if not isinstance(rows, np.ndarray):
             raise ConfigError(f"{stimuli} holds several arrays; expected a .npy file, with one")

@@ -8,7 +8,6 @@ import dataclasses
 import datetime
 import hashlib
 import io
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,6 +17,7 @@ import pydantic
 from numpy.typing import NDArray
 from pydantic import Field
 
+from neuromod.engine.arrays import NO_ARRAYS
 from neuromod.engine.errors import ConfigError
 
 VERSION = 1
@@ -254,7 +254,7 @@ class Bundle:
         try:
             with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
                 return cls(info, **{name: arrays[name] for name in _ARRAYS})
-        except (KeyError, ValueError, zipfile.BadZipFile) as error:
+        except NO_ARRAYS as error:
             raise ConfigError(f"{arrays_path} cannot be read: {error}; sort the recording again") from error
 
 

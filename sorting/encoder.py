@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from neuromod.engine.arrays import NO_ARRAYS
 from neuromod.engine.compiled import jit
 from neuromod.engine.errors import ConfigError
 from neuromod.engine.layout import N_CHANNELS, N_SENSORY
@@ -309,17 +310,13 @@ def _named_groups(config: EncoderConfig, feature_names: Sequence[str]) -> list[l
 def _matrix_from_file(config: EncoderConfig, n: int) -> NDArray[np.float64]:
     path = config.matrix_path
     assert path is not None  # EncoderConfig saw to it
+    if path.suffix not in (".npy", ".csv"):
+        raise ConfigError(f"encoder.matrix_path = {path}: .npy or .csv expected")
     try:
-        if path.suffix == ".npy":
-            loaded = np.load(path, allow_pickle=False)
-        elif path.suffix == ".csv":
-            loaded = np.loadtxt(path, delimiter=",", ndmin=2)
-        else:
-            raise ConfigError(f"encoder.matrix_path = {path}: .npy or .csv expected")
+        with path.open("rb") as file:  # numpy would leave a damaged one open
+            loaded = np.load(file) if path.suffix == ".npy" else np.loadtxt(file, delimiter=",", ndmin=2)
         matrix = np.asarray(loaded, dtype=np.float64)
-    except ConfigError:
-        raise
-    except (OSError, ValueError, TypeError, EOFError) as error:
+    except NO_ARRAYS as error:
         raise ConfigError(f"encoder.matrix_path = {path} cannot be read as a matrix of numbers: {error}") from error
     if matrix.shape not in ((N_CHANNELS, n), (N_SENSORY, n)):
         hint = "; transpose it" if matrix.T.shape in ((N_CHANNELS, n), (N_SENSORY, n)) else ""

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from neuromod.engine.arrays import NO_ARRAYS
 from neuromod.engine.compiled import jit_apart
 from neuromod.engine.errors import ConfigError
 from neuromod.sorting import sorter_process
@@ -87,7 +88,7 @@ class Spikes(NamedTuple):
         try:
             with np.load(folder / SPIKES, allow_pickle=False) as file:
                 values = {name: file[name] for name in cls._fields}
-        except (OSError, KeyError, ValueError) as error:
+        except NO_ARRAYS as error:
             raise ConfigError(f"{folder} holds no {SPIKES} to read ({error}); sort the recording again") from None
         return cls(**values | {name: int(values[name]) for name in ("n_samples", "online_begin")})
 

@@ -1,5 +1,6 @@
 """A sorting on disk: whole or refused, with a word on what is wrong."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -38,6 +39,7 @@ def change(folder: Path, **entries: object) -> None:
         ("not json", "is not the description of a sorting"),
         ("other arrays", "is not the file that bundle.json goes with"),
         ("no arrays", "cannot read the sorting"),
+        ("a bad sector before it was summed", "bundle.npz cannot be read"),
         ("unknown engine", "engine: Input should be 'sparse' or 'dense'"),
     ],
 )
@@ -55,6 +57,11 @@ def test_a_damaged_sorting_is_refused_with_what_is_wrong(
         case "other arrays":
             with (folder / "bundle.npz").open("ab") as file:
                 file.write(b"0")
+        case "a bad sector before it was summed":
+            content = bytearray((folder / "bundle.npz").read_bytes())
+            content[100:] = bytes(byte ^ 0x55 for byte in content[100:200]) + content[200:]
+            (folder / "bundle.npz").write_bytes(content)
+            change(folder, arrays_sha256=hashlib.sha256(content).hexdigest())
         case "no arrays":
             (folder / "bundle.npz").unlink()
         case "unknown engine":

@@ -114,12 +114,14 @@ def test_a_matrix_that_does_not_fit_is_refused_with_the_fix(tmp_path: Path) -> N
         ("huge.npy", np.full((16, 5), -1e31), "beyond"),
         ("object.npy", np.array([{}], dtype=object), "cannot be read"),
         ("text.csv", "a,b\n", "cannot be read"),
+        ("header.npy", "\x93NUMPY\x01\0\x04\0{'''", "cannot be read"),
+        ("empty.npy", "", "cannot be read"),
         ("other.txt", "1", ".npy or .csv expected"),
         ("absent.npy", None, "cannot be read"),
     ):
         path = tmp_path / name
         if isinstance(content, str):
-            path.write_text(content)
+            path.write_text(content, encoding="latin-1")
         elif content is not None:
             np.save(path, content, allow_pickle=True)
         with pytest.raises(ConfigError, match=words):
