@@ -90,6 +90,8 @@ class Found(NamedTuple):
     """The tick that comes next."""
     written_at: float
     """Clock on the wall, in seconds."""
+    decoder_version: int
+    """Of the decoder that it holds: not necessarily that of the session, since another may have been swapped in."""
 
 
 def kept(path: Path, keep: int) -> list[Path]:
@@ -184,7 +186,13 @@ def read(path: Path, assembly: Assembly) -> Found:
             "take another one"
         )
     tick = body.get("tick")
-    return Found(path, found, tick if isinstance(tick, int) else 0, path.stat().st_mtime)
+    return Found(
+        path,
+        found,
+        tick if isinstance(tick, int) else 0,
+        path.stat().st_mtime,
+        int(_saved(assembly, found, assembly.decoder)[0]["version"]),
+    )
 
 
 def network_block(path: Path) -> Record:
@@ -229,20 +237,25 @@ def _read(path: Path, largest: int) -> tuple[dict[str, Any], bytes]:
     return body, data
 
 
+def _saved(assembly: Assembly, data: NDArray[np.uint8], wanted: NDArray[Any]) -> NDArray[Any]:
+    """Return what a checkpoint holds of a part of the loop."""
+    start = 0
+    for part in assembly.parts():
+        if part is wanted:
+            break
+        start += part.nbytes
+    # a copy, since the parts in a file need not be aligned
+    return np.frombuffer(data[start : start + wanted.nbytes].tobytes(), wanted.dtype).reshape(wanted.shape)
+
+
 def _wrong_part(assembly: Assembly, data: NDArray[np.uint8]) -> str:
     """Name what compiled code must not be given: it checks no index, and a checksum keeps nobody from writing a file.
 
     What was configured must be as it is here, and what is used to find a place in an array must lead to one.
     """
-    places, at = {}, 0
-    for part in assembly.parts():
-        places[id(part)] = at
-        at += part.nbytes
 
     def saved(part: NDArray[Any]) -> NDArray[Any]:
-        start = places[id(part)]
-        # a copy, since the parts in a file need not be aligned
-        return np.frombuffer(data[start : start + part.nbytes].tobytes(), part.dtype).reshape(part.shape)
+        return _saved(assembly, data, part)
 
     pipeline, front_end, encoder = assembly.pipeline, assembly.front_end.state, assembly.encoder.state
     words, numbers = saved(pipeline.words), saved(pipeline.numbers)

@@ -86,29 +86,30 @@ class Checkpointer:
         Raises
         ------
         ConfigError
-            As `checkpoint.load`.
+            As `checkpoint.read`.
         CommandError, TimeoutError
             The loop cannot be asked now.
         """
-        data = checkpoint.load(path, self._collector.assembly)
+        found = checkpoint.read(path, self._collector.assembly)
         with self._lock:
             self.check_answered()
-            self._collector.loop.snapshot[:] = data  # the loop reads it only when told to
-            number = self._keep(path, data.tobytes())
-            return self._collector.call(rt.RESTORE, number=number)
+            return self._collector.call(rt.RESTORE, number=self._offer(found))
 
     def begin_from(self, found: checkpoint.Found) -> None:
         """Have the loop begin with a checkpoint: called before it runs, and taken before its first tick."""
-        self._collector.loop.snapshot[:] = found.data
-        number = self._keep(found.path, found.data.tobytes())
+        number = self._offer(found)
         self._collector.unanswered.add(number)  # until its echo comes, nobody else touches the copy
         self._collector.submit(rt.RESTORE, number=number)
 
-    def _keep(self, path: Path, data: bytes) -> int:
-        """Put into the record what the loop goes on from; return the number that names it."""
-        number = self._collector.next_id()
-        if self._collector.recorder is not None:
-            self._collector.recorder.add_message("checkpoints", {"id": number, "path": str(path), "data": data})
+    def _offer(self, found: checkpoint.Found) -> int:
+        """Leave for the loop, and in the record, what it is to go on from; return the number that names it."""
+        collector = self._collector
+        collector.loop.snapshot[:] = found.data  # the loop reads it only when told to
+        collector.decoder_sources.setdefault(found.decoder_version, f"checkpoint {found.path}")
+        number = collector.next_id()
+        if collector.recorder is not None:
+            body = {"id": number, "path": str(found.path), "data": found.data.tobytes()}
+            collector.recorder.add_message("checkpoints", body)
         return number
 
     # -- by the clock -------------------------------------------------------------------------------------------------

@@ -119,7 +119,9 @@ class Collector:
         stimulation = assembly.stimulation_config
         self.peers = stimulation.peers if stimulation is not None else ()
         self.programs = tuple(p.name for p in stimulation.programs) if stimulation is not None else ()
-        self.decoder_source = "session" if int(assembly.decoder[0]["n_outputs"]) else ""
+        decoder = assembly.decoder[0]
+        # by its version: where each decoder is from that may come to run
+        self.decoder_sources = {int(decoder["version"]): "session" if decoder["n_outputs"] else ""}
         self._effects: deque[tuple[int, float]] = deque(maxlen=65536)  # (tick that it acts on, when it was sent)
         self._ingest_latencies: list[NDArray[np.float64]] = []
         self._markers: deque[tuple[Marker, int]] = deque()
@@ -179,7 +181,9 @@ class Collector:
         done, answer = threading.Event(), np.zeros(1, rt.INPUT)
         self._waiting[number] = (done, answer)
         try:
-            left_s = _LONGEST_WAIT_S if self.submit(kind, word=word, values=values, number=number) else 0.0
+            if not self.submit(kind, word=word, values=values, number=number):
+                raise TimeoutError("too many inputs wait for the loop: it did not get the command; try again")
+            left_s = _LONGEST_WAIT_S
             while left_s > 0.0 and not self.is_stopping and not done.wait(_PATIENCE_S):
                 left_s -= _PATIENCE_S
             if not done.is_set():
@@ -464,16 +468,28 @@ class Collector:
         """Firing rates of the network's channels over the last half second, in Hz."""
         return self._rates_hz
 
+    @property
+    def decoder_from(self) -> str:
+        """Where the decoder is from that runs now: "session", or a file."""
+        return self.decoder_sources.get(int(self.assembly.decoder[0]["version"]), "")
+
     def modulator_levels(self) -> dict[str, float]:
         """Return the levels of the neuromodulators at the newest tick."""
         return dict(zip(MODULATORS, self.last["modulators"].tolist(), strict=True))
 
-    def sample_age_s(self) -> float:
-        """Return how long after its newest sample the last tick ended; NaN where the network does not move."""
-        last = self._last[0]
-        if not self.is_timed or not last["t_tick"] or last["flags"] & (wire.Flag.FILLER | wire.Flag.PAUSED):
+    def sample_age_s(self, *, at_arrival: bool = False) -> float:
+        """Return the age of the newest sample that the loop has taken; NaN before the first, or where it has none.
+
+        Parameters
+        ----------
+        at_arrival : bool
+            As of when the loop took it: between samples that come one by one, or in chunks, it grows without a fault.
+        """
+        numbers = self.loop.block[0]["numbers"]
+        newest = float(numbers[rt.NEWEST])
+        if not self.is_timed or newest == 0.0:
             return math.nan
-        return float(last["t_tick"] - last["t_sample"])
+        return float(numbers[rt.LAST_DATA] if at_arrival else self._clock()) - newest
 
     def state_name(self) -> str:
         """Say how the loop is, in the words of PROTOCOL.md."""
@@ -523,7 +539,7 @@ class Collector:
             "latency_us": _percentiles(self._latencies),
             "ingest_latency_us": _percentiles(self._ingest_latencies),
             "source": self._describe_source(),
-            "sample_age_ms": self._sample_age_ms(now),
+            "sample_age_ms": 1e3 * age_s if math.isfinite(age_s := self.sample_age_s()) else None,
             "warming_up": not (self.assembly.front_end.is_ready and self.assembly.encoder.is_ready),
             "excluded_channels": self.assembly.front_end.excluded,
             "blanked": self.assembly.front_end.blanked._asdict(),
@@ -535,12 +551,6 @@ class Collector:
             "recording": self.recorder.status() if self.recorder is not None else {"state": "off"},
             "security": self._door.status() if self._door is not None else {},
         }
-
-    def _sample_age_ms(self, now: float) -> float | None:
-        """Return the age of the newest sample that the loop has taken; None before the first, or where it has none."""
-        newest = float(self.loop.block[0]["numbers"][rt.NEWEST])
-        age_ms = (now - newest) * 1e3
-        return age_ms if self.is_timed and newest != 0.0 and math.isfinite(age_ms) else None
 
     def _describe_board(self) -> dict[str, int]:
         """Say how the board answers that is the network; nothing where none is."""
@@ -554,7 +564,7 @@ class Collector:
         return {
             "kind": KINDS[int(decoder["kind"])],
             "version": int(decoder["version"]),
-            "from": self.decoder_source,
+            "from": self.decoder_from,
             "runaways": int(decoder["runaways"]),
         }
 

@@ -261,7 +261,7 @@ class Control:
                 "fit one with as many",
             )
         _keep_events(found[0], now, path)
-        before = (assembly.decoder.copy(), self._collector.decoder_source)
+        before = (assembly.decoder.copy(), self._collector.decoder_from)
         result = self._install(found, str(path))
         self._decoders.append(before)
         return result
@@ -279,8 +279,8 @@ class Control:
         self._collector.loop.next_decoder[:] = decoder
         version = int(decoder[0]["version"])
         body = {"version": version, "from": source, "data": decoder.tobytes()}
+        self._collector.decoder_sources[version] = source
         echo = self._keep_and_call(rt.DECODER_SWAP, "decoders", body, word=version)
-        self._collector.decoder_source = source
         return _tick(echo) | {"version": version, "from": source}
 
 

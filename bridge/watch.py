@@ -87,9 +87,9 @@ class Watch:
         if limits.sample_age_s:
             checks["sample_age"] = Lasting(
                 limits.sample_age_s,
-                lambda: collector.sample_age_s() > config.timing.late_ms / 1e3,
+                lambda: self._sample_age_s() > config.timing.late_ms / 1e3,
                 lambda lasted_s: (
-                    f"ticks come {1e3 * collector.sample_age_s():.0f} ms after their newest sample, "
+                    f"the newest sample is {1e3 * self._sample_age_s():.0f} ms old, "
                     f"beyond timing.late_ms for {lasted_s:.1f} s"
                 ),
             )
@@ -109,6 +109,10 @@ class Watch:
     def describe(self) -> dict[str, Any]:
         """Say what health says of the watchdogs."""
         return self.watchdogs.describe()
+
+    def _sample_age_s(self) -> float:
+        collector = self._collector
+        return collector.sample_age_s(at_arrival=collector.state_name() not in _SILENT)
 
     def _announce(self, name: str, is_ok: bool, sentence: str) -> None:
         collector = self._collector

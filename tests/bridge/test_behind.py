@@ -166,6 +166,28 @@ def test_old_stamps_alone_are_late_and_nothing_is_dropped() -> None:
     assert health["sample_age_ms"] > 4900.0
 
 
+def test_samples_that_are_old_are_announced_whether_they_come_or_not() -> None:
+    outlet = outlet_of("too old")
+    limits = "[watchdog]\nsample_age_s = 0.2\nhold_s = 0.1"
+    with Running(session(live("too old", timing=f"late_ms = 1000\n{limits}"))) as running:
+
+        def told(is_ok: bool) -> dict[str, Any]:
+            return running.wait_for_health(lambda h: h["watchdogs"]["sample_age"]["ok"] is is_ok, f"it is {is_ok}")
+
+        def push_until(age_s: float, is_ok: bool) -> None:
+            def push_and_look() -> bool:
+                push(outlet, pylsl.local_clock() - age_s, 10)
+                return bool(running.health["watchdogs"]["sample_age"]["ok"] is is_ok)
+
+            wait_until(push_and_look, f"it is {is_ok}")
+
+        push_until(5.0, is_ok=False)
+        assert "the newest sample is 49" in running.health["watchdogs"]["sample_age"]["says"]
+        push_until(0.02, is_ok=True)
+        health = told(False)  # none comes any more: it is what health says that grows
+        assert health["sample_age_ms"] > 1000.0
+
+
 def test_the_age_of_the_newest_sample_grows_while_none_comes() -> None:
     outlet = outlet_of("ageing")
     with Running(session(live("ageing"))) as running:

@@ -370,6 +370,8 @@ def test_the_daemon_swaps_a_calibrated_decoder_in_and_rolls_it_back(recorded: Pa
         commands(500)
         swapped_at = give("decoder", str(file))
         commands(swapped_at + 3000)  # longer than a decoder of counts takes to begin
+        kept = str(tmp_path / "swapped.checkpoint")
+        give("checkpoint", kept)
         rolled_back_at = give("rollback")
         found = commands(rolled_back_at + 500)
 
@@ -383,3 +385,10 @@ def test_the_daemon_swaps_a_calibrated_decoder_in_and_rolls_it_back(recorded: Pa
         refused = run("rollback", "--address", running.daemon.addresses["control"], "--timeout", str(WAIT_S))
         assert refused.exit_code == 1
         assert "no decoder was swapped in" in refused.stderr
+
+        assert running.health["decoder"]["from"] == "session"
+        give("restore", kept)
+        assert (running.health["decoder"]["version"], running.health["decoder"]["from"]) == (2, str(file))
+    with Running(config(tmp_path, record=False)) as running:  # which knows nothing of that file
+        give("restore", kept)
+        assert (running.health["decoder"]["version"], running.health["decoder"]["from"]) == (2, f"checkpoint {kept}")
