@@ -39,6 +39,7 @@ from neuromod.adapters.actuators.base import (
 )
 from neuromod.bridge import wire
 from neuromod.bridge.peer import Peer, PeerConfig
+from neuromod.bridge.stop_signals import STOP_SIGNALS
 from neuromod.engine.errors import AdapterError
 
 log = logging.getLogger(__name__)
@@ -223,9 +224,6 @@ def _as_actuators_take_it(message: wire.OutputMessage) -> ActuatorMessage | None
     return None
 
 
-_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-
-
 def actuate(config: ActuateConfig, *, ready: Callable[[str], object] = lambda text: None) -> int:
     """Serve one actuator until a signal.
 
@@ -243,7 +241,7 @@ def actuate(config: ActuateConfig, *, ready: Callable[[str], object] = lambda te
         lost and is not looked for again.
     """
     stopped = threading.Event()
-    before = {number: signal.signal(number, lambda *_: stopped.set()) for number in _SIGNALS}
+    before = {number: signal.signal(number, lambda *_: stopped.set()) for number in STOP_SIGNALS}
     actuation = Actuation(config)
     begun = time.monotonic()
     try:

@@ -33,6 +33,7 @@ from neuromod.bridge.fpga_compare import Latencies, Mirror
 from neuromod.bridge.fpga_config import FAULTS, AdapterConfig, check_session
 from neuromod.bridge.fpga_ticks import BoardTick, Ticks
 from neuromod.bridge.peer import Peer
+from neuromod.bridge.stop_signals import STOP_SIGNALS
 from neuromod.engine.config import NetworkConfig
 from neuromod.engine.errors import AdapterError, AdapterLostError, AdapterTimeoutError
 
@@ -364,9 +365,6 @@ class FpgaAdapter:
         }
 
 
-_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-
-
 def serve_board(
     config: AdapterConfig,
     session: SessionConfig | None,
@@ -393,7 +391,7 @@ def serve_board(
         Exit code after a signal: 0, or 1 where the board differed from its twin. Errors are raised.
     """
     stopped = threading.Event()
-    before = {number: signal.signal(number, lambda *_: stopped.set()) for number in _SIGNALS}
+    before = {number: signal.signal(number, lambda *_: stopped.set()) for number in STOP_SIGNALS}
     adapter = FpgaAdapter(config, session)
     begun = time.monotonic()
     has_ended = False

@@ -205,7 +205,8 @@ def _play(
 
 def _play_paced(config: SessionConfig, speed: float, on_progress: Callable[[float], None]) -> Replay:
     """Play through the daemon at a multiple of true time, its sockets open to whoever listens."""
-    from neuromod.bridge.service import Daemon, stop_on_signals
+    from neuromod.bridge.service import Daemon
+    from neuromod.bridge.stop_signals import stop_on_signals
 
     log = SpikeLog()
     started = time.perf_counter()
@@ -215,7 +216,7 @@ def _play_paced(config: SessionConfig, speed: float, on_progress: Callable[[floa
         info = daemon.assembly.info
         while not daemon.stopped.wait(0.1) and not daemon.has_ended():
             on_progress(daemon.collector.counters()["samples"] / info.sampling_frequency)
-        quirks = daemon.describe_source()["quirks"]
+        quirks = daemon.intake.describe()["quirks"]
     if daemon.failure is not None:
         raise daemon.failure
     counters = {name: daemon.collector.counters()[name] for name in COUNTERS}

@@ -11,61 +11,60 @@ import logging
 import math
 import os
 import signal
-import socket
 import sys
 import threading
 import time
 from collections.abc import Callable
 from typing import Any, Self
 
-import numpy as np
 import pylsl
 import zmq
 from numpy.typing import NDArray
 
-from neuromod.adapters.base import Marker, Source, StreamInfo
-from neuromod.adapters.config import ZmqConfig
-from neuromod.adapters.lsl import LslMarkers, LslSource
+from neuromod.adapters.base import Source
 from neuromod.bridge import array_watch, logs, native, realtime, wire
 from neuromod.bridge import collector as collecting
 from neuromod.bridge import loop_state as rt
 from neuromod.bridge.admission import admission_of
 from neuromod.bridge.arming import Arming, read_key
-from neuromod.bridge.assembly import Assembly, assemble, stimuli_stream
+from neuromod.bridge.assembly import Assembly, assemble
 from neuromod.bridge.collector import Collector
 from neuromod.bridge.config import SessionConfig
 from neuromod.bridge.control import Control
-from neuromod.bridge.doorkeeper import Doorkeeper
 from neuromod.bridge.gate import DECISION
 from neuromod.bridge.guard import Guard
-from neuromod.bridge.intake import Feeder, Keeper, ring_capacity
+from neuromod.bridge.intake import Intake
+from neuromod.bridge.keepers import ring_capacity
 from neuromod.bridge.ledger import Ledger, LedgerError
 from neuromod.bridge.loop import run
-from neuromod.bridge.lsl_list import markers_of, source_of
 from neuromod.bridge.metrics import MetricsServer, make_registry
 from neuromod.bridge.notify import Notifier
 from neuromod.bridge.pipeline import TICK, UNIT
 from neuromod.bridge.recorder import SAMPLES, Recorder, sample_dtype
 from neuromod.bridge.resume import LastLife
-from neuromod.bridge.ring import Ring, available, drain
+from neuromod.bridge.ring import available
 from neuromod.bridge.safety_config import is_sent
 from neuromod.bridge.session import start_session
+from neuromod.bridge.sockets import Sockets
+from neuromod.bridge.stop_signals import (
+    STOP_SIGNALS,
+    Interrupted,
+    halt_on_signal,
+    stop_on_signals,
+    unless_interrupted,
+)
 from neuromod.bridge.supervision import Supervision
 from neuromod.bridge.warm import warm_loop
 from neuromod.bridge.watchdog import STUCK_EXIT_CODE
 from neuromod.bridge.yoked import yoked_trains
 from neuromod.engine.compiled import JIT_ENABLED
-from neuromod.engine.errors import AdapterError, ConfigError, NeuromodError
+from neuromod.engine.errors import ConfigError, NeuromodError
 
 log = logging.getLogger(__name__)
 
 _LONGEST_STOP_S = 0.4
 _LONGEST_JOIN_S = 0.35
 _LONGEST_FILES_S = 1.0  # for the record, where a thread is stuck
-_SOURCE_TIMEOUT_MS = 5  # how long the loop waits on the ingest socket where stimuli messages are the source
-_MAX_MESSAGE_BYTES = 1 << 20
-_INGEST_HWM = 10_000
-_STOP_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 _LARGEST_CHUNK = 8192
 _LEASE_MS = 100.0  # how long a command holds where no stimulation says so
 _BURST_HZ = 1 << 15
@@ -103,12 +102,9 @@ class Daemon:
         self.supervision = supervision or Supervision(config.model_copy(update={"checkpoint": None}))
         self.stopped = threading.Event()
         self.failure: Exception | None = None
-        self._source: Source | None = source
+        self.intake = Intake(config, source)
         self._speed, self._on_ticks, self._on_units = speed, on_ticks, on_units
-        self._context: zmq.Context[zmq.Socket[bytes]] | None = None
-        self._sockets: dict[str, zmq.Socket[bytes]] = {}
-        self._door: Doorkeeper | None = None
-        self._markers: list[LslMarkers] = []
+        self._sockets = Sockets(config)
         self._threads: list[threading.Thread] = []
         self._stop_threads = threading.Event()
         self._loop_done: threading.Event | None = None  # once there is a loop
@@ -117,8 +113,7 @@ class Daemon:
         self._ledger: Ledger | None = None
         self.metrics: MetricsServer | None = None
         self.is_stuck = False  # a thread could not be ended, and what it uses was left as it is
-        self._uncertainty_s = float("nan")
-        self.addresses: dict[str, str] = {}
+        self.addresses = self._sockets.addresses
 
     # -- life ---------------------------------------------------------------------------------------------------------
 
@@ -136,14 +131,19 @@ class Daemon:
         for refused in realtime.prepare_process(runtime):
             log.warning("%s", refused)
         try:
-            self._bind()
+            self._sockets.open()
+            if self.config.metrics is not None:
+                self.metrics = MetricsServer(self.config.metrics)
+            self._spawn("neuromod-door", lambda: self._sockets.door.run(self._stop_threads))
             self.supervision.begin()
             self.is_looking = True
             warm_loop()
             self._open_source()
             self.is_looking = False
             self._start()
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, Exception):
+                self._note_failure(error)  # what had begun did not end in order
             self.close()
             raise
         return self
@@ -170,7 +170,7 @@ class Daemon:
             # sockets and inlets are never freed under a thread that uses them
             log.warning("%s did not end within %g s: what they use stays open", ", ".join(stuck), _LONGEST_JOIN_S)
             self.is_stuck = True
-            if "output" in self._sockets and not {"neuromod-exchange", "neuromod-collector"} & set(stuck):
+            if self._loop_done is not None and not {"neuromod-exchange", "neuromod-collector"} & set(stuck):
                 self._say_goodbye()
             self.leave_files(stuck)
             self.supervision.end(self.failure)
@@ -179,28 +179,17 @@ class Daemon:
         self._close_ledger()
         if self.recorder is not None:
             self.recorder.close("stopped" if self.failure is None else f"failed: {self.failure}")
-        if self._source is not None:
-            self._source.close()
-        for markers in self._markers:
-            markers.close()
+        self.intake.close()
         self.supervision.end(self.failure)
-        if "output" in self._sockets and self._loop_done is not None:
+        if self._loop_done is not None and self._sockets.is_open:
             self._say_goodbye()
         if self.metrics is not None:
             self.metrics.close()
-        if self._door is not None:
-            self._door.close()
-            self._door = None
-        for opened in self._sockets.values():
-            opened.close(linger=20)  # so that the good-bye leaves
-        self._sockets.clear()
-        if self._context is not None:
-            self._context.term()
-            self._context = None
+        self._sockets.close()
 
     def _send_last(self, deadline: float) -> None:
         """Send what the loop left for the exchange thread, a last "stop" of stimulation too, before anything waits."""
-        if self._loop_done is None or "output" not in self._sockets:
+        if self._loop_done is None or not self._sockets.is_open:
             return
         for thread in self._threads:
             if thread.name == "neuromod-exchange":
@@ -208,7 +197,7 @@ class Daemon:
                 if thread.is_alive():
                     return  # the socket is still its own
         with contextlib.suppress(zmq.ZMQError):
-            _send_all(self._sockets["output"], self.rings.out)
+            self._sockets.send(self.rings.out)
 
     def leave_files(self, stuck: list[str]) -> None:
         """End record and ledger where threads are stuck; no longer than a bound, since the process is to end."""
@@ -234,80 +223,15 @@ class Daemon:
 
     # -- opening ------------------------------------------------------------------------------------------------------
 
-    def _bind(self) -> None:
-        self._context = zmq.Context(io_threads=1)
-        door = self._door = Doorkeeper(self._context, self.config.security)
-        kinds = {"ingest": zmq.PULL, "output": zmq.PUB, "control": zmq.ROUTER}
-        for name, kind in kinds.items():
-            bound = self._sockets[name] = self._context.socket(kind)
-            bound.maxmsgsize = _MAX_MESSAGE_BYTES
-            door.protect(name, bound)
-            address = getattr(self.config.sockets, name)
-            if name == "ingest":
-                bound.rcvhwm = _INGEST_HWM
-                if self.config.source_content == "stimuli":
-                    bound.rcvtimeo = _SOURCE_TIMEOUT_MS
-            if name == "output":
-                bound.sndhwm = _INGEST_HWM
-            try:
-                bound.bind(address)
-            except zmq.ZMQError as error:
-                raise ConfigError(
-                    f"sockets.{name}: {address} cannot be bound: {error.strerror or error}; "
-                    "is another daemon running? Stop it, or choose another port"
-                ) from None
-            endpoint = bound.get(zmq.LAST_ENDPOINT)
-            assert isinstance(endpoint, bytes)
-            self.addresses[name] = endpoint.decode().rstrip("\0")
-        if self.config.metrics is not None:
-            self.metrics = MetricsServer(self.config.metrics)
-        self._spawn("neuromod-door", lambda: door.run(self._stop_threads))
-
     def _open_source(self) -> None:
         config = self.config
-        # first, since a playback begins as soon as somebody listens to its signal
-        for marker_config in config.markers:
-            markers = markers_of(config, marker_config)
-            try:
-                markers.open()
-            except AdapterError as error:
-                if marker_config.required:
-                    raise
-                log.warning("markers: %s; the session goes on without", error)
-                continue
-            self._markers.append(markers)
-        self._functions = native.c_functions()
-        absent = native.missing(self._functions)
-        if not self._functions[[native.LSL_LOCAL_CLOCK, native.SLEEP, native.MEMMOVE]].all():
-            raise ConfigError("the C functions of the loop (clock, sleep, memmove) are not to be had on this platform")
-        in_python = config.runtime.loop == "python"
-        if in_python or absent:
-            for library in absent:
-                log.warning("%s cannot be called from compiled code here: Python threads do its part", library)
-            self._functions[[native.ZMQ_SEND, native.ZMQ_MSG_RECV]] = 0
-        scale: NDArray[np.float32] | None = None
-        info: StreamInfo
-        if isinstance(config.source, ZmqConfig) and self._source is None:
-            info = stimuli_stream(config.source)
-            self._pulls = rt.SOURCE_ZMQ
-        else:
-            if self._source is None:
-                self._source = source_of(config)
-            if isinstance(self._source, LslSource):
-                self._source.open(subscribed=False)
-            else:
-                self._source.open()
-            info = self._source.info
-            is_native = isinstance(self._source, LslSource) and not (in_python or absent)
-            self._pulls = rt.SOURCE_LSL if is_native else rt.SOURCE_RING
-            if isinstance(self._source, LslSource):
-                scale = self._source.scale if is_native else None
-        self._scale = scale
+        self._functions = _loop_functions(config)
+        info = self.intake.open(is_native=not self._is_in_python)
         stimulation = config.stimulation
         yoked = None
         if stimulation is not None and stimulation.yoked_session is not None:
             yoked = yoked_trains(stimulation.yoked_session, [e.name for e in stimulation.electrodes])
-        self.assembly: Assembly = assemble(config, info, scale=scale, yoked=yoked)
+        self.assembly: Assembly = assemble(config, info, scale=self.intake.scale, yoked=yoked)
 
     def _open_stimulation(self) -> Arming:
         """Read the key and open the ledger, before anything runs: what is wrong with them is said at the start."""
@@ -360,11 +284,11 @@ class Daemon:
             ticks_per_block=assembly.ticks_per_block,
             built_from=assembly.built_from,
             local_clock=pylsl.local_clock(),
-            scale=self._scale,
+            scale=self.intake.scale,
             extra={
                 "is_timed": is_timed,
                 "clock_rate": clock_rate,
-                "pulls": int(self._pulls),
+                "pulls": int(self.intake.pulls),
                 "unit_ids": list(assembly.front_end.unit_ids),
                 "continues": self.supervision.last_session,
             },
@@ -378,27 +302,20 @@ class Daemon:
             "checkpoints", {"id": 0, "data": parts, "stimulation": assembly.stimulation.block.tobytes()}
         )
 
-    def _start(self) -> None:
+    def _make_loop(self, paced_rate: float, is_timed: bool) -> None:
+        """Allocate the loop and its rings, and give it its inlet and its sockets."""
         config, assembly = self.config, self.assembly
-        n_channels = assembly.info.n_channels
-        # only what has an end was recorded, and is played at a pace; a plug-in may be as live as LSL
-        is_live = self._pulls != rt.SOURCE_RING or assembly.info.n_samples is None
-        paced_rate = 0.0 if is_live else self._speed
-        is_timed = is_live or paced_rate > 0
-        is_lsl = isinstance(self._source, LslSource)
-        arming = self._open_stimulation()
-        self._start_recorder(is_timed, 1.0 / paced_rate if paced_rate > 0 else 1.0)
+        n_channels, fs = assembly.info.n_channels, assembly.info.sampling_frequency
         keeps_samples = self.recorder is not None and config.record is not None and config.record.raw
         slowdown = 1.0 / min(paced_rate, 1.0) if paced_rate > 0 else 1.0  # blocks take so much longer than they are
         is_watched = config.publish.array_hz > 0 and array_watch.window_samples(assembly) > 0
         chunk = int(min(max(assembly.samples_per_block + 1, 64), _LARGEST_CHUNK))
-        in_python = not self._functions[native.ZMQ_SEND]
         self.rings = rt.make_rings(
             n_channels,
-            samples_capacity=ring_capacity(n_channels, assembly.info.sampling_frequency),
-            out_capacity=_OUT_FRAMES if in_python else 2,
+            samples_capacity=ring_capacity(n_channels, fs),
+            out_capacity=_OUT_FRAMES if self._is_in_python else 2,
             # half a second; messages of stimuli, and what is played as fast as it goes, know no rate
-            raw_capacity=ring_capacity(n_channels, max(assembly.info.sampling_frequency, _BURST_HZ))
+            raw_capacity=ring_capacity(n_channels, max(fs, _BURST_HZ))
             if keeps_samples
             else array_watch.ring_capacity(assembly, chunk)
             if is_watched
@@ -406,7 +323,7 @@ class Daemon:
         )
         self.loop = rt.make_loop(
             self._functions,
-            source=self._pulls,
+            source=self.intake.pulls,
             n_channels=n_channels,
             chunk=chunk,
             ticks_per_block=assembly.ticks_per_block,
@@ -424,17 +341,32 @@ class Daemon:
             keep_samples=keeps_samples or is_watched,
             behind=config.timing.behind,
             # a recording waits for us, and stimuli that were sent are each to act
-            behind_s=config.timing.behind_bound_ms(assembly.block_ms) / 1000.0 if is_lsl else math.inf,
-            period_s=1.0 / assembly.info.sampling_frequency,
+            behind_s=config.timing.behind_bound_ms(assembly.block_ms) / 1000.0 if self.intake.is_lsl else math.inf,
+            period_s=1.0 / fs,
         )
         if self.recorder is not None and keeps_samples:
             self.recorder.record_samples(self.rings.raw)
         rt.set_handles(
             self.loop,
-            inlet=self._source.handle if self._pulls == rt.SOURCE_LSL else 0,  # type: ignore[union-attr]
-            pub=0 if in_python else self._sockets["output"].underlying,
-            pull=0 if in_python else self._sockets["ingest"].underlying,
+            inlet=self.intake.inlet,
+            pub=0 if self._is_in_python else self._sockets["output"].underlying,
+            pull=0 if self._is_in_python else self._sockets["ingest"].underlying,
         )
+
+    @property
+    def _is_in_python(self) -> bool:
+        """Whether Python threads do what the loop cannot, or is not to, do by itself."""
+        return not self._functions[native.ZMQ_SEND]
+
+    def _start(self) -> None:
+        config, assembly = self.config, self.assembly
+        # only what has an end was recorded, and is played at a pace; a plug-in may be as live as LSL
+        is_live = self.intake.pulls != rt.SOURCE_RING or assembly.info.n_samples is None
+        paced_rate = 0.0 if is_live else self._speed
+        is_timed = is_live or paced_rate > 0
+        arming = self._open_stimulation()
+        self._start_recorder(is_timed, 1.0 / paced_rate if paced_rate > 0 else 1.0)
+        self._make_loop(paced_rate, is_timed)
         self.collector = Collector(
             assembly,
             self.loop,
@@ -443,18 +375,17 @@ class Daemon:
             state_hz=config.publish.state_hz,
             array_hz=config.publish.array_hz,
             health_s=config.publish.health_s,
-            describe_source=self.describe_source,
+            describe_source=self.intake.describe,
             on_ticks=self._on_ticks,
             on_units=self._on_units,
             is_timed=is_timed,
             recorder=self.recorder,
             on_behind=self._end_behind,
-            door=self._door,
+            door=self._sockets.door,
             admission=(admission := admission_of(config.security)),
         )
-        if isinstance(self._source, LslSource):
-            self._follow_clock(*self._source.correction(), submit=False)
-        checkpoints = self.supervision.attach(self.collector, self._clock_of_source)
+        self.intake.attach(self.collector)
+        checkpoints = self.supervision.attach(self.collector, self.intake.clock)
         self._spawn("neuromod-collector", lambda: collecting.run(self.collector, self._stop_threads))
         guard = Guard(self.collector, config.stimulation.stop_file if config.stimulation else None, self._ledger)
         if config.stimulation is not None:
@@ -463,12 +394,11 @@ class Daemon:
             self._spawn("neuromod-guard", lambda: guard.run(self._stop_threads))
             if self._ledger is not None:
                 self._spawn("neuromod-ledger", lambda: guard.run_ledger(self._stop_threads))
-        assert self._door is not None
         control = Control(
             self._sockets["control"],
             self.collector,
             self.stopped.set,
-            door=self._door,
+            door=self._sockets.door,
             admission=admission,
             arming=arming,
             ledger_fault=lambda: guard.fault,
@@ -479,76 +409,22 @@ class Daemon:
             log.info("metrics: %s", metrics.url)
             registry = make_registry(self.collector, session=config.session.name)
             self._spawn("neuromod-metrics", lambda: metrics.run(registry, self._stop_threads))
-        if in_python:
-            self._spawn("neuromod-exchange", self._exchange)
-        if self._pulls == rt.SOURCE_RING and isinstance(self._source, LslSource):
-            self._source.subscribe()  # last, so that no sample waits for us
+        if self._is_in_python:
+            self._spawn(
+                "neuromod-exchange",
+                lambda: self._sockets.exchange(self.rings.out, self._judge, self._stop_threads),
+            )
         self._loop_done = threading.Event()
         self._spawn("neuromod-loop", self._run_loop, masked=True)
-        if self._pulls == rt.SOURCE_LSL:
-            self._await_data()
-        if self._pulls == rt.SOURCE_RING:
-            assert self._source is not None
-            feeder = Feeder(
-                self._source,
-                self.rings.samples,
-                on_markers=self.collector.add_markers,
-                on_lost=lambda: self._set_state(rt.LOST),
-                on_reconnect=self._source_is_back,
-                on_end=self._on_source_end,
-                paced_hz=paced_rate * assembly.info.sampling_frequency,
-            )
-            self._spawn("neuromod-source", lambda: feeder.run(self._stop_threads))
-        elif self._pulls == rt.SOURCE_LSL:
-            assert isinstance(self._source, LslSource)
-            keeper = Keeper(
-                self._source,
-                is_lost=lambda: self._state() == rt.LOST,
-                on_clock=self._follow_clock,
-                on_reconnect=self._send_inlet,
-            )
-            self._spawn("neuromod-source", lambda: keeper.run(self._stop_threads))
-        for name, target in self.supervision.threads(self._stop_threads):
+        self.intake.begin(self.stopped)
+        for name, target in (
+            *self.intake.threads(self._stop_threads, self._note_failure),
+            *self.supervision.threads(self._stop_threads),
+        ):
             self._spawn(name, target)
-        for markers in self._markers:
-            self._spawn("neuromod-markers", self._marker_keeper(markers))
         promoted = realtime.promote_library_threads(config.runtime)
         if promoted:
             log.info("%d threads of the libraries run at priority %d too", promoted, config.runtime.realtime_priority)
-
-    def _await_data(self) -> None:
-        """Wait until samples flow; the loop's first pull subscribes.
-
-        Were it done before the loop runs, samples would pile up while Python starts it: 10 ms beside a busy thread.
-        """
-        assert isinstance(self._source, LslSource)
-        assert self._loop_done is not None
-        # not before that pull: two threads that start the reception of one inlet would end the process
-        while not native.get_word(self.loop.block[0]["shared"], rt.PULLED) and not self._loop_done.is_set():
-            self.stopped.wait(0.001)
-        self._source.subscribe()
-
-    def _marker_keeper(self, markers: LslMarkers) -> Callable[[], None]:
-        offset = [0.0]
-
-        def on_clock(offset_s: float, _: float) -> None:
-            if np.isfinite(offset_s):
-                offset[0] = offset_s
-
-        def on_markers(found: list[Marker]) -> None:
-            now = pylsl.local_clock()
-            for marker in found:
-                self.collector.events.add_event(marker.name, marker.t + offset[0], marker.value, "lsl", now)
-
-        on_clock(*markers.correction())
-        keeper = Keeper(
-            markers,
-            is_lost=lambda: markers.is_lost,
-            on_clock=on_clock,
-            on_reconnect=lambda: None,
-            on_markers=on_markers,
-        )
-        return lambda: keeper.run(self._stop_threads)
 
     def _spawn(self, name: str, target: Callable[[], None], *, masked: bool = False) -> None:
         def guarded() -> None:
@@ -569,8 +445,11 @@ class Daemon:
         self._fail(RuntimeError(sentence))  # it ran, and failed: not a fault of the configuration
 
     def _fail(self, error: Exception) -> None:
-        self.failure = self.failure or error
+        self._note_failure(error)
         self.stopped.set()
+
+    def _note_failure(self, error: Exception) -> None:
+        self.failure = self.failure or error
 
     # -- threads ------------------------------------------------------------------------------------------------------
 
@@ -584,106 +463,36 @@ class Daemon:
             assert self._loop_done is not None
             self._loop_done.set()  # the only proof that no native code runs any more
 
-    def _exchange(self) -> None:
-        """Stand in for the loop at both sockets where it cannot call libzmq."""
-        output, ingest = self._sockets["output"], self._sockets["ingest"]
-        while not self._stop_threads.is_set():
-            _send_all(output, self.rings.out, limit=256)
-            if ingest.poll(0 if available(self.rings.out.ends) else 1):
-                with contextlib.suppress(zmq.Again):
-                    self._judge(ingest.recv_multipart(zmq.DONTWAIT, copy=False))
-
     def _judge(self, frames: list[zmq.Frame]) -> None:
         try:
             topic, payload = wire.split_parts([frame.bytes for frame in frames])
-            assert self._door is not None
-            self.collector.judge(topic, payload, self._door.sender(frames[0]).user_id)
+            self.collector.judge(topic, payload, self._sockets.door.sender(frames[0]).user_id)
         except wire.MessageError as error:
             self.collector.refuse(error.reason, str(error))
 
-    # -- the source ---------------------------------------------------------------------------------------------------
-
-    def _state(self) -> int:
-        return int(native.get_word(self.loop.block[0]["shared"], rt.STATE))
-
-    def _set_state(self, state: int) -> None:
-        """Correct what the loop says of its source; only while no samples reach it, or it would say otherwise."""
-        native.set_word(self.loop.block[0]["shared"], rt.STATE, state)
-
-    def _source_is_back(self) -> None:
-        assert isinstance(self._source, LslSource)
-        self._set_state(rt.STALLED)
-        self._follow_clock(*self._source.correction())
-
-    def _follow_clock(self, offset_s: float, uncertainty_s: float, *, submit: bool = True) -> None:
-        offset_s -= self.config.timing.device_delay_ms / 1000.0
-        self._uncertainty_s = uncertainty_s
-        if not np.isfinite(offset_s):
-            return
-        if submit:
-            self.collector.submit(rt.CLOCK, values=[offset_s])
-        else:
-            self.loop.block[0]["numbers"][rt.OFFSET] = offset_s
-
-    def _clock_of_source(self) -> tuple[float, float]:
-        """Return the correction of the source's clock and its uncertainty, in s; NaN where none is measured."""
-        return float(
-            self.loop.block[0]["numbers"][rt.OFFSET]
-        ) if self._uncertainty_s >= 0.0 else math.nan, self._uncertainty_s
-
-    def _send_inlet(self) -> None:
-        assert isinstance(self._source, LslSource)
-        # no longer lost, although nothing has come yet: else the keeper would destroy the inlet that the loop pulls
-        self._set_state(rt.STALLED)
-        self._follow_clock(*self._source.correction())  # its host may have been started anew, with another clock
-        while not self.collector.submit(rt.INLET, word=self._source.handle) and not self._stop_threads.wait(0.01):
-            pass
-
-    def _on_source_end(self, error: Exception | None) -> None:
-        if error is not None:
-            log.error("the source failed: %s", error)
-            self.failure = error
-        native.set_word(self.loop.block[0]["shared"], rt.SOURCE_ENDED, 1)
-
-    def describe_source(self) -> dict[str, Any]:
-        """Say what health says of the source."""
-        info = self.assembly.info
-        return {
-            "name": info.name,
-            "kind": self.config.source.kind,
-            "content": info.kind,
-            "n_channels": info.n_channels,
-            "sampling_frequency": info.sampling_frequency,
-            "hostname": info.hostname,
-            "source_id": info.source_id,
-            "clock_offset_s": float(self.loop.block[0]["numbers"][rt.OFFSET]),
-            "clock_uncertainty_s": self._uncertainty_s if math.isfinite(self._uncertainty_s) else None,
-            "quirks": dict(self._source.quirks) if self._source is not None else {},
-        }
-
     def has_ended(self) -> bool:
         """Say whether a recording has been played to its end, and all of it was taken."""
-        return self._state() == rt.ENDED and not available(self.rings.ticks.ends)
+        state = native.get_word(self.loop.block[0]["shared"], rt.STATE)
+        return bool(state == rt.ENDED) and not available(self.rings.ticks.ends)
 
     def _say_goodbye(self) -> None:
         """Publish what is left, and a last health message; the loop is done, so the socket is ours again."""
-        output = self._sockets["output"]
-        with contextlib.suppress(zmq.ZMQError):
-            _send_all(output, self.rings.out)
-            _send_all(output, self.rings.frames)
-            for event in self.collector.due_events:
-                output.send_multipart([wire.TOPIC_EVENT, event], zmq.DONTWAIT)
-            body = self.collector.health()
-            payload = wire.pack_health(wire.HealthMessage(body["t"], "stopping", body))
-            output.send_multipart([wire.TOPIC_HEALTH, payload], zmq.DONTWAIT)
+        body = self.collector.health()
+        health = wire.pack_health(wire.HealthMessage(body["t"], "stopping", body))
+        self._sockets.say_goodbye(self.rings, list(self.collector.due_events), health)
 
 
-def _send_all(output: "zmq.Socket[bytes]", ring: Ring, limit: int = 4096) -> None:
-    """Send the messages that wait in a ring of FRAME."""
-    for frame in drain(ring, rt.FRAME, limit=limit):
-        middle = int(frame["topic"])
-        data = frame["data"][: middle + int(frame["payload"])].tobytes()
-        output.send_multipart([data[:middle], data[middle:]], zmq.DONTWAIT)
+def _loop_functions(config: SessionConfig) -> NDArray[Any]:
+    """Return the C functions that the loop calls; those of libzmq are 0 where Python threads do its part."""
+    functions = native.c_functions()
+    if not functions[[native.LSL_LOCAL_CLOCK, native.SLEEP, native.MEMMOVE]].all():
+        raise ConfigError("the C functions of the loop (clock, sleep, memmove) are not to be had on this platform")
+    absent = native.missing(functions)
+    if absent or config.runtime.loop == "python":
+        for library in absent:
+            log.warning("%s cannot be called from compiled code here: Python threads do its part", library)
+        functions[[native.ZMQ_SEND, native.ZMQ_MSG_RECV]] = 0
+    return functions
 
 
 def serve(
@@ -709,7 +518,7 @@ def serve(
     Returns
     -------
     int
-        Exit code: 0, or 1 where a part of the daemon failed.
+        Exit code: 0, or 1 where a part of the daemon failed, which the log has told. What cannot begin is raised.
     """
     notifier = notifier or Notifier()
     daemon = Daemon(
@@ -718,6 +527,7 @@ def serve(
     hook = sys.unraisablehook
     sys.unraisablehook = unless_interrupted(hook)
     stop_on_signals(daemon.stopped, interrupt=lambda: daemon.is_looking)
+    halt_on_signal(lambda: None)  # there is nothing to stop yet
     is_open = False
     try:
         with notifier.starting():
@@ -731,19 +541,23 @@ def serve(
         logs.say(f"{daemon.assembly.info.name} -> {daemon.addresses['output']}; Ctrl-C stops")
         while not daemon.stopped.wait(0.1):
             if daemon.has_ended():
-                log.info("the recording has been played to its end")
+                if daemon.failure is None:
+                    log.info("the recording has been played to its end")
                 break
     except Interrupted:
         log.info("stopped before the session began")
-    except Exception:
+    except Exception as error:
         # a callback of the compiler drops an Interrupted that is raised in it, and the compiler fails for want of it
         if is_open or not daemon.stopped.wait(0.1):
+            if daemon.is_stuck:  # nobody will be there to say it
+                log.critical("%s", error)
             raise
+        daemon.failure = None
         log.info("stopped before the session began")
     finally:
         notifier.stopping()
         daemon.close()
-        for number in _STOP_SIGNALS:
+        for number in STOP_SIGNALS:
             signal.signal(number, signal.SIG_IGN)
         sys.unraisablehook = hook
         # the process ends now: collecting what the compiler left would take 0.3 s of the 0.5 s that a stop may take
@@ -752,8 +566,6 @@ def serve(
             # a thread that is still inside a library would be a crash, or a hang, when the interpreter leaves
             logging.shutdown()
             os._exit(1 if daemon.failure else 0)
-    if isinstance(daemon.failure, NeuromodError):
-        raise daemon.failure
     return 1 if daemon.failure else 0
 
 
@@ -763,50 +575,3 @@ def leave(daemon: Daemon) -> None:
     daemon.supervision.end(NeuromodError("the loop stood still"))
     logging.shutdown()
     os._exit(STUCK_EXIT_CODE)
-
-
-def halt_on_signal(halt: Callable[[], None]) -> None:
-    """Have SIGUSR1 stop stimulation, and nothing else; called in the main thread."""
-    if hasattr(signal, "SIGUSR1"):
-        signal.signal(signal.SIGUSR1, lambda number, frame: halt())
-
-
-class Interrupted(BaseException):
-    """A signal came while the daemon was looking for its source."""
-
-
-def unless_interrupted(hook: Callable[[Any], object]) -> Callable[[Any], None]:
-    """`sys.unraisablehook` that says nothing of an Interrupted that was dropped, and leaves the rest to `hook`."""
-
-    def tell_what_is_dropped(dropped: Any) -> None:
-        if not isinstance(dropped.exc_value, Interrupted):
-            hook(dropped)
-
-    return tell_what_is_dropped
-
-
-def stop_on_signals(stop: threading.Event, *, interrupt: Callable[[], bool] = lambda: False) -> None:
-    """Have SIGINT, SIGTERM and SIGHUP set an event; the first of them raises Interrupted while `interrupt()` is true.
-
-    The event is set by a thread. A handler runs in the main thread between any two instructions, also while that holds
-    the lock of the very event that it waits on.
-    """
-    reader, writer = socket.socketpair()
-    writer.setblocking(False)
-    has_interrupted = False
-
-    def on_signal(number: int, frame: Any) -> None:
-        nonlocal has_interrupted
-        if interrupt() and not has_interrupted:
-            has_interrupted = True
-            raise Interrupted
-
-    def watch() -> None:
-        while numbers := reader.recv(64):
-            if not set(numbers).isdisjoint(_STOP_SIGNALS):  # every signal with a handler is written there
-                stop.set()
-
-    signal.set_wakeup_fd(writer.detach(), warn_on_full_buffer=False)
-    threading.Thread(target=watch, name="neuromod-signals", daemon=True).start()
-    for number in _STOP_SIGNALS:
-        signal.signal(number, on_signal)

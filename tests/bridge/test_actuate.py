@@ -49,6 +49,9 @@ class Daemon:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
         self._context.destroy(0)
 
     def wait_for_subscriptions(self, n: int) -> None:
@@ -263,6 +266,24 @@ def test_it_tells_that_it_lives_under_its_name_and_only_while_it_does(daemon: Da
         n = len(daemon.of(wire.AliveInput))
         wait_until(lambda: len(daemon.of(wire.AliveInput)) > n, "alive again")
         assert not running.device.is_armed
+        daemon.say(command(2))
+        running.wait_for("acted", 2)
+
+
+def test_a_daemon_that_went_and_came_back_is_heard_and_told_again(daemon: Daemon, tmp_path: Path) -> None:
+    with Running(daemon, name="arm", silence_ms=50, alive_hz=50) as running:
+        daemon.say(command(100))
+        running.wait_for("acted")
+        daemon.close()
+        wait_until(lambda: not running.device.is_armed, "disarmed by silence")
+        with Daemon(tmp_path) as second:
+            second.wait_for_subscriptions(len(running.device.wants))
+            wait_until(lambda: second.of(wire.AliveInput), "alive")
+            second.say(command(1))
+            running.wait_for("restarts")
+            second.say(command(2))
+            running.wait_for("acted", 2)
+        assert [got.seq for got in running.device.commands] == [100, 2]
 
 
 def test_without_reconnecting_a_lost_device_ends_it(daemon: Daemon) -> None:

@@ -42,7 +42,7 @@ def running(text: str, samples: NDArray[Any], rate_hz: float, kind: Any) -> Runn
 
 def listen(run: Running, condition: Any, what: str) -> list[ArrayMessage]:
     listener = run.listen("array")
-    run.daemon._source.let_go()  # type: ignore[union-attr]
+    run.daemon.intake.source.let_go()  # type: ignore[union-attr]
     listener.until(lambda: condition(listener.of(ArrayMessage)), what)
     found: list[ArrayMessage] = listener.of(ArrayMessage)
     return found

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from harness import MEMORY, GatedSource, Running, session, wait_until
 
+from neuromod.bridge.intake import Intake
 from neuromod.bridge.resume import LastLife, Life, from_supervisor
 from neuromod.bridge.session_log import LogReader
 from neuromod.bridge.supervision import Supervision
 from neuromod.bridge.wire import EventMessage
-from neuromod.engine.errors import ConfigError
+from neuromod.engine.errors import AdapterError, ConfigError
 
 LEARNING = "\n[network.learning]\nrule = 'hebbian'\n"
 
@@ -39,7 +40,7 @@ class Lives:
         )
         config = session(text)
         running = Running(config, source=source(), speed=1.0, supervision=Supervision(config, **options))
-        self.source: GatedSource = running.daemon._source  # type: ignore[assignment]
+        self.source: GatedSource = running.daemon.intake.source  # type: ignore[assignment]
         return running
 
     def crash(self) -> None:
@@ -149,9 +150,42 @@ def test_a_crash_before_the_first_checkpoint_begins_anew_and_says_so(lives: Live
         pass
     lives.crash()
     with lives.begin() as running:
+        lives.source.let_go(1)  # the announcement waits for a tick
         assert restarted(running)["checkpoint"] is None
-        lives.source.let_go(1)
         assert int(running.records.wait_for(1)[0]["tick"]) == 0
+
+
+@pytest.mark.compiled_loop
+def test_a_life_that_fails_while_it_begins_is_no_orderly_end(lives: Lives, monkeypatch: pytest.MonkeyPatch) -> None:
+    tick, _ = some_life(lives)
+    lives.crash()
+    with monkeypatch.context() as broken:
+
+        def fail(*_: Any) -> Any:
+            raise AdapterError("the stream went away")
+
+        broken.setattr(Intake, "begin", fail)
+        with pytest.raises(AdapterError), lives.begin():
+            pass
+    with lives.begin() as running:
+        lives.source.let_go(1)
+        value = restarted(running)
+        assert (value["tick"], value["restarts"], value["ended"]) == (tick, 2, "failed: the stream went away")
+
+
+@pytest.mark.compiled_loop
+def test_a_command_for_which_there_was_no_room_does_not_stand_in_the_way_of_the_next(
+    lives: Lives, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with lives.begin() as running:
+        checkpoints = running.daemon.supervision.checkpoints
+        assert checkpoints is not None
+        with monkeypatch.context() as full:
+            full.setattr(running.daemon.collector, "submit", lambda *_, **__: False)
+            checkpoints.turn()
+            assert "too many inputs wait" in running.health["checkpoints"]["fault"]
+        checkpoints.turn()
+        assert running.health["checkpoints"]["fault"] == ""
 
 
 @pytest.mark.compiled_loop

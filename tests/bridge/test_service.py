@@ -493,6 +493,24 @@ def test_pause_stops_the_network_and_resume_lets_it_go_on(fresh: Running) -> Non
     assert [m.tick for m in live] == list(range(20))
 
 
+def test_clients_of_a_daemon_that_was_started_again_go_on_by_themselves(tmp_path: Path) -> None:
+    config = session(ZMQ)
+    sockets = {name: f"ipc://{tmp_path}/{name}" for name in ("ingest", "output", "control")}
+    config = config.model_copy(update={"sockets": config.sockets.model_copy(update=sockets)})
+    with Client(**sockets, timeout_s=WAIT_S) as client, client.subscribe("spikes", "state") as subscription:
+        for _ in range(2):
+            with Running(config):
+                while not isinstance(subscription.receive(WAIT_S), StateMessage):
+                    pass  # and of the life before
+                for row in stimuli(5):
+                    client.send_stimuli(row)
+                ticks: list[int] = []
+                while ticks[-5:] != list(range(5)):
+                    if isinstance(heard := subscription.receive(WAIT_S), SpikesMessage):
+                        ticks.append(heard.tick)
+                assert client.request("status")["health"]["counters"]["ticks"] == 5
+
+
 def test_a_checkpoint_restored_gives_the_same_spikes_again(fresh: Running, tmp_path: Path) -> None:
     listener, sent, client = fresh.listen("spikes"), stimuli(150), fresh.client
     client.send_modulators(acetylcholine=0.9)

@@ -38,6 +38,7 @@ from neuromod.adapters.base import Chunk
 from neuromod.bridge import service
 from neuromod.bridge.cli import app
 from neuromod.bridge.service import Daemon
+from neuromod.bridge.stop_signals import Interrupted
 from neuromod.bridge.wire import HealthMessage, Reason
 from neuromod.engine.errors import AdapterError, ConfigError
 from neuromod.engine.network import SpikingNetwork
@@ -305,12 +306,40 @@ def test_a_source_that_fails_ends_the_session_with_its_error(
 ) -> None:
     broken = Running(session(MEMORY), source=Breaking(error), speed=0)
     broken.daemon.open()
-    wait_until(lambda: broken.daemon.stopped.is_set() or broken.daemon.has_ended(), "the end")
+    wait_until(broken.daemon.has_ended, "the end of what came before")
     broken.daemon.close()
 
     assert broken.daemon.failure is error
     assert len(broken.records.all()) == 50
     assert "the disk is gone" in caplog.text
+
+
+FAILS = """
+import sys
+import numpy as np
+from neuromod.adapters.memory import MemorySource
+from neuromod.bridge import service
+from neuromod.bridge.config import load
+from neuromod.engine.errors import AdapterError
+
+class Broken(MemorySource):
+    def read(self, max_samples, timeout_s=0.0):
+        raise AdapterError("the cable is cut")
+
+class Daemon(service.Daemon):
+    def __init__(self, config, **options):
+        super().__init__(config, source=Broken(np.zeros((10, 16)), 1000.0, kind="features"), **options)
+
+service.Daemon = Daemon
+sys.exit(service.serve(load(sys.argv[1])))
+"""
+
+
+def test_a_session_that_ran_and_failed_is_not_taken_for_one_that_cannot_be(session_file: Callable[[str], Path]) -> None:
+    with process("-c", FAILS, str(session_file(MEMORY))) as child:
+        assert child.end(timeout_s=240.0)[0] == 1  # after 2 nobody would start it anew
+    assert "the source failed: the cable is cut" in child.errors
+    assert "Traceback" not in child.errors
 
 
 # -- stopping
@@ -530,17 +559,18 @@ def test_a_session_tells_dropped_errors_to_the_hook_that_was_there_and_puts_it_b
             pass
 
         def open(self) -> None:
-            for error in (service.Interrupted(), ValueError("dropped")):
+            for error in (Interrupted(), ValueError("dropped")):
                 sys.unraisablehook(SimpleNamespace(exc_value=error))
-            raise service.Interrupted
+            raise Interrupted
 
         def close(self) -> None:
             pass
 
     monkeypatch.setattr(sys, "unraisablehook", hook)
     monkeypatch.setattr(service, "Daemon", Session)
-    monkeypatch.setattr(service, "_STOP_SIGNALS", [])
-    monkeypatch.setattr(service, "stop_on_signals", lambda *args, **options: None)
+    for name in ("stop_on_signals", "halt_on_signal"):
+        monkeypatch.setattr(service, name, lambda *args, **options: None)
+    monkeypatch.setattr(service, "STOP_SIGNALS", [])
     monkeypatch.setattr(gc, "freeze", lambda: None)
     assert service.serve(session(ZMQ)) == 0
     assert [str(error) for error in told] == ["dropped"]

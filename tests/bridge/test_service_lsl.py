@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pylsl
 import pytest
-from harness import Process, Running, bits, playback, raster, session, straight
+from harness import WAIT_S, Process, Running, bits, playback, raster, session, straight, wait_until
 from numpy.typing import NDArray
 
 from neuromod.adapters.base import Marker
@@ -250,7 +250,7 @@ def test_markers_of_a_stream_are_aligned_to_ticks() -> None:
     with sender("with cues", "with-cues-1") as child, Running(config) as running:
         listener = running.listen("spikes", "event")
         # both clocks are corrected by themselves, from the same host: off by some microseconds, or what a probe leaves
-        marker_off_s, source_off_s = running.daemon._markers[0].correction()[1], uncertainty_s(running)
+        marker_off_s, source_off_s = running.daemon.intake.markers[0].correction()[1], uncertainty_s(running)
         t0 = pylsl.local_clock() + 0.2
         outlet.push_sample(marker_row(Marker(0.0, "go", 3)), t0 + 0.0505)
         child.send(0, 200, t0)
@@ -263,6 +263,28 @@ def test_markers_of_a_stream_are_aligned_to_ticks() -> None:
     assert at[event.tick - 1] < event.t <= at[event.tick]
     assert event.t == pytest.approx(t0 + 0.0505, abs=2e-4 + marker_off_s)
     assert at[50] == pytest.approx(t0 + 0.0500, abs=2e-4 + source_off_s)
+
+
+def test_markers_that_vanish_are_taken_back_when_they_return() -> None:
+    described = pylsl.StreamInfo("prompts", "Markers", 2, 0, pylsl.cf_string, "prompts-1")
+    outlet = pylsl.StreamOutlet(described)
+    config = live_session("with prompts", '[[markers]]\nname = "prompts"\n')
+    with sender("with prompts", "with-prompts-1") as child, Running(config) as running:
+        listener = running.listen("event")
+        child.send(0, 3000, pylsl.local_clock())  # so that no event has to wait for a tick
+
+        def comes(name: str) -> None:
+            outlet.push_sample(marker_row(Marker(0.0, name)))
+            listener.until(lambda: [m for m in listener.of(EventMessage) if m.name == name], f"the marker {name}")
+
+        comes("before")
+        (markers,) = running.daemon.intake.markers
+        del outlet
+        wait_until(lambda: markers.is_lost, "the loss")
+        outlet = pylsl.StreamOutlet(described)
+        assert outlet.wait_for_consumers(WAIT_S)
+        comes("after")
+        assert markers.quirks == {"lost": 1, "reconnects": 1}
 
 
 def test_markers_that_are_not_required_may_be_absent(caplog: pytest.LogCaptureFixture) -> None:
