@@ -85,7 +85,7 @@ def supervise(
                 with contextlib.suppress(subprocess.TimeoutExpired):  # not while the daemon itself starts
                     child.wait(STANDBY_AFTER_S)
                 if child.poll() is None and not told_to_end:
-                    standby = _start([*command, "--standby"], stdin=subprocess.PIPE)
+                    standby = _start_standby(command)
             code = child.wait()  # handlers of signals run in between
             ended_at = time.time()
             child = None
@@ -143,6 +143,14 @@ def _take(standby: "subprocess.Popen[bytes] | None", last_life: str) -> "subproc
     return standby
 
 
+def _start_standby(command: Sequence[str]) -> "subprocess.Popen[bytes] | None":
+    try:
+        return _start([*command, "--standby"], stdin=subprocess.PIPE)
+    except (OSError, subprocess.SubprocessError) as error:  # no memory for it is no reason to end the daemon
+        log.warning("the daemon goes without a standby: %s", error)
+        return None
+
+
 def _start(command: Sequence[str], *, stdin: int | None = None) -> "subprocess.Popen[bytes]":
     if sys.platform == "win32":
         return subprocess.Popen(command, stdin=stdin)
@@ -150,6 +158,8 @@ def _start(command: Sequence[str], *, stdin: int | None = None) -> "subprocess.P
     libc = ctypes.CDLL(None) if sys.platform.startswith("linux") else None
 
     def die_with_parent() -> None:
+        if _HALT is not None:  # until the daemon heeds it: what only starts has nothing to stop
+            signal.signal(_HALT, signal.SIG_IGN)
         if libc is not None:
             libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
             if os.getppid() != parent:  # it died before this was asked for
