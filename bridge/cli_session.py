@@ -70,7 +70,7 @@ def list_(
 
 @app.command()
 def show(session: Folder, unblind: Unblind = False, json: Json = False) -> None:
-    """Say what a session was: when, from what source, in which condition, with which files.
+    """Say what a session was: when, from what source, in which condition, with which files, and the operator's notes.
 
     [bold]neuromod session show sessions/session-20250101-120000[/bold]
     """
@@ -78,16 +78,19 @@ def show(session: Folder, unblind: Unblind = False, json: Json = False) -> None:
 
     found = Session(session)
     header = found.unsealed() if unblind else {k: v for k, v in found.metadata.items() if k != "sealed"}
+    notes = found.notes()
     body = {
         "folder": str(session),
         **header,
         "condition": header.get("condition", found.condition),
         "kinds": {name: None if dtype is None else dtype.itemsize for name, dtype in found.kinds.items()},
+        "notes": [{**note, "at": note["at"].isoformat()} for note in notes],
         "end": found.end(),
     }
     if json:
         _print_json(body)
         return
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(title=str(session), show_header=False)
@@ -102,6 +105,8 @@ def show(session: Folder, unblind: Unblind = False, json: Json = False) -> None:
     for entry in header["files"]:
         kept = "kept in the log" if entry["is_kept"] else "hash only" if entry["sha256"] else "not kept"
         table.add_row(entry["key"], f"{entry['path']} ({kept})")
+    for note in notes:
+        table.add_row(f"note {note['at']:%H:%M:%S}", escape(f"{note['text']} (tick {note['tick']})"))
     _print(table)
 
 

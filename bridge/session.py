@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -348,6 +348,20 @@ class Session:
             raise SessionLogError(f"{self.folder} has no messages called {kind!r}")
         for chunk in self.log_chunks(kind):
             yield from chunk.messages()
+
+    def notes(self) -> list[dict[str, Any]]:
+        """List the operator's notes: `at` (date and time of day), `t` (local clock), `tick`, `text`."""
+        clock_s = self.metadata["session"]["local_clock_s"]
+        return [
+            {
+                "at": self.started_at + timedelta(seconds=event["t"] - clock_s),
+                "t": event["t"],
+                "tick": event["tick"],
+                "text": str(event.get("value", "")),
+            }
+            for event in self.messages("events")
+            if (event["name"], event["source"]) == ("note", "ingest")
+        ]
 
     def end(self) -> dict[str, Any] | None:
         """Return the record of the session's end; None where it was killed, or goes on."""
