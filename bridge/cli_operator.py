@@ -134,9 +134,10 @@ def halt(
             err=True,
         )
         raise typer.Exit(1)
+    hint = f"use another key ({found.forbidden})" if found.forbidden else "check the addresses"
     raise NeuromodError(
         f"no daemon took the stop at {addresses['ingest']} nor at {addresses['control']} within {timeout:g} s; "
-        "switch the stimulator off, and check the addresses"
+        f"switch the stimulator off, and {hint}"
     )
 
 

@@ -73,10 +73,6 @@ class Ear:
             model.take(topic, payloads, now)
         return n
 
-    def wait(self, timeout_s: float) -> None:
-        """Wait until something came, or the time is over."""
-        self._socket.poll(max(0, round(1e3 * timeout_s)))
-
 
 @dataclass(frozen=True, slots=True)
 class Word:
@@ -98,10 +94,11 @@ class Hand(threading.Thread):
     def __init__(self, addresses: Mapping[str, Any]) -> None:
         super().__init__(name="neuromod-monitor-hand", daemon=True)
         self._addresses = dict(addresses)
+        self._line = self._connected()  # here, where whoever asks for it learns what is wrong with an address or a key
         self._wake, self._is_stop_wanted, self._is_closed = threading.Event(), threading.Event(), threading.Event()
         self._notes: deque[tuple[str, float, float]] = deque()
         self.words: deque[Word] = deque(maxlen=10)
-        self.unsent: deque[str] = deque(maxlen=50)
+        self.unsent: deque[float] = deque(maxlen=50)  # when those notes were taken
 
     def stop(self) -> None:
         """Stop stimulation now, by every way there is; may be called from any thread."""
@@ -114,43 +111,42 @@ class Hand(threading.Thread):
         self._wake.set()
 
     def close(self) -> None:
-        """End the thread; a stop that was asked for is sent first."""
+        """End the thread; a stop that was asked for, and notes, are sent first."""
         self._is_closed.set()
         self._wake.set()
         self.join(2.0 * _CONFIRM_S)
 
     def run(self) -> None:
         """Send what is asked for until closed."""
-        line = self._line()
         try:
-            while not self._is_closed.is_set() or self._is_stop_wanted.is_set():
+            while not self._is_closed.is_set() or self._is_stop_wanted.is_set() or self._notes:
                 self._wake.wait(0.01 if self._notes else _TURN_S)
                 self._wake.clear()
-                for _ in line.receive():  # what came before a stop says nothing of it
+                for _ in self._line.receive():  # what came before a stop says nothing of it
                     pass
                 if self._is_stop_wanted.is_set():
                     self._is_stop_wanted.clear()
-                    word = _stop(line)
+                    word = _stop(self._line)
                     self.words.append(word)
                     if not word.is_good:
                         # a request that was given up must not reach a daemon that is started later
-                        line.close()
-                        line = self._line()
-                while self._notes and self._send(line, *self._notes[0]):
+                        self._line.close()
+                        self._line = self._connected()
+                while self._notes and self._send(*self._notes[0]):
                     self._notes.popleft()
         finally:
-            line.close()
+            self._line.close()
 
-    def _line(self) -> Line:
+    def _connected(self) -> Line:
         return Line("stimulation", "health", **self._addresses)
 
-    def _send(self, line: Line, text: str, t: float, until: float) -> bool:
+    def _send(self, text: str, t: float, until: float) -> bool:
         """Send a note; False where it is to be tried again soon."""
-        if line.send(wire.EventInput("note", t, text)):
+        if self._line.send(wire.EventInput("note", t, text)):
             return True
         if time.monotonic() < until:
             return False
-        self.unsent.append(text)
+        self.unsent.append(t)
         return True
 
 
@@ -160,6 +156,8 @@ def _stop(line: Line) -> Word:
         return Word(f"STIMULATION IS STOPPED: disarmed, says the daemon ({stop.confirmed_by})", True)
     if stop.refusal is not None:
         return Word(f"nothing to stop: {stop.refusal}", True)
+    if stop.forbidden and not stop.is_sent:
+        return Word(f"THIS KEY MAY NOT STOP: SWITCH THE STIMULATOR OFF; {stop.forbidden}", False)
     if stop.is_sent or stop.is_answered:
         return Word("THE STOP WAS SENT, BUT IS NOT CONFIRMED: SWITCH THE STIMULATOR OFF", False)
     return Word("NO DAEMON TOOK THE STOP: SWITCH THE STIMULATOR OFF", False)

@@ -186,6 +186,7 @@ class Stop:
         self.is_sent = line.send(wire.StopInput())
         self.is_answered = False
         self.refusal: RefusedError | None = None
+        self.forbidden = ""  # why this client may not give the command; the message may be obeyed all the same
         self.confirmed_by = ""
 
     def wait(self, timeout_s: float = _CONFIRM_S) -> bool:
@@ -201,6 +202,8 @@ class Stop:
 
     def _take(self, message: wire.OutputMessage | wire.Reply) -> None:
         match message:
+            case wire.Reply() if message.id == self._number and message.reason == "role":
+                self.forbidden = message.error
             case wire.Reply() if message.id == self._number:
                 self.is_answered = True
                 if message.ok:
@@ -216,10 +219,11 @@ class Stop:
 
 @dataclass(frozen=True, slots=True)
 class Halted:
-    """What became of a halt: what the daemon confirmed it by ("" for nothing), and whether anybody took it."""
+    """What became of a halt: what the daemon confirmed it by ("" for nothing), whether anybody took it, and why not."""
 
     confirmed_by: str
     is_taken: bool
+    forbidden: str = ""
 
 
 def halt(
@@ -237,7 +241,7 @@ def halt(
         stop.wait(timeout_s)
         if stop.refusal is not None:
             raise stop.refusal
-        return Halted(stop.confirmed_by, stop.is_sent or stop.is_answered)
+        return Halted(stop.confirmed_by, stop.is_sent or stop.is_answered, stop.forbidden)
 
 
 # -- the hand on the handle -------------------------------------------------------------------------------------------

@@ -16,6 +16,8 @@ from harness import FREE_PORTS, ONE_PROGRAM, WAIT_S, wait_until
 from neuromod.bridge import keys, wire
 from neuromod.bridge.client import Client, ClientTimeoutError, RefusedError
 from neuromod.bridge.config import parse
+from neuromod.bridge.monitor_link import Hand
+from neuromod.bridge.operator import Line, Stop
 from neuromod.bridge.peer import Peer, PeerConfig
 from neuromod.bridge.roles import EVERY_ROLE, Role
 from neuromod.bridge.service import Daemon
@@ -158,6 +160,41 @@ def test_who_may_stimulate_arms_holds_asks_and_disarms(shared: Guarded) -> None:
         doctor.request("disarm")
         assert shared.health["stimulation"]["state"] == "disarmed"
         assert (shared.errors("session"), shared.errors("replayed")) == before
+
+
+def test_a_stop_is_obeyed_by_the_way_that_a_key_opens_and_said_to_fail_where_there_is_none(shared: Guarded) -> None:
+    with shared.client("doctor") as doctor, shared.client("hand") as hand:
+        hand.send_stimuli([0.0] * 16)
+        wait_until(lambda: shared.health["state"] == "streaming", "a tick")
+        doctor.arm(60.0)
+    topics = ("stimulation", "health")
+    with Line(*topics, **shared.daemon.addresses, client_key=shared.files["eye"]) as eye:
+        stop = Stop(eye)
+        wait_until(lambda: stop.wait(SHORT_S) or stop.forbidden, "the refusal")
+        assert (stop.is_sent, stop.is_answered, stop.confirmed_by, stop.refusal) == (False, False, "", None)
+        assert "disarm needs the role stimulate or control" in stop.forbidden
+        assert shared.health["stimulation"]["state"] == "armed"
+    with Line(*topics, **shared.daemon.addresses, client_key=shared.files["hand"]) as line:  # the message alone
+        stop = Stop(line)
+        wait_until(lambda: stop.wait(0.01) or (stop.is_sent and stop.forbidden), "the refusal of the command")
+        wait_until(lambda: shared.health["stimulation"]["state"] == "disarmed", "the end of the arming")
+
+
+def test_the_monitor_says_that_a_key_cannot_stop(shared: Guarded) -> None:
+    with shared.client("doctor") as doctor, shared.client("hand") as hand:
+        hand.send_stimuli([0.0] * 16)
+        wait_until(lambda: shared.health["state"] == "streaming", "a tick")
+        doctor.arm(60.0)
+        steersman = Hand({**shared.daemon.addresses, "client_key": shared.files["eye"]})
+        steersman.start()
+        try:
+            steersman.stop()
+            word = wait_until(lambda: steersman.words and steersman.words.popleft(), "what became of the stop")
+        finally:
+            steersman.close()
+        assert not word.is_good
+        assert "THIS KEY MAY NOT STOP: SWITCH THE STIMULATOR OFF" in word.text
+        doctor.request("disarm")
 
 
 def test_peers_of_the_daemon_have_keys_too(shared: Guarded, tmp_path: Path) -> None:
