@@ -1,6 +1,7 @@
 """`neuromod monitor`: a running daemon at a glance, on a terminal, also over ssh.
 
-Exit codes: 0 ended as asked, 1 with `--json` or `--snapshot` where no daemon was heard, 2 could not run.
+Exit codes: 0 ended as asked, 1 where a stop was not confirmed before the end, or with `--json` or `--snapshot` where no
+daemon was heard, 2 could not run.
 """
 
 import json as jsonlib
@@ -16,8 +17,7 @@ from neuromod.bridge.cli_operator import Control, Ingest, Output, _addresses
 from neuromod.engine.errors import NeuromodError
 
 if TYPE_CHECKING:
-    from neuromod.bridge.monitor_draw import Glyphs
-    from neuromod.bridge.monitor_model import Model
+    from neuromod.bridge.monitor_canvas import Glyphs
 
 _SNAPSHOT_S = 5.5
 _SNAPSHOT_SIZE = (120, 40)
@@ -75,7 +75,7 @@ def monitor(
     addresses["client_key"] = key
     if json:
         raise typer.Exit(_print_summaries(addresses, seconds))
-    from neuromod.bridge.monitor_draw import GLYPHS
+    from neuromod.bridge.monitor_canvas import GLYPHS
 
     glyphs = GLYPHS[characters.value] if characters is not None else None
     if snapshot:
@@ -86,8 +86,11 @@ def monitor(
 
     app = MonitorApp(addresses, seconds=seconds, page=page.value, glyphs=glyphs)
     app.run(mouse=False)
-    if app.return_code:
-        raise typer.Exit(app.return_code)
+    words = app.hand.words  # of a stop that went on while the screen was gone
+    for word in words:
+        typer.echo(f"neuromod: {word.text}", err=True)
+    if app.return_code or not all(word.is_good for word in words):
+        raise typer.Exit(app.return_code or 1)
 
 
 def _print_summaries(addresses: dict[str, Any], seconds: float | None) -> int:
@@ -130,8 +133,4 @@ def _print_picture(addresses: dict[str, Any], seconds: float, page: str, glyphs:
     screen = Screen(page=page, addresses=shown, can_steer=False)
     canvas = draw(model, time.monotonic(), width, height, screen, glyphs or glyphs_here())
     typer.echo("\n".join(canvas.lines()).rstrip())
-    return _heard(model)
-
-
-def _heard(model: "Model") -> int:
     return 0 if model.heard_at is not None else 1

@@ -32,13 +32,12 @@ _SAME_CLOCK_S: Final = 0.5
 _NOTE_LOST_S: Final = 3.0
 _ONE_RESTART_S: Final = 5.0
 _MEMBRANE_FORGETS: Final = 0.995  # of its range, at each `state`
-_LEASE_HOLDS_S: Final = 1.0
 
 TICKS: Final = np.dtype([("t", "f8"), ("latency_us", "f8"), ("spikes", "u4"), ("flags", "u4")])
 """What is kept of a tick; `t` is when it ended."""
 
 _SPIKES: Final = {"seq": ">u8", "tick": ">u8", "t_sample": ">f8", "t_tick": ">f8", "spikes": "<u2", "flags": ">u4"}
-_COMMAND: Final = {"seq": ">u8", "t_tick": ">f8", "events": ">u4", "decoder": ">u8", "flags": ">u4"}
+_COMMAND: Final = {"seq": ">u8", "t_tick": ">f8", "events": ">u4", "flags": ">u4"}
 _IDLE: Final = int(Flag.FILLER | Flag.PAUSED)
 
 
@@ -104,8 +103,8 @@ class Gate:
     ----------
     state : {"unknown", "off", "disarmed", "armed"}
     mode : str
-    seconds_left : float
-        Of the arming; 0 where there is none.
+    seconds_left : float or None
+        Of the arming; None where there is none, or `health` has not told of it yet.
     heartbeat_s : float or None
         Since the operator's last heartbeat; None where none is asked for.
     ended_by : str
@@ -117,7 +116,7 @@ class Gate:
 
     state: str
     mode: str = ""
-    seconds_left: float = 0.0
+    seconds_left: float | None = None
     heartbeat_s: float | None = None
     ended_by: str = ""
     arms: int = 0
@@ -135,7 +134,6 @@ class Model:
     """Everything heard, as far back as it is shown. Times named `now` are of one monotonic clock of the caller."""
 
     def __init__(self) -> None:
-        self.received: Counter[str] = Counter()
         self.lost: Counter[str] = Counter()
         self.malformed = 0
         self.restarts = 0
@@ -159,7 +157,7 @@ class Model:
         self.membrane_range: NDArray[np.float64] | None = None
         self.health: dict[str, Any] = {}
         self.health_at: float | None = None
-        self.command: tuple[NDArray[np.float32], int, int] | None = None  # values, decoder, flags
+        self.command: tuple[NDArray[np.float32], int] | None = None  # values, flags
         self.command_events: dict[int, tuple[int, float]] = {}  # bit: how often, and when last, on the daemon's clock
         self.stimulation: Stimulation | None = None
         self.stimulation_at = -math.inf
@@ -169,7 +167,6 @@ class Model:
         self.positions_um: NDArray[np.float32] = np.zeros((0, 2), np.float32)
         self.excluded: set[int] = set()
         self.snippets: dict[int, wire.Snippet] = {}
-        self.snippet_hz = 0.0
         self._next_seq: dict[str, int] = {}
         self._offset_s: float | None = None
 
@@ -180,8 +177,6 @@ class Model:
         if not payloads:
             return
         self.heard_at = now
-        name = topic.decode("ascii", "replace")
-        self.received[name] += len(payloads)
         if topic == wire.TOPIC_SPIKES:
             self._take_spikes(payloads, now)
         elif topic == wire.TOPIC_COMMAND:
@@ -274,7 +269,7 @@ class Model:
         if not len(records):
             return
         records = records[self._count("command", records["seq"], now) :]
-        self.command = (last.values, int(records["decoder"][-1]), int(records["flags"][-1]))
+        self.command = (last.values, int(records["flags"][-1]))
         happened = int(np.bitwise_or.reduce(records["events"].astype(np.uint32)))
         for bit in range(happened.bit_length()):
             if happened >> bit & 1:
@@ -303,7 +298,7 @@ class Model:
                 self.positions_um = np.full((message.n, 2), np.nan, np.float32)
             self.positions_um[here] = message.positions_um
         self.excluded = {c for c in self.excluded if not here.start <= c < here.stop} | set(message.excluded)
-        self.counts, self.unit, self.snippet_hz = message.counts, message.unit, message.sampling_frequency
+        self.counts, self.unit = message.counts, message.unit
         for snippet in message.snippets:
             self.snippets.pop(snippet.channel, None)
             self.snippets[snippet.channel] = snippet  # the newest last
@@ -386,13 +381,13 @@ class Model:
                 state, ended_by = "disarmed", REASONS[newest.reason] if newest.reason < len(REASONS) else ""
             else:
                 state = "armed"
-        is_armed = state == "armed"
+        is_told = state == "armed" == told.get("state")
         heartbeat_s = told.get("heartbeat_s")
         return Gate(
             state=state,
             mode=str(told.get("mode", "")),
-            seconds_left=max(0.0, told.get("seconds_left", 0.0) - since) if is_armed else 0.0,
-            heartbeat_s=heartbeat_s + since if is_armed and heartbeat_s is not None else None,
+            seconds_left=max(0.0, told.get("seconds_left", 0.0) - since) if is_told else None,
+            heartbeat_s=heartbeat_s + since if is_told and heartbeat_s is not None else None,
             ended_by=ended_by,
             arms=int(told.get("arms", 0)),
             counts=dict(told.get("counts", {})),
@@ -474,7 +469,7 @@ class Model:
             "stimulation": {
                 "state": gate.state,
                 "mode": gate.mode or None,
-                "seconds_left": round(gate.seconds_left, 3),
+                "seconds_left": None if gate.seconds_left is None else round(gate.seconds_left, 3),
                 "heartbeat_s": gate.heartbeat_s,
                 "ended_by": gate.ended_by or None,
                 "counts": dict(gate.counts),

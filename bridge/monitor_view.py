@@ -25,9 +25,13 @@ from textual.strip import Strip
 from textual.widget import Widget
 from textual.widgets import Input
 
-from neuromod.bridge.monitor_draw import GLYPHS, PAGES, STYLES, Canvas, Glyphs, Screen, draw
+from neuromod.bridge import wire
+from neuromod.bridge.keys import load_client
+from neuromod.bridge.monitor_canvas import GLYPHS, STYLES, Canvas, Glyphs
+from neuromod.bridge.monitor_draw import PAGES, Screen, draw
 from neuromod.bridge.monitor_link import Ear, Hand
 from neuromod.bridge.monitor_model import Model, Note
+from neuromod.bridge.roles import INGEST_ROLES
 
 STOP_KEYS = ("s", "space")
 STOP_ALWAYS = "ctrl+s"  # while a note is being written, too
@@ -35,7 +39,8 @@ LONGEST_NOTE = 400
 
 _HEAR_S = 0.1
 _DRAW_EVERY = 2  # of these
-_WORD_S = 8.0
+_WORD_S, _ALARM_S = 8.0, 80.0
+_KEY_NAMES = {" ": "space", "\x13": STOP_ALWAYS}
 _STYLES = [Style.parse(style) if style else Style.null() for style in STYLES]
 
 
@@ -54,9 +59,9 @@ def glyphs_here() -> Glyphs:
 def row_of(canvas: Canvas, y: int) -> Strip:
     """Return a line of a picture as segments of one style each."""
     styles = canvas.styles[y]
-    text = "".join(canvas.cells[y].tolist())
+    cells = canvas.cells[y].tolist()
     edges = [0, *(np.flatnonzero(np.diff(styles)) + 1).tolist(), canvas.width]
-    segments = [Segment(text[a:b], _STYLES[styles[a]]) for a, b in itertools.pairwise(edges)]
+    segments = [Segment("".join(cells[a:b]), _STYLES[styles[a]]) for a, b in itertools.pairwise(edges)]
     return Strip(segments, canvas.width)
 
 
@@ -96,8 +101,18 @@ def _quick_driver(base: type[Driver]) -> type[Driver]:
             app = self._app
             if isinstance(message, events.Key) and isinstance(app, MonitorApp) and app.is_stop(message.key):
                 app.hand.stop()
-                app.stops_taken += 1
             super().process_message(message)
+
+        def run_input_thread(self) -> None:
+            """Read the keyboard; a byte that is no UTF-8 must not cost the key that stops, which may follow it."""
+            while True:
+                try:
+                    super().run_input_thread()
+                except UnicodeDecodeError as error:
+                    for character in error.object.decode(errors="ignore"):
+                        self.process_message(events.Key(_KEY_NAMES.get(character, character), character))
+                else:
+                    return
 
     return QuickDriver
 
@@ -151,10 +166,12 @@ class MonitorApp(App[None]):
         self.driver_class = _quick_driver(self.driver_class)
         self.model = Model()
         shown = tuple((name, str(addresses[name])) for name in ("ingest", "output", "control"))
-        self.view = Screen(page=page, addresses=shown)
+        key = addresses.get("client_key")
+        can_stop = key is None or bool(load_client(key).roles & INGEST_ROLES[wire.TOPIC_STOP])
+        self.view = Screen(page=page, addresses=shown, can_stop=can_stop)
         self.hand = Hand(addresses)
-        self.stops_taken = 0  # by the thread that reads the keyboard
-        self._addresses, self._seconds = addresses, seconds
+        self._ear = Ear(addresses["output"], addresses.get("client_key"))
+        self._seconds = seconds
         self._glyphs = glyphs or glyphs_here()
         self._turns = 0
         self._word_until = 0.0
@@ -171,7 +188,6 @@ class MonitorApp(App[None]):
 
     def on_mount(self) -> None:
         """Begin to listen."""
-        self._ear = Ear(**{name: value for name, value in self._addresses.items() if name not in ("ingest", "control")})
         self.hand.start()
         self.set_focus(None)
         self._until = None if self._seconds is None else time.monotonic() + self._seconds
@@ -192,11 +208,11 @@ class MonitorApp(App[None]):
         self._ear.listen(self.model, now)
         while self.hand.words:
             word = self.hand.words.popleft()
-            self._say(word.text, is_alarming=not word.is_good)
+            self._say(word.text, is_alarming=not word.is_good, seconds=_WORD_S if word.is_good else _ALARM_S)
         while self.hand.unsent:
-            text = self.hand.unsent.popleft()
+            t = self.hand.unsent.popleft()
             for note in self.model.notes:
-                if note.text == text and note.tick is None:
+                if note.t == t:
                     note.is_sent = False
         self._follow_note(now)
         if self.view.notice and now > self._word_until:
@@ -210,8 +226,8 @@ class MonitorApp(App[None]):
             self.exit()
 
     def _follow_note(self, now: float) -> None:
-        """Say what became of the newest note."""
-        if not self.model.notes:
+        """Say what became of the newest note, unless there is worse to say."""
+        if not self.model.notes or self.view.is_alarming:
             return
         note = self.model.notes[-1]
         state = self.model.note_state(note, now)
@@ -224,9 +240,9 @@ class MonitorApp(App[None]):
             why = "no daemon took it" if state == "unsent" else "it did not come back"
             self._say(f"NOTE NOT KEPT, {why}: {note.text}", is_alarming=True)
 
-    def _say(self, text: str, *, is_alarming: bool = False) -> None:
+    def _say(self, text: str, *, is_alarming: bool = False, seconds: float = _WORD_S) -> None:
         self.view = dataclasses.replace(self.view, notice=text, is_alarming=is_alarming)
-        self._word_until = time.monotonic() + (10.0 * _WORD_S if is_alarming else _WORD_S)
+        self._word_until = time.monotonic() + seconds
         self._draw()
 
     def _draw(self) -> None:
@@ -249,11 +265,8 @@ class MonitorApp(App[None]):
     # -- keys ---------------------------------------------------------------------------------------------------------
 
     def action_stop(self) -> None:
-        """Stop stimulation, where the keyboard's thread has not done so."""
-        if self.stops_taken:
-            self.stops_taken -= 1
-        else:
-            self.hand.stop()
+        """Stop stimulation, once more where the thread that reads the keyboard has done so."""
+        self.hand.stop()
         self._say("STOPPING STIMULATION ...", is_alarming=True)
 
     def action_page(self, page: str) -> None:
@@ -278,6 +291,9 @@ class MonitorApp(App[None]):
             self._say("no daemon is there to keep a note", is_alarming=True)
             return
         self._note_t = t
+        notice = self.view.notice if self.view.is_alarming else ""
+        self.view = dataclasses.replace(self.view, is_writing=True, notice=notice)
+        self._draw()
         line = self.query_one(Input)
         line.value = ""
         line.add_class("shown")
@@ -294,6 +310,8 @@ class MonitorApp(App[None]):
     def action_leave(self) -> None:
         """Close the line of the note, or the help."""
         self._note_t = None
+        self.view = dataclasses.replace(self.view, is_writing=False)
+        self._draw()
         self.query_one(Input).remove_class("shown")
         self.set_focus(None)
         if self.view.page == "help":

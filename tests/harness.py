@@ -1,5 +1,6 @@
 """Daemons, streams and clients for the tests of the service; every wait is for a condition, and bounded."""
 
+import contextlib
 import json
 import os
 import queue
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 from neuromod.adapters.base import Chunk, Source, empty_chunk, open_source
 from neuromod.adapters.memory import MemorySource
 from neuromod.bridge.assembly import assemble
-from neuromod.bridge.client import Client, Subscription
+from neuromod.bridge.client import Client, ClientTimeoutError, Subscription
 from neuromod.bridge.config import SessionConfig, parse
 from neuromod.bridge.service import Daemon
 from neuromod.bridge.wire import Flag, HealthMessage, OutputMessage, SpikesMessage, StateMessage
@@ -61,6 +62,68 @@ def session(text: str) -> SessionConfig:
     else:
         text += "\n[publish]\nstate_hz = 100\nhealth_s = 0.1\n"
     return parse(text + FREE_PORTS)
+
+
+STRONG = [5.0] * 14 + [0.0, 0.0]
+"""Stimuli by which every sensory channel fires, and the first asks for a pulse in a session of `pulsing`."""
+
+
+def pulsing(stimulation: str) -> str:
+    """Return a session file without sockets, whose ticks are sent (`driven`), and whose first channel asks for pulses.
+
+    Parameters
+    ----------
+    stimulation : str
+        What its table [stimulation] says, without programs.
+    """
+    return f"""
+        source = {{kind = "zmq", block_ms = 1.0}}
+        [timing]
+        stall_ms = 20000.0
+        late_ms = 10000.0
+        [publish]
+        health_s = 0.1
+        [decoder]
+        kind = "rates"
+        channels = [0, 1]
+        events = [{{channel = 0, refractory_ms = 20.0}}]
+        [stimulation]
+        {stimulation}
+        {ONE_PROGRAM}
+        """
+
+
+@contextmanager
+def driven(addresses: dict[str, str]) -> Iterator[None]:
+    """Send stimuli, a tick each, from a thread: a source that never falls silent."""
+    stop = threading.Event()
+
+    def run() -> None:
+        # a daemon that a test kills takes no more, and a source that falls silent by itself disarms, which tests see
+        with Client(**addresses, timeout_s=5.0) as client, contextlib.suppress(ClientTimeoutError):
+            while not stop.wait(0.005):
+                client.send_stimuli(STRONG)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join(WAIT_S)
+
+
+@contextmanager
+def driven_daemon(session: SessionConfig) -> Iterator["Running"]:
+    """Give a daemon whose network moves."""
+    with Running(session) as running, driven(running.daemon.addresses):
+        wait_until(lambda: running.health["tick"] > 3, "ticks")
+        yield running
+
+
+def sockets(addresses: dict[str, str]) -> list[str]:
+    """Return addresses as options of a command."""
+    return [part for name, address in addresses.items() for part in (f"--{name}", address)]
 
 
 MEMORY = """source = {kind = "lsl", name = "in place of a source in memory", content = "features"}

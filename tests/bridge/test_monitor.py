@@ -13,30 +13,31 @@ import sys
 import termios
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from harness import FREE_PORTS, ONE_PROGRAM, WAIT_S, Running, wait_until
+from harness import FREE_PORTS, WAIT_S, driven_daemon, pulsing, sockets, wait_until
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.cells import cell_len
 from textual.widgets import Input
 from typer.testing import CliRunner
 
 from neuromod.adapters.actuators.base import Command, Stimulation
 from neuromod.bridge import wire
 from neuromod.bridge.cli import app
-from neuromod.bridge.client import Client, ClientTimeoutError
 from neuromod.bridge.config import SessionConfig, parse
-from neuromod.bridge.monitor_draw import GLYPHS, PAGES, Screen, draw
+from neuromod.bridge.monitor_canvas import GLYPHS
+from neuromod.bridge.monitor_draw import PAGES, Screen, draw
 from neuromod.bridge.monitor_model import KEPT_S, SILENT_S, WARN_S, Model
-from neuromod.bridge.monitor_view import MonitorApp, glyphs_for
-from neuromod.bridge.session_log import LogReader
+from neuromod.bridge.monitor_view import MonitorApp, glyphs_for, row_of
+from neuromod.bridge.session import Session
 from neuromod.bridge.wire import Flag
+from neuromod.engine.errors import NeuromodError
 
 T0 = 1000.0
 SIZES = [(80, 24), (120, 40), (200, 60), (60, 16), (40, 10), (80, 34), (300, 20)]
@@ -143,7 +144,7 @@ def test_commands_are_read_as_one_and_their_events_counted() -> None:
     model.take(b"command", batch[3:], T0)
 
     assert model.command is not None
-    assert (model.command[0].tolist(), model.command[1:]) == ([5.5, 2.0], (4, int(Flag.INHIBITED)))
+    assert (model.command[0].tolist(), model.command[1]) == ([5.5, 2.0], int(Flag.INHIBITED))
     assert {bit: n for bit, (n, _) in model.command_events.items()} == {0: 3, 1: 1}
     assert model.command_events[0][1] == T0 + 0.004
     assert model.lost["command"] == 1
@@ -230,6 +231,8 @@ def full_model(n: int = 96, counts: str = "crossings") -> Model:
     levels = {"dopamine": -0.2, "cortisol": 0.1, "acetylcholine": 0.5, "tempo": 1.0}
     ramp = np.arange(16, dtype=np.float32)
     model.take(b"state", [wire.pack_state(wire.StateMessage(1, t, ramp, levels, ramp))], t)
+    decoded = Command(1, 1, T0, t, np.array([1.25, -0.5], np.float32), 0, 4, 0, T0 + 5.0)
+    model.take(b"command", [wire.pack_command(decoded)], t)
     rates = rng.exponential(20.0, n).astype(np.float32) if counts else np.full(n, np.nan, np.float32)
     wave = np.sin(np.linspace(0, 6, 60)).astype(np.float32) * 80
     snippets = tuple(wire.Snippet(c, t, 20, wave) for c in range(0, n, 7)) if counts else ()
@@ -274,7 +277,19 @@ def test_every_page_is_drawn_at_every_size(page: str, glyphs: str) -> None:
 def test_what_matters_is_told_in_words_at_any_size(width: int, height: int) -> None:
     text = "\n".join(draw(full_model(), T0 + 4.1, width, height, Screen(), GLYPHS["braille"]).lines())
 
-    for said in ("ARMED", "41.9 s left", "heartbeat 0.3 s ago", "p99", "late 3", "refused 4", "overflow 2", "Hz"):
+    for said in (
+        "ARMED",
+        "41.9 s left",
+        "last command",
+        "1.25 -0.5",
+        "noise ",
+        "heartbeat 0.3 s ago",
+        "p99",
+        "late 3",
+        "refused 4",
+        "overflow 2",
+        "Hz",
+    ):
         assert said in text
     assert "watchdog disk: slow" in text
     assert "STOP" in text
@@ -290,56 +305,80 @@ def test_a_terminal_is_drawn_on_with_what_it_has(term: str, encoding: str, expec
     assert glyphs_for(term, encoding) == expected
 
 
+def picture(model: Model, width: int = 80, height: int = 24, **view: Any) -> str:
+    return "\n".join(draw(model, T0 + 4.1, width, height, Screen(**view), GLYPHS["braille"]).lines())
+
+
+def test_an_arming_is_not_told_as_of_now_where_it_is_not_known() -> None:
+    model = full_model()
+    later = T0 + 4.0 + SILENT_S
+    for width, height in ((80, 24), (120, 40)):
+        assert "ARMED WHEN LAST HEARD" in "\n".join(
+            draw(model, later, width, height, Screen(), GLYPHS["braille"]).lines()
+        )
+    leased = Model()
+    leased.take(b"stimulation", [gate_message("lease", 1)], T0 + 4.0)
+    assert "ARMED <<<  time left not known yet" in picture(leased)
+    assert leased.summary(T0 + 4.1)["stimulation"]["seconds_left"] is None
+
+
+def test_the_keys_that_stop_are_those_that_do() -> None:
+    model = full_model()
+    assert "SPACE OR S STOPS" in picture(model)
+    writing = picture(model, is_writing=True)
+    assert "CTRL-S STOPS" in writing
+    assert "SPACE OR S" not in writing
+    assert "YOUR KEY HAS NO ROLE TO STOP" in picture(model, can_stop=False)
+    small = picture(model, 40, 10, notice="THE STOP WAS SENT", is_alarming=True)
+    assert "THE STOP WAS SENT" in small
+    assert "ARMED 41.9 s left" in small
+
+
+@pytest.mark.parametrize("glyphs", GLYPHS)
+def test_what_others_send_moves_no_cursor_and_keeps_its_place(glyphs: str) -> None:
+    model = full_model()
+    name = "\x1b[2J\u202e\x07 \u3053\u3093 e\u0301"
+    model.take(b"event", [wire.pack_event(wire.EventMessage(name, T0 + 4.0, 1, "ingest", "\u3053" * 200))], T0 + 4.0)
+
+    for width in (80, 81):
+        canvas = draw(model, T0 + 4.1, width, 24, Screen(page="events"), GLYPHS[glyphs])
+        lines = canvas.lines()
+        assert all(line.isprintable() for line in lines)
+        assert "?[2J??" in lines[3]
+        assert [row_of(canvas, y).cell_length for y in range(24)] == [width] * 24
+        assert all(cell_len(segment.text) <= width for y in range(24) for segment in row_of(canvas, y))
+        assert ("\u3053\u3093 \u00e9" in lines[3]) == (glyphs != "ascii")
+
+
+def test_more_channels_than_characters_share_them_and_the_probe_stands_upright() -> None:
+    model = full_model(384)
+    model.rates_hz[:] = 0.0
+    model.rates_hz[-4:] = 50.0
+    rows = [line[1:23] for line in picture(model).splitlines()[14:22]]
+    assert "4 a cell" in rows[6]
+    assert sum(row.count("·") for row in rows[:5]) == 384 // 4 - 1
+    assert rows[4].rstrip().endswith("█")
+
+    upright = full_model(20)  # two rows of ten, the second one above
+    upright.rates_hz[:10], upright.rates_hz[10:] = 0.0, 50.0
+    rows = [line[1:23] for line in picture(upright).splitlines()[14:22]]
+    assert rows[0].strip() == "█" * 20
+    assert "█" not in rows[1]
+
+
+def test_an_address_that_is_none_is_refused_before_the_screen_is_taken() -> None:
+    nowhere = dict.fromkeys(("ingest", "output", "control"), "tcp://127.0.0.1:1")
+    for name in nowhere:
+        with pytest.raises(NeuromodError, match="'nonsense' is no address to connect to"):
+            MonitorApp({**nowhere, name: "nonsense"})
+
+
 # -- against a real daemon --------------------------------------------------------------------------------------------
 
 
 def config(folder: Path, sockets: str = FREE_PORTS) -> SessionConfig:
-    return parse(
-        f"""
-        source = {{kind = "zmq", block_ms = 1.0}}
-        [timing]
-        stall_ms = 20000.0
-        late_ms = 10000.0
-        [publish]
-        health_s = 0.1
-        [decoder]
-        kind = "rates"
-        channels = [0, 1]
-        events = [{{channel = 0, refractory_ms = 20.0}}]
-        [stimulation]
-        mode = "dry_run"
-        heartbeat_ms = 20000.0
-        {ONE_PROGRAM}
-        [record]
-        folder = "{folder}"
-        min_free_mb = 1.0
-        {sockets}
-        """,
-    )
-
-
-@contextmanager
-def daemon(session: SessionConfig) -> Iterator[Running]:
-    """Give a daemon whose network moves."""
-    stop = threading.Event()
-
-    def drive() -> None:
-        with Client(**running.daemon.addresses, timeout_s=WAIT_S) as client:
-            while not stop.wait(0.005):
-                try:
-                    client.send_stimuli([5.0] * 14 + [0.0, 0.0])
-                except ClientTimeoutError:
-                    return
-
-    with Running(session) as running:
-        thread = threading.Thread(target=drive)
-        thread.start()
-        try:
-            wait_until(lambda: running.health["tick"] > 3, "ticks")
-            yield running
-        finally:
-            stop.set()
-            thread.join(WAIT_S)
+    record = f'[record]\nfolder = "{folder}"\nmin_free_mb = 1.0\n'
+    return parse(pulsing('mode = "dry_run"\nheartbeat_ms = 20000.0') + record + sockets)
 
 
 async def until(pilot: Any, condition: Callable[[], Any], what: str) -> Any:
@@ -372,7 +411,7 @@ def screen(monitor: MonitorApp) -> str:
 @pytest.mark.compiled_loop
 @pytest.mark.parametrize("key", ["s", "space", "ctrl+s"])
 def test_one_key_disarms_an_armed_session_and_says_so(tmp_path: Path, key: str) -> None:
-    with daemon(config(tmp_path)) as running:
+    with driven_daemon(config(tmp_path)) as running:
         running.client.arm(600.0)
 
         async def act(monitor: MonitorApp, pilot: Any) -> None:
@@ -393,7 +432,7 @@ def test_the_thread_that_reads_the_keyboard_stops_by_itself(tmp_path: Path) -> N
     """Whatever the drawing does: here the application is held up from the key to the end of the arming."""
     from textual import events
 
-    with daemon(config(tmp_path)) as running:
+    with driven_daemon(config(tmp_path)) as running:
         running.client.arm(600.0)
 
         async def act(monitor: MonitorApp, pilot: Any) -> None:
@@ -411,7 +450,8 @@ def test_the_thread_that_reads_the_keyboard_stops_by_itself(tmp_path: Path) -> N
 
 @pytest.mark.compiled_loop
 def test_a_note_is_in_the_record_at_the_moment_of_its_key(tmp_path: Path) -> None:
-    with daemon(config(tmp_path)) as running:
+    note_t = []
+    with driven_daemon(config(tmp_path)) as running:
 
         async def act(monitor: MonitorApp, pilot: Any) -> None:
             await until(pilot, lambda: monitor.model.health, "health")
@@ -422,27 +462,31 @@ def test_a_note_is_in_the_record_at_the_moment_of_its_key(tmp_path: Path) -> Non
             note = monitor.model.notes[-1]
             await until(pilot, lambda: note.tick is not None, "the note as an event")
             assert before <= note.t <= after
+            note_t.append(note.t)
             await until(pilot, lambda: "note kept at tick" in screen(monitor), "the word of it")
             assert monitor.focused is None
             assert not monitor.query_one(Input).has_class("shown")
 
         watch(running.daemon.addresses, act)
         folder = running.daemon.recorder.folder  # type: ignore[union-attr]
-    events = [body for chunk in LogReader(folder).chunks("events") for body in chunk.messages()]
-    kept = [body for body in events if body["name"] == "note"]
-    assert [(body["value"], body["source"]) for body in kept] == [("sneezed s", "ingest")]
+    (kept,) = Session(folder).notes()
+    assert (kept["text"], kept["t"]) == ("sneezed s", note_t[0])
+    assert kept["at"].timestamp() == pytest.approx(time.time() - (time.monotonic() - note_t[0]), abs=0.5)
+    shown = CliRunner().invoke(app, ["session", "show", str(folder)], env={"COLUMNS": "100"}).stdout
+    assert f"note {kept['at']:%H:%M:%S}" in shown
+    assert f"sneezed s (tick {kept['tick']})" in shown
 
 
 @pytest.mark.compiled_loop
 def test_a_daemon_that_was_started_again_is_found_and_told(tmp_path: Path) -> None:
-    with daemon(config(tmp_path)) as running:
+    with driven_daemon(config(tmp_path)) as running:
         addresses = running.daemon.addresses
 
     async def act(monitor: MonitorApp, pilot: Any) -> None:
         await until(pilot, lambda: "No daemon is heard yet" in screen(monitor), "that nobody is there")
         sockets = "[sockets]\n" + "\n".join(f'{name} = "{address}"' for name, address in addresses.items())
         for turn in range(2):
-            with daemon(config(tmp_path, sockets)):
+            with driven_daemon(config(tmp_path, sockets)):
                 heard = monitor.model.heard_at
                 await until(pilot, partial(lambda before: monitor.model.heard_at != before, heard), "a message")
                 await until(
@@ -457,7 +501,7 @@ def test_a_daemon_that_was_started_again_is_found_and_told(tmp_path: Path) -> No
 
 @pytest.mark.compiled_loop
 def test_pause_holds_the_picture_but_not_the_gate_and_digits_turn_pages(tmp_path: Path) -> None:
-    with daemon(config(tmp_path)) as running:
+    with driven_daemon(config(tmp_path)) as running:
 
         async def act(monitor: MonitorApp, pilot: Any) -> None:
             await until(pilot, lambda: "disarmed" in screen(monitor), "the gate")
@@ -476,13 +520,9 @@ def test_pause_holds_the_picture_but_not_the_gate_and_digits_turn_pages(tmp_path
         watch(running.daemon.addresses, act)
 
 
-def sockets(addresses: dict[str, str]) -> list[str]:
-    return [part for name, address in addresses.items() for part in (f"--{name}", address)]
-
-
 @pytest.mark.compiled_loop
 def test_the_command_draws_on_a_terminal_prints_json_and_pictures(tmp_path: Path) -> None:
-    with daemon(config(tmp_path)) as running:
+    with driven_daemon(config(tmp_path)) as running:
         args = sockets(running.daemon.addresses)
         shown, code = at_a_terminal(["monitor", *args, "--seconds", "3"], 80, 24)
         assert code == 0
@@ -520,8 +560,20 @@ def test_without_a_daemon_or_a_terminal_it_says_so() -> None:
     assert (wrong.exit_code, "no address" in wrong.stderr) == (2, True)
 
 
-def at_a_terminal(args: list[str], width: int, height: int) -> tuple[str, int]:
-    """Run the command on a terminal of its own; return all that it wrote, and its exit code."""
+def test_a_byte_that_is_no_utf8_does_not_cost_the_stop_after_it_and_a_stop_outlives_the_screen() -> None:
+    nowhere = sockets(dict.fromkeys(("ingest", "output", "control"), "tcp://127.0.0.1:1"))
+    shown, code = at_a_terminal(["monitor", *nowhere], 80, 24, [("No daemon", b"\xe9 "), ("STOPPING", b"q")])
+
+    assert code == 1
+    assert "neuromod: NO DAEMON TOOK THE STOP: SWITCH THE STIMULATOR OFF" in shown
+    assert "Traceback" not in shown
+
+
+def at_a_terminal(args: list[str], width: int, height: int, keys: Sequence[tuple[str, bytes]] = ()) -> tuple[str, int]:
+    """Run the command on a terminal of its own; return all that it wrote, and its exit code.
+
+    Each of `keys` is pressed once the text before it was written.
+    """
     keyboard, terminal = pty.openpty()
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", height, width, 0, 0))
     child = subprocess.Popen(
@@ -534,7 +586,7 @@ def at_a_terminal(args: list[str], width: int, height: int) -> tuple[str, int]:
     )
     mode = termios.tcgetattr(terminal)
     os.close(terminal)
-    got = b""
+    got, waiting = b"", list(keys)
     deadline = time.monotonic() + 3 * WAIT_S
     try:
         while time.monotonic() < deadline:
@@ -546,6 +598,8 @@ def at_a_terminal(args: list[str], width: int, height: int) -> tuple[str, int]:
                 got += os.read(keyboard, 65536)
             except OSError:  # the other end is closed
                 break
+            if waiting and waiting[0][0].encode() in got:
+                os.write(keyboard, waiting.pop(0)[1])
         code = child.wait(WAIT_S)
     finally:
         if child.poll() is None:

@@ -1,6 +1,5 @@
 """The operator's console as a dead man's handle, and every way to stop: processes and terminals, a real daemon."""
 
-import contextlib
 import fcntl
 import json
 import os
@@ -11,89 +10,51 @@ import stat
 import subprocess
 import sys
 import termios
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Self
 
 import pytest
 import zmq
-from harness import FREE_PORTS, ONE_PROGRAM, WAIT_S, Process, Running, process, started, wait_until
+from harness import (
+    FREE_PORTS,
+    WAIT_S,
+    Process,
+    Running,
+    driven,
+    driven_daemon,
+    process,
+    pulsing,
+    sockets,
+    started,
+    wait_until,
+)
 from typer.testing import CliRunner, Result
 
 from neuromod.bridge import operator
 from neuromod.bridge.arming import write_key
 from neuromod.bridge.cli import app
-from neuromod.bridge.client import Client, ClientTimeoutError
 from neuromod.bridge.config import SessionConfig, parse
 
 pytestmark = pytest.mark.compiled_loop
 
-STRONG = [5.0] * 14 + [0.0, 0.0]  # every sensory channel fires, and the first asks for a pulse
 LONG_MS = 20_000.0  # a heartbeat that cannot lapse within a test: what disarms then was something else
 CLI = [sys.executable, "-m", "neuromod.bridge.cli"]
 NOWHERE = "tcp://127.0.0.1:1"
 
 
-def text(folder: Path, heartbeat_ms: float) -> str:
+def config(folder: Path, heartbeat_ms: float = LONG_MS) -> SessionConfig:
     key = folder / "key"
     if not key.exists():
         write_key(key)
-    return (
-        f"""
-        source = {{kind = "zmq", block_ms = 1.0}}
-        [timing]
-        stall_ms = 20000.0
-        late_ms = 10000.0
-        [publish]
-        health_s = 0.1
-        [decoder]
-        kind = "rates"
-        channels = [0, 1]
-        events = [{{channel = 0, refractory_ms = 20.0}}]
-        [stimulation]
-        mode = "live"
-        key_file = "{key}"
-        ledger = "{folder / "dose.json"}"
-        heartbeat_ms = {heartbeat_ms}
-        {ONE_PROGRAM}
-        """
-        + FREE_PORTS
-    )
+    stimulation = f'mode = "live"\nkey_file = "{key}"\nledger = "{folder / "dose.json"}"\nheartbeat_ms = {heartbeat_ms}'
+    return parse(pulsing(stimulation) + FREE_PORTS, folder=folder)
 
 
-def config(folder: Path, heartbeat_ms: float = LONG_MS) -> SessionConfig:
-    return parse(text(folder, heartbeat_ms), folder=folder)
-
-
-@contextmanager
-def driven(addresses: dict[str, str]) -> Iterator[None]:
-    """Send stimuli, a tick each, from a thread: a source that never falls silent."""
-    stop = threading.Event()
-
-    def run() -> None:
-        # a daemon that a test kills takes no more, and a source that falls silent by itself disarms, which tests see
-        with Client(**addresses, timeout_s=5.0) as client, contextlib.suppress(ClientTimeoutError):
-            while not stop.wait(0.005):
-                client.send_stimuli(STRONG)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join(WAIT_S)
-
-
-@contextmanager
-def daemon(folder: Path, heartbeat_ms: float = LONG_MS) -> Iterator[Running]:
-    """Give a daemon whose network moves."""
-    with Running(config(folder, heartbeat_ms)) as running, driven(running.daemon.addresses):
-        wait_until(lambda: running.health["tick"] > 3, "ticks")
-        yield running
+def daemon(folder: Path, heartbeat_ms: float = LONG_MS) -> AbstractContextManager[Running]:
+    return driven_daemon(config(folder, heartbeat_ms))
 
 
 def told(running: Running) -> dict[str, Any]:
@@ -110,10 +71,6 @@ def wait_for_disarm(running: Running) -> str:
     wait_until(lambda: not is_armed(running), "the end of the arming")
     by: str = told(running)["disarmed_by"]
     return by
-
-
-def sockets(addresses: dict[str, str]) -> list[str]:
-    return [part for name, address in addresses.items() for part in (f"--{name}", address)]
 
 
 def arm_args(folder: Path, addresses: dict[str, str], *more: str) -> list[str]:
