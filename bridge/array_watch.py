@@ -200,7 +200,7 @@ class ArrayWatch:
             weights = np.where([channel in excluded for channel in range(self._n)], 0.0, scale).astype(np.float32)
             signal -= (samples @ (weights / max(1, int(np.count_nonzero(weights)))))[:, None]
         filtered = scipy.signal.sosfilt(sos, signal - signal[0], axis=0)
-        threshold = self._thresholds(filtered)[channels]
+        threshold = self._thresholds()[channels]
         below = filtered < threshold
         crossed = below[1:] & ~below[:-1]
         before, after = math.ceil(_BEFORE_S * fs), math.ceil(_AFTER_S * fs)
@@ -221,7 +221,7 @@ class ArrayWatch:
                 return
         self._next_channel = (int(channels[-1]) + 1) % self._n
 
-    def _thresholds(self, filtered: Floats) -> Floats:
+    def _thresholds(self) -> Floats:
         """Return a threshold for each channel; -inf where there is none."""
         front_end = self._assembly.front_end
         if self._counts == "crossings":
