@@ -13,12 +13,13 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 import uuid
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -102,6 +103,14 @@ class Run:
         return percentiles(self.latencies_us) | {"first_us": self.first_us, "sent": self.sent, "lost": self.lost}
 
 
+class Sent(NamedTuple):
+    """What became of a stream: when its chunks were pushed, the messages by field, and the last words of workers."""
+
+    stamps: NDArray[np.float64]
+    messages: dict[str, NDArray[Any]]
+    notes: dict[str, Any]
+
+
 def percentiles(latencies_us: NDArray[np.float64]) -> dict[str, float]:
     """Return p50, p99, p99.9 and the maximum."""
     return {f"{name}_us": float(np.percentile(latencies_us, q)) for name, q in PERCENTILES.items()}
@@ -118,6 +127,7 @@ class Worker:
             stdout=subprocess.PIPE,
             text=True,
             env=environment,
+            process_group=0,  # ctrl-C is for the bench, which ends them in order
         )
         self._answers: SimpleQueue[dict[str, Any]] = SimpleQueue()
         threading.Thread(target=self._read, daemon=True).start()
@@ -131,8 +141,9 @@ class Worker:
     def tell(self, line: str | dict[str, Any]) -> None:
         """Give it a job, or the word "stop"."""
         assert self._process.stdin is not None
-        self._process.stdin.write((line if isinstance(line, str) else json.dumps(line)) + "\n")
-        self._process.stdin.flush()
+        with contextlib.suppress(OSError):  # where it has ended, whoever waits for it hears so
+            self._process.stdin.write((line if isinstance(line, str) else json.dumps(line)) + "\n")
+            self._process.stdin.flush()
 
     def wait_for(self, word: str, timeout_s: float = _ANSWER_S) -> dict[str, Any]:
         """Wait until it says a word."""
@@ -158,18 +169,18 @@ class Worker:
         self._process.stdout.close()
 
 
-class Workers:
-    """The processes of one bench, on a private LSL session of this machine; a context manager."""
+class Crew:
+    """Workers on a private LSL session of this machine, and a folder for what they find; a context manager."""
 
-    def __init__(self, systems: list[str]) -> None:
-        self.folder = tempfile.TemporaryDirectory(prefix="neuromod-bench-")
-        environment = private_session(Path(self.folder.name))
-        roles = ["send", "subscribe", "poll", *dict.fromkeys(_role(system) for system in systems)]
-        self._workers = {role: Worker(role, environment) for role in roles}
+    def __init__(self, roles: Iterable[str], module: str = "neuromod.bridge.bench_workers") -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="neuromod-bench-")
+        self.folder = Path(self._folder.name)
+        self.environment = private_session(self.folder)
+        self._workers = {role: Worker(role, self.environment, module) for role in roles}
 
     def __enter__(self) -> Self:
         try:
-            for worker in self._workers.values():
+            for worker in self._workers.values():  # compiling may take minutes
                 worker.wait_for("here", LONGEST_START_S)
         except BaseException:
             self.__exit__()
@@ -179,62 +190,78 @@ class Workers:
     def __exit__(self, *_: object) -> None:
         for worker in self._workers.values():
             worker.close()
-        self.folder.cleanup()
+        self._folder.cleanup()
 
     def ask(self, role: str, job: dict[str, Any]) -> None:
         """Give a worker a job, and wait until it is ready for it."""
         self._workers[role].tell(job)
         self._workers[role].wait_for("ready")
 
+    def hear(self, role: str, timeout_s: float = _ANSWER_S) -> dict[str, Any]:
+        """Wait until a worker has done its job."""
+        return self._workers[role].wait_for("done", timeout_s)
+
+    def stop(self, role: str) -> None:
+        """Tell a worker to end its job, or to clear up after it."""
+        self._workers[role].tell("stop")
+
+    def finish(self, role: str) -> dict[str, Any]:
+        """End a job, and wait until it is done."""
+        self.stop(role)
+        return self.hear(role)
+
+    def send_through(self, role: str, job: dict[str, Any], topic: bytes, *, is_polled: bool) -> Sent:
+        """Send a stream for ``job["seconds"]`` through the system of a role, with an operator where it is polled."""
+        output, control, ingest = free_addresses(3)
+        job = job | {"source_id": uuid.uuid4().hex, "output": output, "control": control, "ingest": ingest}
+        stamps, messages = self.folder / "stamps.npy", self.folder / "messages.npz"
+        self.ask("subscribe", {"output": output, "topic": topic.decode(), "result": str(messages)})
+        self.ask("send", job | {"result": str(stamps)})
+        self.ask(role, job)
+        if is_polled:
+            self._workers["poll"].tell(job)
+        notes = {"sender": self.hear("send", job["seconds"] + 60.0)}
+        if is_polled:
+            notes["poll"] = self.finish("poll")
+        time.sleep(_DRAIN_S)  # what is still under way arrives before the subscriber sees the stop
+        notes["subscriber"] = self.finish("subscribe")
+        notes["system"] = self.finish(role)
+        self.stop("send")
+        with np.load(messages) as found:
+            return Sent(np.load(stamps), dict(found), notes)
+
+
+class Workers(Crew):
+    """The processes of one bench."""
+
+    def __init__(self, systems: list[str]) -> None:
+        super().__init__(["send", "subscribe", "poll", *dict.fromkeys(_role(system) for system in systems)])
+
     def run(self, system: str, stream: Stream, seconds: float) -> Run:
         """Let one system work for so many seconds."""
-        stamps_file, messages_file = (str(Path(self.folder.name) / name) for name in ("stamps.npy", "messages.npz"))
-        output, control, ingest = free_addresses(3)
+        is_daemon = system in _DAEMONS
         job: dict[str, Any] = {
             "n_channels": stream.n_channels,
             "rate": stream.rate,
             "chunk": stream.chunk,
-            "source_id": uuid.uuid4().hex,
-            "output": output,
-            "control": control,
-            "ingest": ingest,
+            "seconds": seconds,
             "busy": system == BUSY,
             "closed_loop": system == CLOSED_LOOP,
             "record": "",
         }
-        sender, subscriber = self._workers["send"], self._workers["subscribe"]
-        tested, poller = self._workers[_role(system)], self._workers["poll"]
         topic = wire.TOPIC_COMMAND if system == CLOSED_LOOP else wire.TOPIC_SPIKES
         with contextlib.ExitStack() as stack:
             if system == RECORDING:
                 folder = tempfile.TemporaryDirectory(prefix="neuromod-bench-", dir=bench_recording.disk_folder())
                 job["record"] = stack.enter_context(folder)
-            self.ask("subscribe", {"output": output, "topic": topic.decode(), "result": messages_file})
-            self.ask("send", job | {"seconds": seconds, "result": stamps_file})
-            self.ask(_role(system), job)
-            notes: dict[str, Any] = {}
-            if system in _DAEMONS:
-                poller.tell(job)
-            notes["sender"] = sender.wait_for("done", seconds + 60.0)
-            if system in _DAEMONS:
-                poller.tell("stop")
-                notes["poll"] = poller.wait_for("done")
-            # what is still under way arrives before the subscriber sees the stop
-            threading.Event().wait(_DRAIN_S)
-            subscriber.tell("stop")
-            notes["subscriber"] = subscriber.wait_for("done")
-            tested.tell("stop")
-            notes["system"] = tested.wait_for("done")
-            sender.tell("stop")
-            stamps = np.load(stamps_file)
+            stamps, messages, notes = self.send_through(_role(system), job, topic, is_polled=is_daemon)
             if system == RECORDING:
                 n_heard = notes["subscriber"]["messages"]
                 notes["recording"] = bench_recording.inspect(Path(job["record"]), len(stamps) * stream.chunk, n_heard)
-        if system in _DAEMONS:
+        if is_daemon:
             told = notes["system"]
             notes["memory"] = bench_recording.memory(told["memory_mb"], told["memory_every_s"])
-        with np.load(messages_file) as messages:
-            return judge(stamps, messages["t_sample"], messages["arrival"], stream.period_s, notes)
+        return judge(stamps, messages["t_sample"], messages["arrival"], stream.period_s, notes)
 
 
 def private_session(folder: Path) -> dict[str, str]:

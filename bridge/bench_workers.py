@@ -34,7 +34,7 @@ _ARMED_S = 600.0
 _MEMORY_EVERY_S = 0.25
 _BIN_MS = 1.0  # a step of the decoder in every tick: the dearest there is
 
-_MEASURING = ("send", "subscribe", "source", "sink")
+_MEASURING = ("send", "subscribe")
 
 # front end and encoder are warm before anything is counted: a gate that waits for them lets nothing pass
 _CLOSED_LOOP = """
@@ -209,7 +209,7 @@ def bare(desk: Desk, job: Job) -> None:
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     socket = context.socket(zmq.PUB)
     socket.bind(job["output"])
-    inlet = _inlet(job)
+    inlet = find_inlet(job)
     inlet.open_stream(_CONNECT_S)
     desk.say("ready")
     pack, stop, topic = msgpack.packb, desk.stop, wire.TOPIC_SPIKES
@@ -230,8 +230,11 @@ def bare(desk: Desk, job: Job) -> None:
     desk.say("done")
 
 
-def _inlet(job: Job) -> Any:
+def find_inlet(job: Job) -> Any:
+    """Return an inlet of the stream that the sender announces."""
     found = pylsl.resolve_byprop("source_id", job["source_id"], 1, _CONNECT_S)
+    if not found:
+        raise RuntimeError(f"LSL found no stream of this host itself within {_CONNECT_S:g} s; see 'neuromod doctor'")
     inlet = pylsl.StreamInlet(found[0], max_buflen=10, recover=False)
     inlet.time_correction(_CONNECT_S)  # or the first pull would wait for it
     return inlet
@@ -382,7 +385,7 @@ def ezmsg(desk: Desk, job: Job) -> None:
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     socket = context.socket(zmq.PUB)
     socket.bind(job["output"])
-    inlet = _inlet(job)
+    inlet = find_inlet(job)
     inlet.open_stream(_CONNECT_S)
 
     class Source(ez.Unit):  # type: ignore[misc,unused-ignore]

@@ -1,7 +1,9 @@
 """`neuromod certify` from the first repetition to the last table."""
 
 import json as json_text
+import logging
 import os
+import signal
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from neuromod.bridge import certify, certify_measures, certify_report, doctor
 from neuromod.bridge.certify_measures import Measured, Settings
+from neuromod.engine.errors import ConfigError
+
+log = logging.getLogger(__name__)
 
 
 def run(
@@ -49,28 +54,39 @@ def run(
     BenchError
         A process failed, or nothing arrived.
     ConfigError
-        The report cannot be kept.
+        The report cannot be kept, or the page not be written.
     """
     load = os.getloadavg() if hasattr(os, "getloadavg") else ()
+    folder = certify.folder_of(certify.host_name())
+    if is_kept:
+        certify.make(folder)
+    if before is None and (last := certify.newest(folder)) is not None:
+        try:
+            before = certify.load(last)
+        except ConfigError as error:
+            log.warning("nothing to compare with: %s", error)
     findings = [asdict(finding) for finding in doctor.diagnose(multicast=False)]
     measured = _measure(settings)
     found = certify.report(measured, certify.host_facts(load), findings)
-    folder = certify.folder_of(found["host"]["name"])
-    if before is None and (last := certify.newest(folder)) is not None:
-        before = certify.load(last)
     changed = None if before is None else certify.compare(before, found)
-    if is_kept:
-        certify.keep(found, folder)
-    if html is not None:
-        certify_report.write_html(html, found, changed)
+    # shown first: it took minutes, and a disk may be full
     if json:
         print(json_text.dumps(found | {"changed": changed}, indent=2, allow_nan=False))
     else:
         certify_report.print_report(Console(), found, changed)
+    if is_kept:
+        certify.keep(found, folder)
+    if html is not None:
+        try:
+            certify_report.write_html(html, found, changed)
+        except OSError as error:
+            raise ConfigError(f"--html {html}: cannot be written ({error.strerror})") from None
     return 0 if require is None or certify.is_promised(found, *require) else 1
 
 
 def _measure(settings: Settings) -> Measured:
+    # or the processes that are started would outlive this one
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("compiled code is loaded, or compiled at the first time", total=settings.n_steps)

@@ -6,20 +6,19 @@ Every figure is in microseconds, from stamps of the one monotonic clock that all
 import contextlib
 import subprocess
 import sys
-import tempfile
 import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from neuromod.bridge.bench_latency import SETTLE_S, BenchError, Worker, free_addresses, private_session
+from neuromod.bridge import bench_latency, wire
+from neuromod.bridge.bench_latency import SETTLE_S, BenchError, free_addresses
 from neuromod.bridge.certify_workers import BARE, LSL, SEATS, ZEROMQ, sleeper_words
-from neuromod.bridge.warm import LONGEST_START_S
+from neuromod.bridge.wire import Flag
 
 RATE_HZ = 30_000.0
 """Of the raw signal of the grid."""
@@ -62,7 +61,7 @@ class Settings:
     Attributes
     ----------
     rounds : int
-        Repetitions of each measure; three at the least tell a change from noise.
+        Repetitions of each measure; five at the least tell a change from noise.
     link_s, paced_s, grid_s, loopback_s : float
         Length of one repetition, in seconds.
     channels : tuple of int
@@ -73,11 +72,11 @@ class Settings:
         Whether to send pulses through the whole path.
     """
 
-    rounds: int = 4
+    rounds: int = 5
     link_s: float = 3.0
     paced_s: float = 2.0
-    grid_s: float = 1.5
-    loopback_s: float = 5.0
+    grid_s: float = 1.2
+    loopback_s: float = 4.0
     channels: tuple[int, ...] = (16, 96, 384)
     ticks_ms: tuple[float, ...] = (1.0, 0.5, 0.25)
     loopback: bool = False
@@ -108,8 +107,8 @@ class Point:
         From when the loop had the samples to the end of the tick, us.
     answers : Pair
         From the push to a subscriber of commands, and of the bare loop's messages.
-    n_sent, n_missing : int
-        Blocks that were sent, and those of them that gave no tick.
+    n_missing : int
+        Blocks that were sent and gave no tick.
     """
 
     channels: int
@@ -117,7 +116,6 @@ class Point:
     ends: list[NDArray[np.float64]] = field(default_factory=list)
     computed: list[NDArray[np.float64]] = field(default_factory=list)
     answers: Pair = field(default_factory=Pair)
-    n_sent: int = 0
     n_missing: int = 0
 
 
@@ -150,56 +148,20 @@ class Measured:
     zeromq: Pair
     lsl: Pair
     ticks: Pair
-    wakes: list[NDArray[np.float64]]
     points: list[Point]
     loopback: Loopback | None
     bare_ticks: str
 
 
-class Crew:
-    """The processes, on an LSL session of their own; a context manager."""
+class Crew(bench_latency.Crew):
+    """The processes, each of which does any job."""
 
     def __init__(self) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="neuromod-certify-")
-        self.folder = Path(self._folder.name)
-        self.environment = private_session(self.folder)
-        self._workers = {seat: Worker(seat, self.environment, _MODULE) for seat in SEATS}
+        super().__init__(SEATS, _MODULE)
 
-    def __enter__(self) -> Self:
-        try:
-            for worker in self._workers.values():  # compiling may take minutes
-                worker.wait_for("here", LONGEST_START_S)
-        except BaseException:
-            self.__exit__()
-            raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for worker in self._workers.values():
-            worker.close()
-        self._folder.cleanup()
-
-    def ask(self, seat: str, do: str, job: dict[str, Any], result: str = "") -> None:
+    def give(self, seat: str, do: str, job: dict[str, Any], result: str = "") -> None:
         """Give a worker a job, and wait until it is ready for it; its result goes into a file of that name."""
-        self._workers[seat].tell(job | {"do": do, "result": self.path(result)})
-        self._workers[seat].wait_for("ready")
-
-    def poll(self, job: dict[str, Any]) -> None:
-        """Have the operator at work, who never says that it is ready."""
-        self._workers["poll"].tell(job | {"do": "poll"})
-
-    def hear(self, seat: str, timeout_s: float = 60.0) -> None:
-        """Wait until a worker has done its job."""
-        self._workers[seat].wait_for("done", timeout_s)
-
-    def stop(self, seat: str) -> None:
-        """Tell a worker whose job is done to clear up."""
-        self._workers[seat].tell("stop")
-
-    def finish(self, seat: str) -> None:
-        """End a job, and wait until it is done."""
-        self.stop(seat)
-        self.hear(seat)
+        self.ask(seat, job | {"do": do, "result": self.path(result)})
 
     def path(self, name: str) -> str:
         """Return where a worker leaves its result."""
@@ -221,7 +183,7 @@ def measure(settings: Settings, step: Callable[[str], None] = lambda what: None)
     BenchError
         A process failed, or nothing arrived.
     """
-    zeromq, lsl, ticks, wakes = Pair(), Pair(), Pair(), []
+    zeromq, lsl, ticks = Pair(), Pair(), Pair()
     with Crew() as crew:
         for k in range(settings.rounds):
             step(f"ZeroMQ and LSL beside bare TCP, {k + 1} of {settings.rounds}")
@@ -232,10 +194,9 @@ def measure(settings: Settings, step: Callable[[str], None] = lambda what: None)
                 pair.bare.append(found[BARE])
         for k in range(settings.rounds):
             step(f"ticks of 1 ms beside a bare loop, {k + 1} of {settings.rounds}")
-            ours, bare, woke = paced_ticks(crew, settings.paced_s)
+            ours, bare = paced_ticks(crew, settings.paced_s)
             ticks.ours.append(ours)
             ticks.bare.append(bare)
-            wakes.append(woke)
         points = [Point(channels, tick_ms) for channels in settings.channels for tick_ms in settings.ticks_ms]
         for k in range(settings.rounds):
             for point in points if k % 2 == 0 else points[::-1]:
@@ -246,7 +207,7 @@ def measure(settings: Settings, step: Callable[[str], None] = lambda what: None)
             for k in range(settings.rounds):
                 step(f"pulses to an actuator, {k + 1} of {settings.rounds}")
                 run_loopback(crew, loopback, settings.loopback_s, seed=k)
-    return Measured(settings, zeromq, lsl, ticks, wakes, points, loopback, sleeper_words())
+    return Measured(settings, zeromq, lsl, ticks, points, loopback, sleeper_words())
 
 
 def links(crew: Crew, seconds: float, interval_s: float = 0.0005) -> dict[int, NDArray[np.float64]]:
@@ -259,71 +220,67 @@ def links(crew: Crew, seconds: float, interval_s: float = 0.0005) -> dict[int, N
         "seconds": seconds,
         "interval_s": interval_s,
     }
-    crew.ask("source", "near_end", job)
-    crew.ask("sink", "far_end", job, "links.npz")
-    crew.hear("source", seconds + 60.0)
-    crew.finish("sink")
-    crew.stop("source")
+    crew.give("send", "near_end", job)
+    crew.give("subscribe", "far_end", job, "links.npz")
+    crew.hear("send", seconds + 60.0)
+    crew.finish("subscribe")
+    crew.stop("send")
     found = {}
     with np.load(crew.path("links.npz")) as heard:
-        for way in (ZEROMQ, LSL, BARE):
-            rows = heard[str(way)]
-            found[way] = _settled((rows[:, 2] - rows[:, 1]) * 1e6, rows[:, 1], "a link")
+        for way, name in ((ZEROMQ, "ZeroMQ"), (LSL, "LSL"), (BARE, "TCP")):
+            sent, arrived = heard[str(way)].T
+            found[way] = _settled((arrived - sent) * 1e6, sent, name)
     return found
 
 
-def paced_ticks(crew: Crew, seconds: float) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Return how late ticks of 1 ms ended, in the daemon's loop and in a bare one, and how late the loop woke.
+def paced_ticks(crew: Crew, seconds: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return how late ticks of 1 ms ended in the daemon's loop, and how late a bare loop woke.
 
     Both run at the same time: either sleeps for most of it, and what holds the machine up meets both.
     """
     output, control, ingest = free_addresses(3)
-    crew.ask("bare", "sleeper", {}, "bare.npy")
+    crew.give("bare", "sleeper", {}, "bare.npy")
     job = {"seconds": seconds, "output": output, "control": control, "ingest": ingest}
-    crew.ask("daemon", "paced", job, "paced.npy")
+    crew.give("daemon", "paced", job, "paced.npy")
     crew.hear("daemon", seconds + 120.0)
     crew.finish("bare")
     ticks, bare = np.load(crew.path("paced.npy")), np.load(crew.path("bare.npy"))
     due = ticks["t_sample"]
-    late = _settled((ticks["t_tick"] - due) * 1e6, due, "the loop's ticks")
-    woke = _settled((ticks["t_arrival"] - due) * 1e6, due, "the loop's ticks")
     together = (bare[:, 0] >= due[0]) & (bare[:, 0] <= due[-1])
-    return late, _settled(bare[together, 1], bare[together, 0], "the bare loop"), woke
+    return (
+        _settled((ticks["t_tick"] - due) * 1e6, due, "the loop's ticks"),
+        _settled(bare[together, 1], bare[together, 0], "the bare loop"),
+    )
 
 
 def run_point(crew: Crew, point: Point, seconds: float) -> None:
-    """Measure a point once more: the daemon with decoder and gate, and a bare loop on the same stream."""
+    """Measure a point once more: a bare loop on a stream, and the daemon with decoder and gate on the same stream."""
     chunk = round(RATE_HZ * point.tick_ms / 1e3)
-    output, control, ingest = free_addresses(3)
     job = {
         "n_channels": point.channels,
         "rate": RATE_HZ,
         "chunk": chunk,
         "block_ms": point.tick_ms,
-        "output": output,
-        "control": control,
-        "ingest": ingest,
         "busy": False,
         "closed_loop": True,
         "record": "",
         "seconds": seconds,
+        "result": crew.path("ticks.npy"),
     }
-    stamps, messages, _ = _one_run(crew, job, "bare", "spikes", seconds)
-    at = np.clip(np.searchsorted(stamps, messages["t_sample"]), 1, len(stamps) - 1)
-    at -= messages["t_sample"] - stamps[at - 1] < stamps[at] - messages["t_sample"]
-    point.answers.bare.append(_settled((messages["arrival"] - stamps[at]) * 1e6, stamps[at], "the bare loop"))
+    stamps, messages, _ = crew.send_through("bare", job, wire.TOPIC_SPIKES, is_polled=False)
+    bare = bench_latency.judge(stamps, messages["t_sample"], messages["arrival"], chunk / RATE_HZ, {})
+    point.answers.bare.append(bare.latencies_us)
 
-    stamps, messages, ticks = _one_run(crew, job, "live", "command", seconds)
+    stamps, messages, _ = crew.send_through("daemon", job, wire.TOPIC_COMMAND, is_polled=True)
+    ticks = np.load(crew.path("ticks.npy"))
     block = _blocks_of(ticks, stamps, chunk)
     known = (block >= 0) & (block < len(stamps))
     ticks, block = ticks[known], block[known]
     pushed = stamps[block]
     point.ends.append(_settled((ticks["t_tick"] - pushed) * 1e6, pushed, "ticks"))
     point.computed.append(_settled((ticks["t_tick"] - ticks["t_arrival"]) * 1e6, pushed, "ticks"))
-    # up to the last one that came: what is under way when the daemon is stopped is not lost
-    settled = stamps[: block.max() + 1] >= stamps[0] + SETTLE_S
-    point.n_sent += int(settled.sum())
-    point.n_missing += int(settled.sum()) - len(np.intersect1d(np.unique(block), np.flatnonzero(settled)))
+    expected = np.flatnonzero(stamps >= stamps[0] + SETTLE_S)
+    point.n_missing += len(np.setdiff1d(expected, block))
     order = np.argsort(ticks["tick"])
     place = np.clip(np.searchsorted(ticks["tick"][order], messages["tick"]), 0, len(ticks) - 1)
     same = ticks["tick"][order][place] == messages["tick"]
@@ -331,38 +288,23 @@ def run_point(crew: Crew, point: Point, seconds: float) -> None:
     point.answers.ours.append(_settled((messages["arrival"][same] - sent) * 1e6, sent, "commands"))
 
 
-def _one_run(crew: Crew, job: dict[str, Any], do: str, topic: str, seconds: float) -> tuple[Any, Any, Any]:
-    job = job | {"source_id": uuid.uuid4().hex}
-    seat = "daemon" if do == "live" else "bare"
-    crew.ask("sink", "subscribe", {"output": job["output"], "topic": topic}, "messages.npz")
-    crew.ask("source", "send", job, "stamps.npy")
-    crew.ask(seat, do, job, "ticks.npy")
-    if do == "live":
-        crew.poll(job)
-    crew.hear("source", seconds + 60.0)
-    if do == "live":
-        crew.finish("poll")
-    time.sleep(_DRAIN_S)  # what is still under way arrives before the stop
-    crew.finish("sink")
-    crew.finish(seat)
-    crew.stop("source")
-    with np.load(crew.path("messages.npz")) as found:
-        messages = {name: found[name] for name in found}
-    if not len(messages["t_sample"]):
-        raise CertifyError(f"no message of {job['n_channels']} channels arrived at all; see 'neuromod doctor'")
-    return np.load(crew.path("stamps.npy")), messages, np.load(crew.path("ticks.npy")) if do == "live" else None
-
-
 def _blocks_of(ticks: NDArray[Any], stamps: NDArray[np.float64], chunk: int) -> NDArray[np.int64]:
     """Return which push brought the newest sample of each tick.
 
-    By counting samples; where the count begins is known by the stamp of the first tick. Later stamps are no help: the
-    loop lays them on a grid, which follows a sender that was held up only slowly.
+    By counting samples; where the count begins is known by the stamp of the first tick, and of each one before which
+    the loop dropped samples. Other stamps are no help: the loop lays them on a grid, which follows a sender that was
+    held up only slowly.
     """
-    block = (ticks["sample"].astype(np.int64) - 1) // chunk
-    first = int(np.abs(stamps - ticks["t_sample"][0]).argmin())
-    counted: NDArray[np.int64] = block + first - block[0]
-    return counted
+    begins = (ticks["flags"] & Flag.DISCONTINUITY) != 0
+    begins[0] = True
+    at = ticks["t_sample"][begins]
+    at += stamps[np.abs(stamps - at[0]).argmin()] - at[0]  # the count begins with a push: the rest is clock correction
+    push = np.clip(np.searchsorted(stamps, at - 0.5 / RATE_HZ), 0, len(stamps) - 1)
+    still_to_come = np.clip(np.rint((stamps[push] - at) * RATE_HZ).astype(np.int64), 0, chunk - 1)
+    counted = ticks["sample"].astype(np.int64)
+    shift = (push + 1) * chunk - still_to_come - counted[begins]
+    block: NDArray[np.int64] = (counted + shift[np.cumsum(begins) - 1] - 1) // chunk
+    return block
 
 
 def run_loopback(crew: Crew, found: Loopback, seconds: float, seed: int) -> None:
@@ -377,17 +319,17 @@ def run_loopback(crew: Crew, found: Loopback, seconds: float, seed: int) -> None
         "output": output, "control": control, "ingest": ingest, "messages": messages, "answers": answers,
         "session": _LOOPBACK.format(source_id=source_id),
     }  # fmt: skip
-    crew.ask("sink", "peer", job, "heard.npy")
+    crew.give("subscribe", "peer", job, "heard.npy")
     with _actuator(crew, job):
-        crew.ask("source", "pulses", job, "pulses.npy")
-        crew.ask("daemon", "live", job, "ticks.npy")
-        crew.hear("source", seconds + 120.0)
+        crew.give("send", "pulses", job, "pulses.npy")
+        crew.give("daemon", "daemon", job, "ticks.npy")
+        crew.hear("send", seconds + 120.0)
         time.sleep(_DRAIN_S)
         crew.finish("daemon")
-        crew.stop("source")
-    crew.finish("sink")
+        crew.stop("send")
+    crew.finish("subscribe")
     sent, ticks, heard = (np.load(crew.path(name)) for name in ("pulses.npy", "ticks.npy", "heard.npy"))
-    _judge_loopback(found, sent[:, 0], ticks, heard[heard[:, 1] > 0.5])
+    _judge_loopback(found, sent, ticks, heard[heard[:, 1] > 0.5])
 
 
 def _judge_loopback(

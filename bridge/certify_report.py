@@ -14,11 +14,13 @@ from neuromod.sorting.page import ACCENT, PALE, escaped, table, write_page
 
 _STYLE = """
 h2{margin:2em 0 .4em;padding-top:.8em;border-top:1px solid #dfe2e7}
-.grid td,.grid th{padding:6px 16px 6px 0}.yes{color:#14713d;font-weight:600}.no{color:#b3261e;font-weight:600}
-figure{display:inline-block;margin:.6em 1.4em .6em 0;vertical-align:top}figcaption{font-size:13px;max-width:540px}
+.grid td,.grid th{padding:6px 16px 6px 0}.grid .n,.yes,.no{white-space:nowrap}
+.yes{color:#14713d;font-weight:600}.no{color:#b3261e;font-weight:600}
+figure{display:inline-block;margin:.6em 1.2em .6em 0;vertical-align:top}figcaption{font-size:13px;max-width:370px}
 svg text{font:11px system-ui,sans-serif;fill:#444}.key i{display:inline-block;width:1em;height:.8em;margin:0 .3em 0 1em}
 """
-_WIDTH, _HEIGHT, _LEFT, _RIGHT, _BOTTOM, _TOP = 540, 170, 44, 24, 30, 14
+_WIDTH, _HEIGHT, _LEFT, _RIGHT, _BOTTOM, _TOP = 370, 190, 50, 24, 20, 30
+_LIMIT = "#b3261e"
 _NAMES = (("p50", "p50_us"), ("p99", "p99_us"), ("p99.9", "p999_us"), ("max", "max_us"))
 
 
@@ -27,14 +29,11 @@ _NAMES = (("p50", "p50_us"), ("p99", "p99_us"), ("p99.9", "p999_us"), ("max", "m
 
 def print_report(console: Console, found: dict[str, Any], changed: dict[str, Any] | None) -> None:
     """Print a report, and what changed."""
-    host = found["host"]
-    console.print(_host_line(host), highlight=False, markup=False)
-    console.print(_load_line(host), "\n", highlight=False, markup=False)
+    console.print(_host_line(found["host"]), highlight=False, markup=False)
+    console.print(_load_line(found), "\n", highlight=False, markup=False)
     measures = Table("us", "p50", "p99", "p99.9", "max", "p50 over bare", "p99 over bare", box=None, pad_edge=False)
     for measure in found["measures"].values():
-        over = measure["over_bare"]
-        excess = [f"{over['p50_us']:+,.1f}", f"{over['p99_us']:+,.1f}"]
-        measures.add_row(measure["title"], *_numbers(measure["ours"]), *excess)
+        measures.add_row(measure["title"], *_numbers(measure["ours"]), *_excess(measure))
         measures.add_row("  bare", *_numbers(measure["bare"]), style="dim")
     console.print(measures)
     target = found["measures"]["ticks"]["target"]
@@ -79,8 +78,7 @@ def _print_loopback(console: Console, loopback: dict[str, Any]) -> None:
 
 
 def _print_changes(console: Console, changed: dict[str, Any]) -> None:
-    then = changed["then"]
-    console.print(f"\nsince {then['when']} on {then['host']}:", style="bold", highlight=False)
+    console.print(f"\n{_since_line(changed)}:", style="bold", highlight=False, markup=False)
     moved = [row for row in changed["rows"] if row["verdict"] in ("slower", "faster")]
     if moved:
         rows = Table("measure", "", "then, us", "now, us", "ratio", "", box=None)
@@ -113,14 +111,18 @@ def write_html(path: Path, found: dict[str, Any], changed: dict[str, Any] | None
     host = found["host"]
     parts = [
         f"<h1>{escaped(host['name'])}: what this host can promise</h1>",
-        f"<p class=small>{escaped(host['when'])}. {escaped(_host_line(host))}. {escaped(_load_line(host))}</p>",
+        f"<p class=small>{escaped(host['when'])}. {escaped(_host_line(host))}. {escaped(_load_line(found))}</p>",
     ]
     if found["grid"]:
         parts += ["<h2>Promises</h2>", f"<p>{escaped(found['rule'])}</p>", _promises(found["grid"])]
     if found["findings"]:
         rows = [[f["name"], f["status"], f["found"], f["mend"]] for f in found["findings"]]
         parts += ["<h2>What bears on it</h2>", table(("check", "", "found", "to mend"), rows)]
-    key = f'<p class="small key"><i style="background:{ACCENT}"></i>measured<i style="background:{PALE}"></i>bare</p>'
+    key = (
+        f'<p class="small key"><i style="background:{ACCENT}"></i>measured<i style="background:{PALE}"></i>bare'
+        f'<i style="background:{_LIMIT};width:2px"></i>end of the period; upwards: share of the times, both axes are '
+        "logarithmic</p>"
+    )
     parts += ["<h2>Beside bare loops</h2>", key, _measures(found["measures"])]
     for measure in found["measures"].values():
         caption = f"{measure['title']}: {measure['what']}; bare: {measure['bare_is']}"
@@ -131,11 +133,9 @@ def write_html(path: Path, found: dict[str, Any], changed: dict[str, Any] | None
         name, period = f"{point['channels']} channels, ticks of {point['tick_ms']:g} ms", 1e3 * point["tick_ms"]
         answers = point["answers"]
         parts.append(f"<h3>{escaped(name)}</h3>")
-        parts.append(histogram(point["ends"], None, f"{name}: end of the tick after the push of its sample", period))
-        parts.append(
-            histogram(answers["ours"], answers["bare"], f"{name}: command at a subscriber; bare: pylsl + pyzmq")
-        )
-        parts.append(histogram(point["computed"], None, f"{name}: computing of one tick, by its own clock", period))
+        parts.append(histogram(point["ends"], None, "end of the tick after the push of its sample", period))
+        parts.append(histogram(answers["ours"], answers["bare"], "command at a subscriber; bare: pylsl + pyzmq"))
+        parts.append(histogram(point["computed"], None, "computing of one tick, by its own clock", period))
     if loopback := found["loopback"]:
         parts += ["<h2>Electrode in to actuator out</h2>", f"<p>{escaped(loopback['what'])}</p>"]
         rows = [["all of it", *_numbers(loopback["total"])], *([p["name"], *_numbers(p)] for p in loopback["parts"])]
@@ -163,51 +163,47 @@ def histogram(ours: dict[str, Any], bare: dict[str, Any] | None, caption: str, l
     """
     drawn = [(bare, PALE), (ours, ACCENT)] if bare is not None else [(ours, ACCENT)]
     used = np.flatnonzero(np.sum([series["histogram"] for series, _ in drawn], axis=0))
-    first, last = math.log10(EDGES_US[used[0]]), math.log10(EDGES_US[used[-1] + 1])
-    if limit_us is not None:
-        last = max(last, math.log10(limit_us))
-    low, high = math.floor(first + 1e-9), max(math.ceil(last - 1e-9), math.floor(first + 1e-9) + 1)
-    decades = 1.0 + math.floor(math.log10(max(series["n"] for series, _ in drawn)))  # what came once is seen
+    ends_us = [float(EDGES_US[used[0]]), float(EDGES_US[used[-1] + 1]), *([] if limit_us is None else [limit_us])]
+    low = math.floor(math.log10(min(ends_us)) + 1e-9)
+    high = max(math.ceil(math.log10(max(ends_us)) - 1e-9), low + 1)
+    decades = 1 + math.floor(math.log10(max(series["n"] for series, _ in drawn)))  # what came once is seen
 
     def x(us: float) -> float:
-        share = (math.log10(max(us, EDGES_US[0])) - low) / (high - low)
+        share = (math.log10(min(max(us, EDGES_US[0]), EDGES_US[-1])) - low) / (high - low)
         return _LEFT + share * (_WIDTH - _LEFT - _RIGHT)
 
     def y(share: float) -> float:
-        up = 0.0 if share <= 0.0 else max(0.0, 1.0 + math.log10(share) / decades)
-        return _HEIGHT - _BOTTOM - up * (_HEIGHT - _BOTTOM - _TOP)
+        return _TOP - math.log10(share) / decades * (_HEIGHT - _BOTTOM - _TOP)
+
+    def upright(us: float, style: str) -> str:
+        return f'<line x1="{x(us):.1f}" x2="{x(us):.1f}" y1="{_TOP}" y2="{floor}" {style}/>'
 
     parts = []
     floor = _HEIGHT - _BOTTOM
-    for decade in range(low, high + 1):
-        at = x(10.0**decade)
-        parts.append(f'<line x1="{at:.1f}" x2="{at:.1f}" y1="{_TOP}" y2="{floor}" stroke="#eee"/>')
-        parts.append(f'<text x="{at:.1f}" y="{floor + 14}" text-anchor="middle">{_us(10.0**decade)}</text>')
-    for share in (1.0, 0.01, 10.0**-decades):
-        words = "1" if share == 1.0 else f"{share:.0e}".replace("e-0", "e-")
-        parts.append(f'<text x="{_LEFT - 4}" y="{y(share) + 4:.1f}" text-anchor="end">{words}</text>')
+    for us in (step * 10.0**decade for decade in range(low, high + 1) for step in (1, 2, 5)):
+        is_decade = math.log10(us) % 1.0 == 0.0
+        if us <= 10.0**high and (is_decade or high - low <= 2):
+            parts.append(upright(us, 'stroke="#eee"'))
+            parts.append(f'<text x="{x(us):.1f}" y="{floor + 14}" text-anchor="middle">{_us(us)}</text>')
+    for power in (0, 2, decades):
+        words = f"{10.0**-power:.{max(power - 2, 0)}%}"
+        parts.append(f'<text x="{_LEFT - 4}" y="{y(10.0**-power) + 4:.1f}" text-anchor="end">{words}</text>')
     for series, colour in drawn:
         path = []
         for k, count in enumerate(series["histogram"]):
             if count:
-                top = y(count / series["n"])
                 left, right = x(EDGES_US[k]), x(EDGES_US[k + 1])
-                path.append(f"M{left:.1f},{floor}V{top:.1f}H{right:.1f}V{floor}Z")
+                path.append(f"M{left:.1f},{floor}V{y(count / series['n']):.1f}H{right:.1f}V{floor}Z")
         parts.append(f'<path d="{"".join(path)}" fill="{colour}" fill-opacity="0.75"/>')
-    for name, key in _NAMES[:2]:
-        at = x(ours[key])
-        parts.append(
-            f'<line x1="{at:.1f}" x2="{at:.1f}" y1="{_TOP}" y2="{floor}" stroke="#1b1b1b" stroke-dasharray="2 3"/>'
-        )
-        parts.append(f'<text x="{at:.1f}" y="{_TOP - 3}" text-anchor="middle">{name}</text>')
+    for row, (name, key) in enumerate(_NAMES[:2]):  # above each other, since they may be near
+        if ours[key] is not None:
+            parts.append(upright(ours[key], 'stroke="#1b1b1b" stroke-dasharray="2 3"'))
+            parts.append(f'<text x="{x(ours[key]):.1f}" y="{_TOP - 15 + 12 * row}" text-anchor="middle">{name}</text>')
     if limit_us is not None:
-        at = x(limit_us)
-        parts.append(
-            f'<line x1="{at:.1f}" x2="{at:.1f}" y1="{_TOP}" y2="{floor}" stroke="#b3261e" stroke-width="1.5"/>'
-        )
-    numbers = ", ".join(f"{name} {ours[key]:,.0f}" for name, key in _NAMES)
+        parts.append(upright(limit_us, f'stroke="{_LIMIT}" stroke-width="1.5"'))
+    numbers = ", ".join(f"{name} {_number(ours[key])}" for name, key in _NAMES)
     if bare is not None:
-        numbers += "; bare " + ", ".join(f"{name} {bare[key]:,.0f}" for name, key in _NAMES)
+        numbers += "; bare " + ", ".join(f"{name} {_number(bare[key])}" for name, key in _NAMES)
     svg = f'<svg role="img" width="{_WIDTH}" height="{_HEIGHT}" viewBox="0 0 {_WIDTH} {_HEIGHT}">'
     title = f"<title>{escaped(caption)}</title>"
     said = f"<b>{escaped(caption)}</b><br>{numbers} us, {ours['n']:,} times"
@@ -235,10 +231,7 @@ def _promises(grid: list[dict[str, Any]]) -> str:
 def _measures(measures: dict[str, Any]) -> str:
     rows = []
     for measure in measures.values():
-        over = measure["over_bare"]
-        rows.append(
-            [measure["title"], *_numbers(measure["ours"]), f"{over['p50_us']:+,.1f}", f"{over['p99_us']:+,.1f}"]
-        )
+        rows.append([measure["title"], *_numbers(measure["ours"]), *_excess(measure)])
         rows.append(["bare", *_numbers(measure["bare"]), "", ""])
     head = ("us", "p50", "p99", "p99.9", "max", "p50 over bare", "p99 over bare")
     target = measures["ticks"]["target"]
@@ -248,13 +241,12 @@ def _measures(measures: dict[str, Any]) -> str:
 
 
 def _changes(changed: dict[str, Any]) -> str:
-    then = changed["then"]
     rows = [[*_change_cells(row), row["verdict"]] for row in changed["rows"]]
     lines = "".join(f"<li>{escaped(line)}</li>" for line in [*_promise_lines(changed), *_fact_lines(changed)])
     head = ("measure", "", "then, us", "now, us", "ratio", "")
     return (
-        f"<h2>Since {escaped(then['when'])} on {escaped(then['host'])}</h2><p class=small>{escaped(changed['rule'])}; "
-        f"quartiles in brackets</p><ul>{lines}</ul>" + table(head, rows, numbers=(2, 3, 4))
+        f"<h2>{escaped(_since_line(changed))}</h2><p class=small>{escaped(changed['rule'])}; "
+        f"least and greatest repetition in brackets</p><ul>{lines}</ul>" + table(head, rows, numbers=(2, 3, 4))
     )
 
 
@@ -262,7 +254,15 @@ def _changes(changed: dict[str, Any]) -> str:
 
 
 def _numbers(series: dict[str, Any]) -> list[str]:
-    return [f"{series[key]:,.1f}" if series[key] < 100.0 else f"{series[key]:,.0f}" for _, key in _NAMES]
+    return [_number(series[key]) for _, key in _NAMES]
+
+
+def _number(us: float | None) -> str:
+    return "-" if us is None else f"{us:,.1f}" if us < 100.0 else f"{us:,.0f}"
+
+
+def _excess(measure: dict[str, Any]) -> list[str]:
+    return ["-" if over is None else f"{over:+,.1f}" for over in measure["over_bare"].values()]
 
 
 def _host_line(host: dict[str, Any]) -> str:
@@ -274,15 +274,27 @@ def _host_line(host: dict[str, Any]) -> str:
     )
 
 
-def _load_line(host: dict[str, Any]) -> str:
-    loads = [f"{load[0]:.2f}" for load in (host["load_before"], host["load_after"]) if load]
-    return f"Load average before and after: {', '.join(loads) or 'not told'}"
+def _load_line(found: dict[str, Any]) -> str:
+    host = found["host"]
+    return (
+        f"{found['settings']['rounds']} repetitions of each measure. Load average {_load(host['load_before'])} before, "
+        f"{_load(host['load_after'])} after"
+    )
+
+
+def _load(average: list[float]) -> str:
+    return f"{average[0]:.2f}" if average else "not told"
+
+
+def _since_line(changed: dict[str, Any]) -> str:
+    then, now = changed["then"], changed["now"]
+    return f"Since {then['when']} on {then['host']}, load average {_load(then['load'])} then, {_load(now['load'])} now"
 
 
 def _loopback_line(loopback: dict[str, Any]) -> str:
     return (
-        f"{loopback['sent']:,} pulses sent, {loopback['answered']:,} answered, {loopback['unasked']:,} answers without "
-        "a pulse; what the amplifier and the device behind the actuator take comes on top"
+        f"{loopback['sent']:,} pulses sent, {loopback['answered']:,} answered, {loopback['unasked']:,} answers "
+        "too many; what the amplifier and the device behind the actuator take comes on top"
     )
 
 
@@ -293,8 +305,8 @@ def _change_cells(row: dict[str, Any]) -> list[str]:
 
 def _promise_lines(changed: dict[str, Any]) -> list[str]:
     return [
-        f"{p['channels']} channels, ticks of {p['tick_ms']:g} ms: "
-        f"{'promised now' if p['now'] else 'no longer promised'} ({p['why']})"
+        f"{p['point']}: {'promised now' if p['now'] else 'no longer promised'} ({p['why']})"
+        + ("" if p["ticks_moved"] else "; p50 and p99 of its ticks are the same, so it may be chance")
         for p in changed["promises"]
     ]
 

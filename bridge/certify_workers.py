@@ -25,10 +25,10 @@ from neuromod.bridge.wire import Flag
 from neuromod.engine.layout import N_CHANNELS
 
 ZEROMQ, LSL, BARE = range(3)
-"""The ways of `far_end`; a payload begins with the way that it took, its number and the time of its sending."""
+"""The ways of `far_end`; a payload begins with the way that it took and the time of its sending."""
 
 LINK_BYTES = 64
-LINK_HEAD = np.dtype([("way", "<i8"), ("number", "<i8"), ("sent", "<f8")])
+LINK_HEAD = np.dtype([("way", "<i8"), ("sent", "<f8")])
 
 _CONNECT_S = 10.0
 _POLL_S = 0.2
@@ -38,7 +38,7 @@ _TICKS_AT_ONCE = 100  # of the bare loop, before it looks whether it is to stop
 
 def far_end(desk: Desk, job: Job) -> None:
     """The receiving end of ZeroMQ, LSL and bare TCP at once: a thread for each, of which one wakes at a time."""
-    heard: dict[int, list[tuple[int, float, float]]] = {way: [] for way in (ZEROMQ, LSL, BARE)}
+    heard: dict[int, list[tuple[float, float]]] = {way: [] for way in (ZEROMQ, LSL, BARE)}
     stop, clock = desk.stop, pylsl.local_clock
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     sub = context.socket(zmq.SUB)
@@ -48,13 +48,12 @@ def far_end(desk: Desk, job: Job) -> None:
     bare = socket.create_connection(("127.0.0.1", job["port"]), _CONNECT_S)
     bare.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     bare.settimeout(_POLL_S)
-    found = pylsl.resolve_byprop("source_id", job["source_id"], 1, _CONNECT_S)
-    inlet = pylsl.StreamInlet(found[0], max_buflen=10, recover=False)
+    inlet = bench_workers.find_inlet(job)
     inlet.open_stream(_CONNECT_S)
 
     def hear(payload: Any, arrived: float) -> None:
         head = np.frombuffer(payload, LINK_HEAD, 1)[0]
-        heard[int(head["way"])].append((int(head["number"]), float(head["sent"]), arrived))
+        heard[int(head["way"])].append((float(head["sent"]), arrived))
 
     def hear_zeromq() -> None:
         while not stop.is_set():
@@ -78,7 +77,7 @@ def far_end(desk: Desk, job: Job) -> None:
         while not stop.is_set():
             sample, stamp = inlet.pull_sample(_POLL_S)
             if sample is not None:
-                heard[LSL].append((int(sample[0]), stamp, clock()))
+                heard[LSL].append((stamp, clock()))
 
     threads = [threading.Thread(target=hear_one) for hear_one in (hear_zeromq, hear_bare, hear_lsl)]
     for thread in threads:
@@ -90,7 +89,7 @@ def far_end(desk: Desk, job: Job) -> None:
     inlet.close_stream()
     bare.close()
     context.destroy(0)
-    columns: dict[str, Any] = {str(way): np.array(rows).reshape(-1, 3) for way, rows in heard.items()}
+    columns: dict[str, Any] = {str(way): np.array(rows).reshape(-1, 2) for way, rows in heard.items()}
     np.savez(job["result"], **columns)
     desk.say("done")
 
@@ -111,28 +110,25 @@ def near_end(desk: Desk, job: Job) -> None:
     outlet.wait_for_consumers(_CONNECT_S)
     time.sleep(_POLL_S)  # a subscription takes its time, and nobody says when it is there
     payload = np.zeros(LINK_BYTES, np.uint8)
-    head, sample = payload[: LINK_HEAD.itemsize].view(LINK_HEAD)[0:1], [0.0] * n_values
+    head, sample = payload[: LINK_HEAD.itemsize].view(LINK_HEAD), [0.0] * n_values
     clock, ways = pylsl.local_clock, (ZEROMQ, BARE, LSL, BARE)
     start, interval = clock(), job["interval_s"]
-    n = round(job["seconds"] / interval)
-    for k in range(n):
+    for k in range(round(job["seconds"] / interval)):
         ahead = start + k * interval - clock()
         if ahead > 0.0:
             time.sleep(ahead)
         way = ways[k & 3]
-        head["way"], head["number"] = way, k
-        sample[0] = float(k)
         now = clock()
         if way == LSL:
             outlet.push_sample(sample, now)
             continue
-        head["sent"] = now
+        head["way"], head["sent"] = way, now
         data = payload.tobytes()
         if way == ZEROMQ:
             pub.send(data)
         else:
             peer.sendall(data)
-    desk.say("done", sent=n)
+    desk.say("done")
     desk.stop.wait()
     peer.close()
     listener.close()
@@ -246,21 +242,21 @@ def pulses(desk: Desk, job: Job) -> None:
     clock = pylsl.local_clock
     outlet.wait_for_consumers(_CONNECT_S)
     start = clock()
-    sent: list[tuple[float, int]] = []
+    sent = []
     for k in range(n):
-        block, place = noise[k & 63], -1
+        block = noise[k & 63]
         if k in at:
             place = int(random.integers(0, chunk - 1))
             block = block.copy()
-            block[place : place + 2, 0] += job["pulse_uv"] * np.array([1.0, -0.6], np.float32)[: chunk - place]
+            block[place : place + 2, 0] += job["pulse_uv"] * np.array([1.0, -0.6], np.float32)
         ahead = start + k * period - clock()
         if ahead > 0.0:
             time.sleep(ahead)
         now = clock()
         outlet.push_chunk(block, now)
-        if place >= 0:
-            sent.append((now, place))
-    np.save(job["result"], np.array(sent).reshape(-1, 2))
+        if k in at:
+            sent.append(now)
+    np.save(job["result"], np.array(sent, np.float64))
     desk.say("done")
     desk.stop.wait()
 
@@ -349,18 +345,18 @@ JOBS: dict[str, Callable[[Desk, Job], None]] = {
     "near_end": near_end,
     "sleeper": sleeper,
     "paced": paced,
-    "live": live,
+    "daemon": live,
     "pulses": pulses,
     "peer": peer,
 } | {role: bench_workers.ROLES[role] for role in ("send", "subscribe", "bare", "poll")}
 
-SEATS = ("source", "sink", "daemon", "bare", "poll")
+SEATS = ("send", "subscribe", "daemon", "bare", "poll")
 """Processes; each does one job after another, of any kind, so that few have to be started."""
 
 
 def work(desk: Desk, job: Job) -> None:
-    """Do the job that ``job["do"]`` names."""
-    JOBS[job["do"]](desk, job)
+    """Do the job that ``job["do"]`` names, or that of the seat."""
+    JOBS[job.get("do", sys.argv[1])](desk, job)
 
 
 if __name__ == "__main__":

@@ -22,11 +22,9 @@ def certify(
     ticks: Annotated[
         str | None, typer.Option(help="Lengths of ticks in ms, commas.", show_default="1,0.5,0.25; 1 with --quick")
     ] = None,
-    rounds: Annotated[
-        int | None, typer.Option(min=1, max=1000, help="Repetitions of each.", show_default="4; 3 with --quick")
-    ] = None,
+    rounds: Annotated[int | None, typer.Option(min=1, max=1000, help="Repetitions of each.", show_default="5")] = None,
     seconds: Annotated[
-        float | None, typer.Option(min=0.5, max=3600.0, help="Length of one.", show_default="1.5 to 5")
+        float | None, typer.Option(min=0.5, max=3600.0, help="Length of one.", show_default="1 to 4")
     ] = None,
     loopback: Annotated[
         bool, typer.Option("--loopback", help="Also send pulses in, through all of it, and out at an actuator.")
@@ -62,6 +60,8 @@ def certify(
         raise ConfigError(f"--require {require}: so short a tick is not measured; add it to --ticks")
     if html is not None and not html.absolute().parent.is_dir():
         raise ConfigError(f"--html {html}: there is no folder {html.absolute().parent}; make it first")
+    if html is not None and html.is_dir():
+        raise ConfigError(f"--html {html}: is a folder; name a file in it")
     from neuromod.bridge import certify as rules
 
     before = None if compare is None else rules.load(compare)
@@ -84,9 +84,7 @@ def _settings(
 
     found = Settings(loopback=loopback)
     if quick:
-        found = replace(
-            found, rounds=3, link_s=1.0, paced_s=1.0, grid_s=1.0, loopback_s=2.0, channels=(16, 96), ticks_ms=(1.0,)
-        )
+        found = replace(found, link_s=1.0, paced_s=1.0, grid_s=1.0, loopback_s=2.0, channels=(16, 96), ticks_ms=(1.0,))
     if channels is not None:
         n_channels = _numbers("--channels", channels, 1.0, 4096.0)
         if any(n != int(n) for n in n_channels):
