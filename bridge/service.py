@@ -64,6 +64,7 @@ _LONGEST_JOIN_S = 0.35
 _LONGEST_FILES_S = 1.0  # for the record, where a thread is stuck
 _SOURCE_TIMEOUT_MS = 5  # how long the loop waits on the ingest socket where stimuli messages are the source
 _MAX_MESSAGE_BYTES = 1 << 20
+_MAX_SUBSCRIPTION_BYTES = 4096  # libzmq makes a node of every byte, in the loop's thread: 0.1 s and more for a MiB
 _INGEST_HWM = 10_000
 _STOP_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 _LARGEST_CHUNK = 8192
@@ -240,7 +241,7 @@ class Daemon:
         kinds = {"ingest": zmq.PULL, "output": zmq.PUB, "control": zmq.ROUTER}
         for name, kind in kinds.items():
             bound = self._sockets[name] = self._context.socket(kind)
-            bound.maxmsgsize = _MAX_MESSAGE_BYTES
+            bound.maxmsgsize = _MAX_MESSAGE_BYTES if name != "output" else _MAX_SUBSCRIPTION_BYTES
             door.protect(name, bound)
             address = getattr(self.config.sockets, name)
             if name == "ingest":
