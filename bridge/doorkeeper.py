@@ -53,8 +53,7 @@ _FAILURES: dict[int, tuple[str, str]] = {
     zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH: ("no_key", "came without a key"),
     zmq.PROTOCOL_ERROR_ZMTP_CRYPTOGRAPHIC: ("other_daemon", "believes in the key of another daemon"),
 }
-
-
+_NOT_ZMTP = ("handshake", "does not speak ZMTP, or an old version of it")
 _COUNTED = ("", "")  # a failure of which the answer to libzmq's question has told already
 
 
@@ -93,6 +92,7 @@ class Doorkeeper:
         self._monitors: dict[zmq.Socket[bytes], str] = {}
         self._watched: list[zmq.Socket[bytes]] = []
         self._peers: dict[tuple[str, int], Any] = {}  # by socket and descriptor, what `getpeername` says
+        self._with_key: set[tuple[str, int]] = set()  # of those, that have shown one
         self._turned_away: set[tuple[str, int]] = set()  # of those, that end without having been let in
         self._most_connections = _most_connections()
         self._failed: dict[str, tuple[str, str]] = {}
@@ -136,9 +136,8 @@ class Doorkeeper:
             poller.register(opened, zmq.POLLIN)
         while not stop.is_set():
             ready = dict(poller.poll(_POLL_MS))
-            for monitor, name in self._monitors.items():
-                if monitor in ready:
-                    self._hear(monitor, name, _EVENTS_AT_ONCE)
+            for monitor, name in self._monitors.items():  # ready or not: who is asked for now was told of before
+                self._hear(monitor, name, _EVENTS_AT_ONCE)
             if self._zap is not None and self._zap in ready:
                 self._zap.send_multipart(self._answer(self._zap.recv_multipart()))
             self._look(_LOOK_EVERY_S)
@@ -191,6 +190,7 @@ class Doorkeeper:
         if len(request) != 7 or request[5] != b"CURVE":
             return [b"1.0", number, b"400", b"no key", b"", b""]
         domain, address, public = request[2].decode(), _where(request[3].decode()), zmq.utils.z85.encode(request[6])
+        self._note_key(domain, address)
         if public not in self._clients:
             # it may have been made this moment, and libzmq's clients do not ask a second time once they were refused
             self._look(0.0)
@@ -213,6 +213,12 @@ class Doorkeeper:
             )
             self._refuse(sentence, "role", sender.name, domain)
         return [b"1.0", number, b"400", b"refused", b"", b""]
+
+    def _note_key(self, name: str, address: str) -> None:
+        """Note that a connection has shown a key: as far as can be told, the newest from there that had not."""
+        waiting = [key for key in reversed(self._peers) if key[0] == name and key not in self._with_key]
+        there = [key for key in waiting if _address(self._peers[key]) == address]
+        self._with_key.update((there or waiting)[:1])
 
     def _refuse(self, sentence: str, reason: str, *who: str) -> None:
         self.refused[reason] += 1
@@ -288,6 +294,7 @@ class Doorkeeper:
     def _accept(self, name: str, descriptor: int) -> None:
         self._peers.pop((name, descriptor), None)
         self._turned_away.discard((name, descriptor))
+        self._with_key.discard((name, descriptor))
         if (peer := _peer_name(descriptor)) is None:
             return  # it is gone already
         if len(self._peers) >= self._most_connections:
@@ -300,11 +307,15 @@ class Doorkeeper:
 
     def _part(self, name: str, descriptor: int) -> None:
         """Take note of the end of a connection; where its handshake failed, libzmq told so just before."""
-        peer = self._peers.pop((name, descriptor), None)
-        failed = self._failed.pop(name, None)
-        if (name, descriptor) in self._turned_away:
-            self._turned_away.discard((name, descriptor))
-        elif failed is None:
+        connection = (name, descriptor)
+        peer, failed = self._peers.pop(connection, None), self._failed.pop(name, None)
+        if connection in self._turned_away:
+            self._turned_away.discard(connection)
+            return
+        if failed is None and self._folder is not None and connection not in self._with_key:
+            failed = _NOT_ZMTP  # of which libzmq tells nothing
+        self._with_key.discard(connection)
+        if failed is None:
             if name == "ingest":
                 self.disconnects += 1
                 sentence = (

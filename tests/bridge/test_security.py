@@ -199,6 +199,27 @@ def test_a_client_without_a_key_is_told_what_may_be(shared: Guarded) -> None:
         client.request("status")
 
 
+@pytest.mark.parametrize("name", ["ingest", "output", "control"])
+@pytest.mark.parametrize(
+    "said_first",
+    [b"GET / HTTP/1.1\r\n\r\n" * 8, b"\x01\x00\x07\x00reward", b"\xff" + bytes(8) + b"\x7f\x01\x08\x00\x00"],
+    ids=["http", "zmtp 1", "zmtp 2"],
+)
+def test_who_speaks_another_protocol_is_counted_and_who_leaves_is_not(
+    shared: Guarded, name: str, said_first: bytes
+) -> None:
+    wait_until(lambda: not shared.health["security"]["connections"], "those of other tests to leave")
+    before = shared.refused("handshake")
+    with shared.client("doctor") as doctor:
+        assert doctor.request("status")
+    wait_until(lambda: not shared.health["security"]["connections"], "its leaving")
+    assert shared.refused("handshake") == before
+    address = ("127.0.0.1", int(shared.daemon.addresses[name].rpartition(":")[2]))
+    with socket.create_connection(address, WAIT_S) as plain:
+        plain.sendall(said_first)
+        wait_until(lambda: shared.refused("handshake") == before + 1, "the refusal")
+
+
 def test_an_unknown_key_does_not_get_in(shared: Guarded, said: Callable[[str], str]) -> None:
     before = shared.refused("unknown_key")
     key = made_up(keys.load_server(shared.folder).public)
