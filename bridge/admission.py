@@ -83,10 +83,6 @@ class Admission:
             raise
 
     def _check(self, sender: Sender, cmd: str, session: str | None, seq: int | None) -> None:
-        needed = COMMAND_ROLES.get(cmd, Role.CONTROL)
-        if not sender.may(needed):
-            has = ", ".join(names_of(sender.roles)) or "none that is still valid"
-            raise CommandError("role", f"{cmd} needs the role {' or '.join(names_of(needed))}; this key has {has}")
         if self._requests_per_s is not None and cmd not in UNLIMITED:
             burst = _BURST_S * self._requests_per_s
             bucket = self._buckets.setdefault(sender.name, Bucket(self._requests_per_s, burst))
@@ -94,6 +90,10 @@ class Admission:
                 raise CommandError(
                     "rate", f"more than {self._requests_per_s:g} requests a second from this key; slower"
                 )
+        needed = COMMAND_ROLES.get(cmd, Role.CONTROL)
+        if not sender.may(needed):
+            has = ", ".join(names_of(sender.roles)) or "none that is still valid"
+            raise CommandError("role", f"{cmd} needs the role {' or '.join(names_of(needed))}; this key has {has}")
         if cmd not in UNORDERED or session is not None:
             self._check_order(sender, cmd, session, seq)
 

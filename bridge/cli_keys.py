@@ -85,6 +85,11 @@ def list_(folder: Folder = Path("keys"), json: Json = False) -> None:
         }
         for public, sender in keys.clients(folder, damaged=damaged.append).items()
     ]
+    for left_here in sorted((folder / "clients").glob("*.key_secret")):
+        try:
+            keys.load_client(left_here)
+        except ConfigError as error:
+            damaged.append(str(error))
     about = {"fingerprint": keys.fingerprint(server.public), "mode": keys.mode_of(folder / "server.key_secret")}
     if json:
         typer.echo(jsonlib.dumps({"server": about, "clients": rows, "damaged": damaged}, indent=2))

@@ -408,13 +408,13 @@ class Client:
         self._dealer.close(0)
         self._dealer = None
         raise ClientTimeoutError(
-            f"no answer to {cmd!r} from {self.control} within {self.timeout_s:g} s; is the daemon running, "
-            "and is this its control address?" + _or_refused(self._key)
+            f"no answer to {cmd!r} from {self.control} within {self.timeout_s:g} s; check that the daemon runs "
+            "and that this is its control address" + _or_refused(self._key)
         )
 
 
 def _or_refused(key: object) -> str:
-    return "; or the daemon refuses this key: its log says" if key else ""
+    return "; or it refuses this key: its log says" if key else "; or it asks for a key (--key), and none was given"
 
 
 def _connect(socket: "zmq.Socket[bytes]", address: str, key: ClientKey | None) -> None:

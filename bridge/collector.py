@@ -328,9 +328,9 @@ class Collector:
         topic, payload : bytes
             The message.
         user_id : str, optional
-            That of its sender, as the authentication gave it; none, or an empty one, holds every role.
+            That of its sender, as the authentication gave it. Without keys everybody holds every role.
         """
-        sender = Sender.of(user_id)
+        sender = self._door.sender_of(user_id) if self._door is not None else Sender.of(user_id)
         if not sender.may(needed := INGEST_ROLES.get(topic, EVERY_ROLE)):
             self._refuse_role(topic, sender, names_of(needed))
             return

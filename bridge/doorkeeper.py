@@ -41,9 +41,10 @@ _EVENTS = (
 )
 _POLL_MS = 50
 _EVENTS_AT_ONCE = 256
+_MOST_EVENTS = 100_000
 _LOOK_EVERY_S = 1.0
 _YOUNG_S = 2.0  # a folder that changed so lately may change again without a new time
-_MOST_PEERS = 4096
+_MOST_CONNECTIONS = 4096
 _HANDSHAKE_MS = 5000
 _HEARTBEAT_MS, _HEARTBEAT_TIMEOUT_MS = 5000, 15000
 _BACKLOG = 256
@@ -52,8 +53,7 @@ _FAILURES: dict[int, tuple[str, str]] = {
     zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH: ("no_key", "came without a key"),
     zmq.PROTOCOL_ERROR_ZMTP_CRYPTOGRAPHIC: ("other_daemon", "believes in the key of another daemon"),
 }
-
-
+_NOT_ZMTP = ("handshake", "does not speak ZMTP, or an old version of it")
 _COUNTED = ("", "")  # a failure of which the answer to libzmq's question has told already
 
 
@@ -72,7 +72,7 @@ class Doorkeeper:
     disconnects : int
         Connections to ingest that ended, which is all there is to see of a message too large for libzmq.
     refused : Counter of str
-        Connections turned away, by reason: no_key, unknown_key, role, other_daemon, handshake.
+        Connections turned away, by reason: no_key, unknown_key, role, other_daemon, handshake, too_many.
     let_in : Counter of str
         Connections let in, by the name of the key.
 
@@ -83,6 +83,7 @@ class Doorkeeper:
     """
 
     def __init__(self, context: "zmq.Context[zmq.Socket[bytes]]", config: SecurityConfig | None) -> None:
+        self._context = context
         self._folder: Path | None = config.keys if config is not None else None
         self.disconnects = 0
         self.refused: collections.Counter[str] = collections.Counter()
@@ -91,13 +92,16 @@ class Doorkeeper:
         self._monitors: dict[zmq.Socket[bytes], str] = {}
         self._watched: list[zmq.Socket[bytes]] = []
         self._peers: dict[tuple[str, int], Any] = {}  # by socket and descriptor, what `getpeername` says
+        self._with_key: set[tuple[str, int]] = set()  # of those, that have shown one
+        self._turned_away: set[tuple[str, int]] = set()  # of those, that end without having been let in
+        self._most_connections = _most_connections()
         self._failed: dict[str, tuple[str, str]] = {}
         self._looked_at = 0.0
         self._zap: zmq.Socket[bytes] | None = None
         self._clients: dict[bytes, Sender] = {}
         if self._folder is not None:
             self._server = keys.load_server(self._folder)
-            self._seen = self._listing()
+            self._seen: list[tuple[str, int, int, int, int]] | None = self._listing()
             self._clients = keys.clients(self._folder)
             self._zap = context.socket(zmq.REP)
             self._zap.linger = 0
@@ -116,7 +120,13 @@ class Doorkeeper:
             guarded.curve_server = True
             guarded.curve_secretkey = self._server.secret or b""
         if self._folder is not None or name == "ingest":
-            self._monitors[guarded.get_monitor_socket(_EVENTS)] = name
+            monitor = self._context.socket(zmq.PAIR)
+            # without a bound: where this thread is slow, or has ended, libzmq's would wait, with all that it carries
+            monitor.rcvhwm = 0
+            address = f"inproc://neuromod.door.{name}"
+            guarded.monitor(address, _EVENTS)
+            monitor.connect(address)
+            self._monitors[monitor] = name
             self._watched.append(guarded)
 
     def run(self, stop: threading.Event) -> None:
@@ -126,9 +136,8 @@ class Doorkeeper:
             poller.register(opened, zmq.POLLIN)
         while not stop.is_set():
             ready = dict(poller.poll(_POLL_MS))
-            for monitor, name in self._monitors.items():
-                if monitor in ready:
-                    self._hear(monitor, name)
+            for monitor, name in self._monitors.items():  # ready or not: who is asked for now was told of before
+                self._hear(monitor, name, _EVENTS_AT_ONCE)
             if self._zap is not None and self._zap in ready:
                 self._zap.send_multipart(self._answer(self._zap.recv_multipart()))
             self._look(_LOOK_EVERY_S)
@@ -145,13 +154,16 @@ class Doorkeeper:
         self._zap = None
 
     def sender(self, message: zmq.Frame) -> Sender:
-        """Say who sent a message. With keys, who has none any more, although still connected, may do nothing."""
-        if self._folder is None:
-            return Sender()
+        """Say who sent a message; as `sender_of`."""
         try:
-            user_id = str(message.get("User-Id"))
+            return self.sender_of(str(message.get("User-Id")))
         except zmq.ZMQError:
-            user_id = ""
+            return self.sender_of(None)
+
+    def sender_of(self, user_id: str | None) -> Sender:
+        """Say whose user id this is. With keys, who has none any more, although still connected, may do nothing."""
+        if self._folder is None:
+            return Sender()  # whatever a client says of itself
         sender = Sender.of(user_id) if user_id else Sender("nobody", NO_ROLE)
         return sender if sender in self._clients.values() else Sender(sender.name, NO_ROLE)
 
@@ -178,6 +190,7 @@ class Doorkeeper:
         if len(request) != 7 or request[5] != b"CURVE":
             return [b"1.0", number, b"400", b"no key", b"", b""]
         domain, address, public = request[2].decode(), _where(request[3].decode()), zmq.utils.z85.encode(request[6])
+        self._note_key(domain, address)
         if public not in self._clients:
             # it may have been made this moment, and libzmq's clients do not ask a second time once they were refused
             self._look(0.0)
@@ -201,16 +214,22 @@ class Doorkeeper:
             self._refuse(sentence, "role", sender.name, domain)
         return [b"1.0", number, b"400", b"refused", b"", b""]
 
+    def _note_key(self, name: str, address: str) -> None:
+        """Note that a connection has shown a key: as far as can be told, the newest from there that had not."""
+        waiting = [key for key in reversed(self._peers) if key[0] == name and key not in self._with_key]
+        there = [key for key in waiting if _address(self._peers[key]) == address]
+        self._with_key.update((there or waiting)[:1])
+
     def _refuse(self, sentence: str, reason: str, *who: str) -> None:
         self.refused[reason] += 1
         self._log.say(logging.WARNING, f"refused: {sentence}", reason, *who)
 
-    def _listing(self) -> list[tuple[str, int, int, int]]:
+    def _listing(self) -> list[tuple[str, int, int, int, int]]:
         """What would be another one if a file of the list were another."""
         assert self._folder is not None
         with contextlib.suppress(OSError), os.scandir(self._folder / "clients") as entries:
             found = [(entry.name, entry.stat()) for entry in entries]
-            return sorted((name, stat.st_ino, stat.st_size, stat.st_mtime_ns) for name, stat in found)
+            return sorted((name, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for name, s in found)
         return []
 
     def _look(self, every_s: float) -> None:
@@ -218,6 +237,8 @@ class Doorkeeper:
         if self._folder is None or time.monotonic() - self._looked_at < every_s:
             return
         self._looked_at = time.monotonic()
+        if len(self._peers) >= self._most_connections:  # one whose end was missed must not keep others out
+            self._peers = {key: peer for key, peer in self._peers.items() if _peer_name(key[1]) == peer}
         listing = self._listing()
         is_settled = time.time() - max((entry[3] for entry in listing), default=0) * 1e-9 > _YOUNG_S
         if listing == self._seen and is_settled:
@@ -225,6 +246,10 @@ class Doorkeeper:
         self._seen = listing
         try:
             found = keys.clients(self._folder, damaged=self._tell_damaged)
+        except keys.UnreadableError as error:
+            self._log.say(logging.ERROR, f"{error}; until it can, the list of clients stays as it is", str(error))
+            self._seen = None
+            return
         except ConfigError as error:
             self._tell_damaged(str(error))
             found = {}
@@ -238,16 +263,18 @@ class Doorkeeper:
         if is_narrower:
             # libzmq ends no single connection: all end, and those that are still listed are back in a moment
             log.warning("a key was revoked or has other roles: every connection is ended, and may come back")
-            for (_, descriptor), name in self._peers.items():
-                _end(descriptor, name)
+            for monitor, name in self._monitors.items():
+                self._hear(monitor, name)  # of those that were let in this moment, too
+            for (_, descriptor), peer in self._peers.items():
+                _end(descriptor, peer)
 
     def _tell_damaged(self, sentence: str) -> None:
         self._log.say(logging.ERROR, f"{sentence}; this client is not let in", sentence)
 
     # -- connections
 
-    def _hear(self, monitor: "zmq.Socket[bytes]", name: str) -> None:
-        for _ in range(_EVENTS_AT_ONCE):  # a storm of them must not keep those with a key waiting
+    def _hear(self, monitor: "zmq.Socket[bytes]", name: str, at_most: int = _MOST_EVENTS) -> None:
+        for _ in range(at_most):  # a storm of them must not keep those with a key waiting
             try:
                 heard = zmq.utils.monitor.recv_monitor_message(monitor, zmq.DONTWAIT)
             except zmq.Again:
@@ -265,15 +292,29 @@ class Doorkeeper:
                 self._part(name, value)
 
     def _accept(self, name: str, descriptor: int) -> None:
-        if (peer := _peer_name(descriptor)) is None or len(self._peers) >= _MOST_PEERS:
-            self._peers.pop((name, descriptor), None)
-        else:
-            self._peers[name, descriptor] = peer
+        self._peers.pop((name, descriptor), None)
+        self._turned_away.discard((name, descriptor))
+        self._with_key.discard((name, descriptor))
+        if (peer := _peer_name(descriptor)) is None:
+            return  # it is gone already
+        if len(self._peers) >= self._most_connections:
+            self._turned_away.add((name, descriptor))
+            address = _address(peer)
+            sentence = f"a client at {address} may not connect to {name}: {len(self._peers)} connections are open"
+            self._refuse(sentence, "too_many", address, name)
+            _end(descriptor, peer)
+        self._peers[name, descriptor] = peer
 
     def _part(self, name: str, descriptor: int) -> None:
         """Take note of the end of a connection; where its handshake failed, libzmq told so just before."""
-        peer = self._peers.pop((name, descriptor), None)
-        failed = self._failed.pop(name, None)
+        connection = (name, descriptor)
+        peer, failed = self._peers.pop(connection, None), self._failed.pop(name, None)
+        if connection in self._turned_away:
+            self._turned_away.discard(connection)
+            return
+        if failed is None and self._folder is not None and connection not in self._with_key:
+            failed = _NOT_ZMTP  # of which libzmq tells nothing
+        self._with_key.discard(connection)
         if failed is None:
             if name == "ingest":
                 self.disconnects += 1
@@ -285,6 +326,16 @@ class Doorkeeper:
             reason, sentence = failed
             address = _address(peer)
             self._refuse(f"a client at {address} {sentence}, and may not connect to {name}", reason, address, name)
+
+
+def _most_connections() -> int:
+    """Return how many connections may be open: strangers must not use up what files and other sockets need."""
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return _MOST_CONNECTIONS
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return _MOST_CONNECTIONS if files == resource.RLIM_INFINITY else min(_MOST_CONNECTIONS, files // 2)
 
 
 def _peer_name(descriptor: int) -> Any:

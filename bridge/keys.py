@@ -13,6 +13,7 @@ What `new_client` writes for the client has its key pair, its roles and the daem
 """
 
 import contextlib
+import errno
 import hashlib
 import logging
 import os
@@ -35,6 +36,11 @@ log = logging.getLogger(__name__)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _LONGEST_FILE = 16_384
 _KEY_CHARACTERS = 40
+_OF_THE_MOMENT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+
+
+class UnreadableError(ConfigError):
+    """A file could not be read for want of something that will be there again: it says nothing of the file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +152,14 @@ def load_server(folder: Path) -> Certificate:
     if not path.exists():
         raise ConfigError(f"{folder} holds no key of a daemon; 'neuromod keys init {folder}' makes it")
     for kept in (folder, folder / "clients"):
-        if sys.platform != "win32" and kept.exists() and kept.stat().st_mode & 0o022:
+        if sys.platform == "win32" or not kept.exists():
+            continue
+        if (owner := kept.stat().st_uid) not in (os.geteuid(), 0):
+            raise ConfigError(
+                f"{kept} belongs to another user (uid {owner}), who may let clients in; keys belong to the user that "
+                "runs the daemon: where that is the other one, run this as that one too"
+            )
+        if kept.stat().st_mode & 0o022:
             raise ConfigError(
                 f"others may let clients in: {kept} has mode {mode_of(kept)}, expected 0700; chmod 700 {kept}"
             )
@@ -182,18 +195,30 @@ def clients(folder: Path, damaged: Callable[[str], None] | None = None) -> dict[
     Raises
     ------
     ConfigError
-        For a file that is damaged, names no role, or repeats a key.
+        For a file that is damaged, that others may write to, that names no role, or repeats a key.
+    UnreadableError
+        Where the files cannot be read at this moment; with `damaged`, too.
     """
     found: dict[bytes, Sender] = {}
-    with _told(folder):
-        paths = sorted((folder / "clients").glob("*.key"))
+    try:
+        paths = sorted(path for path in (folder / "clients").iterdir() if path.suffix == ".key")
+    except FileNotFoundError:
+        paths = []
+    except OSError as error:
+        raise _unreadable(folder / "clients", error) from None
     for path in paths:
         try:
-            certificate = read_certificate(path)
+            certificate, mode = _read(path)
+            if not _NAME.fullmatch(path.stem):
+                raise ConfigError(f"{str(path)!r}: {path.stem!r} cannot be a client's name")
+            if mode & 0o022:
+                raise ConfigError(f"others may write to {path} (mode {mode:04o}, expected 0600): chmod 600 {path}")
             if certificate.public in found:
                 other = found[certificate.public].name
                 raise ConfigError(f"{path} has the key of {other}: each client needs its own")
             found[certificate.public] = Sender(path.stem, _roles(certificate, path))
+        except UnreadableError:
+            raise
         except ConfigError as error:
             if damaged is None:
                 raise
@@ -212,15 +237,7 @@ def read_certificate(path: Path) -> Certificate:
     ConfigError
         Where it cannot be read, or holds no public key.
     """
-    try:
-        with path.open("rb") as file:
-            text = file.read(_LONGEST_FILE + 1)
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
-    try:
-        return parse_certificate(text)
-    except ValueError as error:
-        raise ConfigError(f"{path} is no certificate: {error}; 'neuromod keys' writes them") from None
+    return _read(path)[0]
 
 
 def parse_certificate(data: bytes) -> Certificate:
@@ -257,14 +274,37 @@ def mode_of(path: Path) -> str:
     return f"{stat.S_IMODE(path.stat().st_mode):04o}"
 
 
+def _read(path: Path) -> tuple[Certificate, int]:
+    """Read a certificate file, and its permissions: those of the very file that was read."""
+    try:
+        with path.open("rb") as file:
+            mode = _permissions(os.fstat(file.fileno()))
+            text = file.read(_LONGEST_FILE + 1)
+    except OSError as error:
+        raise _unreadable(path, error) from None
+    try:
+        return parse_certificate(text), mode
+    except ValueError as error:
+        raise ConfigError(f"{path} is no certificate: {error}; 'neuromod keys' writes them") from None
+
+
+def _permissions(status: os.stat_result) -> int:
+    # Windows keeps permissions elsewhere, and shows none of them here
+    return stat.S_IMODE(status.st_mode) if sys.platform != "win32" else 0o600
+
+
+def _unreadable(path: Path, error: OSError) -> ConfigError:
+    kind = UnreadableError if error.errno in _OF_THE_MOMENT else ConfigError
+    return kind(f"{path} cannot be read: {error.strerror}")
+
+
 def _load_secret(path: Path) -> Certificate:
-    found = read_certificate(path)
+    found, mode = _read(path)
     if found.secret is None:
         raise ConfigError(f"{path} holds no secret key; the file that 'neuromod keys new' wrote for you has one")
-    # Windows keeps permissions elsewhere, and shows none of them here
-    if sys.platform != "win32" and path.stat().st_mode & 0o077:
+    if mode & 0o077:
         raise ConfigError(
-            f"others may read {path} (mode {mode_of(path)}, expected 0600): make it yours alone, chmod 600 {path}"
+            f"others may read {path} (mode {mode:04o}, expected 0600): make it yours alone, chmod 600 {path}"
         )
     return found
 

@@ -123,6 +123,7 @@ NOTHING, STIMULI_READ, HANDLED = 0, 1, 2
 """What `receive` found."""
 
 _INGEST_PER_TURN = 16
+_PARTS_AT_ONCE = 16
 _N_LIVE = len(LIVE)
 _LARGEST_AMOUNT = float(np.finfo(np.float32).max)
 
@@ -147,40 +148,44 @@ def read_ingest(loop: Loop, rings: Rings, pipeline: Pipeline, network: Any, deco
 
 @jit_apart
 def receive(loop: Loop, rings: Rings, pipeline: Pipeline, network: Any, decoder: Any, stimulation: Any) -> int:
-    """Read one ingest message, always to its end.
+    """Read one ingest message; of one that has far too many parts, a few of them.
 
-    What is in the usual form and in range takes effect here, where its sender may feed; a stop does, whoever sent it of
-    those that were let in. All else goes to Python, together with who sent it, and is judged and counted there.
+    What is in the usual form and in range takes effect here, where its sender may feed and it can be recorded; a stop
+    does, whoever sent it of those that were let in. All else goes to Python, together with who sent it, and is judged
+    and counted there.
     """
     state = loop.block[0]
     topic, payload, counters = state["topic"], state["payload"], state["counters"]
     if state["words"][W_PULL] == 0:
         return NOTHING
-    if available(rings.odd.ends) >= rings.odd.rows.shape[0] and state["words"][W_ARMED] == 0:
+    # half of the echoes is for commands, and for what comes by way of Python
+    is_recorded = 2 * available(rings.echoes.ends) < rings.echoes.rows.shape[0]
+    is_judged = available(rings.odd.ends) < rings.odd.rows.shape[0]
+    if not (is_recorded and is_judged) and state["words"][W_ARMED] == 0:
         # Python will soon have read what it was left; until then messages wait in the socket, and none is lost; but
         # while stimulation is armed a stop may be behind them, and what Python cannot take is dropped and counted
         if state["words"][W_SOURCE] == SOURCE_ZMQ:
             sleep(state, RING_POLL_S)
         return NOTHING
+    if state["words"][W_MORE_PARTS]:  # of a message that is counted already
+        _receive_rest(state, payload)
+        return HANDLED
     n_topic = _receive_part(state, topic, True)
     if n_topic < 0:
         return NOTHING
     counters[C_INGEST] += 1
-    n_payload, n_parts = 0, 1
-    while state["words"][W_MORE_PARTS]:
-        n_payload = _receive_part(state, payload, False)
-        n_parts += 1
+    n_payload, n_more = _receive_rest(state, payload)
     if _starts(topic, n_topic, TOPIC_STOP):  # whatever else is wrong with it
         set_echo(loop, DISARM, STOPPED)
         _apply(loop, rings, pipeline, network, decoder, stimulation)
         return HANDLED
-    if n_parts != 2:
+    if n_more != 1:
         counters[C_PARTS] += 1
         return HANDLED
     if n_topic > topic.shape[0] or n_payload > payload.shape[0]:
         counters[C_OVERSIZED] += 1
         return HANDLED
-    if state["words"][W_ROLES] & ROLE_FEED:  # which every topic that is read here needs
+    if is_recorded and state["words"][W_ROLES] & ROLE_FEED:  # which every topic that is read here needs
         if _starts(topic, n_topic, TOPIC_STIMULI) and read_stimuli(payload, n_payload, state["values"], state["sent"]):
             return STIMULI_READ
         if _read_modulation(loop, n_topic, n_payload) or _read_answer(loop, pipeline, n_topic, n_payload):
@@ -325,6 +330,16 @@ def _receive_part(state: Any, buffer: NDArray[np.uint8], is_first: bool) -> int:
             _read_sender(state, message)
     call_msg(functions[ZMQ_MSG_CLOSE], (message,))
     return size
+
+
+@jit
+def _receive_rest(state: Any, payload: NDArray[np.uint8]) -> tuple[int, int]:
+    """Receive the parts behind the first, a bounded number at once; return the length of the last, and how many."""
+    size, n = 0, 0
+    while state["words"][W_MORE_PARTS] and n < _PARTS_AT_ONCE:
+        size = _receive_part(state, payload, False)
+        n += 1
+    return size, n
 
 
 @jit

@@ -44,8 +44,9 @@ _MOST_CONNECTIONS = 8
 _HEAD, _TAIL = 0, 8  # items of a ring's `ends`
 
 # told from the start: Prometheus takes no notice of the first step of a counter that was not there at 0
-_REFUSALS = (*(str(reason) for reason in wire.Reason), "overflow", "event_value")
-_TURNED_AWAY = ("no_key", "unknown_key", "role", "other_daemon", "handshake")
+_OF_SENDERS = ("role", "rate", "session", "replayed", "key")
+_REFUSALS = (*(str(reason) for reason in wire.Reason), "overflow", "event_value", *_OF_SENDERS)
+_TURNED_AWAY = ("no_key", "unknown_key", "role", "other_daemon", "handshake", "too_many")
 
 _BOUND_NAMES = [*(f"{bound:g}" for bound in BOUNDS_S), "+Inf"]
 

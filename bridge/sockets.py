@@ -20,6 +20,7 @@ from neuromod.engine.errors import ConfigError
 _KINDS = {"ingest": zmq.PULL, "output": zmq.PUB, "control": zmq.ROUTER}
 _SOURCE_TIMEOUT_MS = 5  # how long the loop waits on the ingest socket where stimuli messages are the source
 _MAX_MESSAGE_BYTES = 1 << 20
+_MAX_SUBSCRIPTION_BYTES = 4096  # libzmq makes a node of every byte, in the loop's thread: 0.1 s and more for a MiB
 _HWM = 10_000
 _LINGER_MS = 20  # so that the good-bye leaves
 _FRAMES_AT_ONCE = 256  # then ingest is looked at
@@ -60,7 +61,7 @@ class Sockets:
         self._door = Doorkeeper(self._context, self._config.security)
         for name, kind in _KINDS.items():
             bound = self._bound[name] = self._context.socket(kind)
-            bound.maxmsgsize = _MAX_MESSAGE_BYTES
+            bound.maxmsgsize = _MAX_MESSAGE_BYTES if name != "output" else _MAX_SUBSCRIPTION_BYTES
             self._door.protect(name, bound)
             address = getattr(self._config.sockets, name)
             if name == "ingest":

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from harness import FREE_PORTS, ONE_PROGRAM, WAIT_S, wait_until
 
-from neuromod.bridge import keys, wire
+from neuromod.bridge import keys, native, wire
 from neuromod.bridge.client import Client
 from neuromod.bridge.config import parse
 from neuromod.bridge.loop_state import EVERY_ROLE as EVERY_MASK
-from neuromod.bridge.loop_state import ROLE_FEED, ROLES_AT
+from neuromod.bridge.loop_state import ROLE_FEED, ROLES_AT, TURNS
 from neuromod.bridge.roles import EVERY_ROLE, INGEST_ROLES, Role, Sender
 from neuromod.bridge.service import Daemon
 
@@ -79,6 +79,11 @@ class Guarded:
     def dopamine(self) -> float:
         return float(self.daemon.assembly.network.modulators.dopamine)
 
+    @property
+    def turns(self) -> int:
+        """How often the loop came round."""
+        return int(native.get_word(self.daemon.loop.block[0]["shared"], TURNS))
+
     def counted(self, name: str) -> int:
         return int(self.daemon.collector.counters()[name])
 
@@ -136,6 +141,41 @@ def test_what_python_judges_comes_with_the_user_id_of_its_sender(guarded: Guarde
 
     expected = {(wire.TOPIC_EVENT, Sender(name, roles).user_id) for name, roles in ROLES.items()}
     wait_until(lambda: expected <= set(guarded.judged), "events of all")
+
+
+@pytest.mark.parametrize("guarded", ["compiled"], indirect=True)
+def test_a_flood_waits_in_the_socket_until_the_record_has_caught_up(guarded: Guarded) -> None:
+    n, before, lost = 5000, guarded.counted("ingest_messages"), guarded.counted("echoes_overflow")
+
+    def is_still() -> bool:
+        read, turns = guarded.counted("ingest_messages"), guarded.turns
+        wait_until(lambda: guarded.turns > turns + 20, "turns of the loop")
+        return guarded.counted("ingest_messages") == read > before
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(guarded.daemon.collector, "turn", lambda: None)
+        for _ in range(n):
+            guarded.clients["hand"].send(MESSAGES["reward"])
+        wait_until(is_still, "the loop to leave the rest")
+        held = guarded.counted("ingest_messages")
+    wait_until(lambda: guarded.counted("ingest_messages") == before + n, "all of it")
+
+    assert held < before + n
+    assert guarded.counted("echoes_overflow") == lost
+
+
+@pytest.mark.parametrize("guarded", ["compiled"], indirect=True)
+def test_a_message_of_very_many_parts_is_read_a_few_at_a_time(guarded: Guarded) -> None:
+    n, before, refused, turns = 100_000, guarded.counted("ingest_messages"), guarded.refused("parts"), guarded.turns
+    hand = guarded.clients["hand"]
+    hand.send(MESSAGES["event"])  # which connects
+    assert hand._push is not None
+    hand._push.send_multipart([wire.TOPIC_REWARD, *[b""] * n])
+    hand.send(MESSAGES["event"])
+    wait_until(lambda: guarded.counted("ingest_messages") == before + 3, "what was sent behind it")
+
+    assert guarded.refused("parts") == refused + 1
+    assert guarded.turns - turns >= n / 16
 
 
 def test_the_log_names_who_sent_it_once_a_health_however_often(

@@ -1,8 +1,10 @@
 """Keys: the files of the daemon and its clients, who may read them, and the commands that make and revoke them."""
 
 import ast
+import errno
 import json
 import logging
+import os
 import stat
 import sys
 from pathlib import Path
@@ -94,6 +96,18 @@ def test_a_folder_that_others_may_write_to_is_refused(folder: Path) -> None:
         keys.load_server(folder)
 
 
+@posix
+@pytest.mark.parametrize("which", [".", "clients"])
+def test_a_folder_of_another_user_is_refused(folder: Path, which: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if os.geteuid() == 0:
+        os.chown(folder / which, 12345, -1)
+    else:
+        monkeypatch.setattr(os, "geteuid", lambda: 12345)
+
+    with pytest.raises(ConfigError, match=r"belongs to another user \(uid \d+\), who may let clients in"):
+        keys.load_server(folder)
+
+
 def test_no_key_is_overwritten(folder: Path, tmp_path: Path) -> None:
     out = keys.new_client(folder, "anna", Role.OBSERVE, tmp_path / "anna.key")
     before = out.read_bytes()
@@ -158,6 +172,48 @@ def test_a_damaged_client_keeps_nobody_else_out(folder: Path) -> None:
 
     assert list(keys.clients(folder, damaged=told.append).values()) == [Sender("anna", Role.OBSERVE)]
     assert "bad.key" in told[0]
+
+
+@posix
+def test_a_client_that_others_may_write_to_is_let_in_once_they_may_not(folder: Path) -> None:
+    keys.new_client(folder, "anna", Role.OBSERVE)
+    listed = folder / "clients" / "anna.key"
+    listed.chmod(0o620)
+    told: list[str] = []
+
+    assert keys.clients(folder, damaged=told.append) == {}
+    assert "others may write to" in told[0]
+    assert f"chmod 600 {listed}" in told[0]
+    listed.chmod(0o640)
+    assert list(keys.clients(folder).values()) == [Sender("anna", Role.OBSERVE)]
+
+
+@pytest.mark.parametrize("name", ["a b", "anna\nboss", ".anna", "x" * 64])
+def test_a_client_whose_file_has_no_name_of_a_client_is_not_let_in(folder: Path, name: str) -> None:
+    keys.new_client(folder, "anna", Role.OBSERVE)
+    (folder / "clients" / "anna.key").rename(folder / "clients" / f"{name}.key")
+    told: list[str] = []
+
+    assert keys.clients(folder, damaged=told.append) == {}
+    assert "cannot be a client's name" in told[0]
+    assert "\n" not in told[0]
+
+
+def test_files_that_cannot_be_read_at_this_moment_say_nothing_of_their_clients(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys.new_client(folder, "anna", Role.OBSERVE)
+    told: list[str] = []
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    for name in ("open", "iterdir"):
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, name, fail)
+            with pytest.raises(keys.UnreadableError, match="Too many open files"):
+                keys.clients(folder, damaged=told.append)
+    assert told == []
 
 
 # -- roles
@@ -249,6 +305,17 @@ def test_a_key_may_ask_so_often_and_disarm_always() -> None:
     admission.check(Sender("berta", EVERY_ROLE), "status", None, None)
 
 
+def test_requests_without_the_role_for_them_count_too() -> None:
+    admission, anna = Admission(1.0), Sender("anna", Role.OBSERVE)
+    reasons = []
+    for _ in range(3):
+        with pytest.raises(CommandError) as caught:
+            admission.check(anna, "set", None, None)
+        reasons.append(caught.value.reason)
+
+    assert reasons == ["role", "role", "rate"]
+
+
 def test_a_bucket_fills_with_time() -> None:
     now = 0.0
     bucket = Bucket(10.0, 3.0, lambda: now)
@@ -326,6 +393,19 @@ def test_the_commands_make_list_and_revoke(tmp_path: Path) -> None:
     assert list((folder / "clients").iterdir()) == []
     code, _, said = run("keys", "revoke", "anna", "-f", folder)
     assert (code, "has no client 'anna'" in said) == (2, True)
+
+
+@posix
+def test_list_tells_of_secrets_that_others_may_read(folder: Path) -> None:
+    keys.new_client(folder, "anna", Role.OBSERVE).chmod(0o644)
+    keys.new_client(folder, "berta", Role.OBSERVE)
+
+    code, listed, said = run("keys", "list", "-f", folder)
+
+    assert code == 0
+    assert [line.split()[0] for line in listed.splitlines()] == ["the", "anna", "berta"]
+    assert said.count("others may read") == 1
+    assert "anna.key_secret (mode 0644, expected 0600)" in said
 
 
 @pytest.mark.parametrize(

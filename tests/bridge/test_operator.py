@@ -399,7 +399,7 @@ def test_without_a_daemon_or_a_key_nothing_can_be_armed(tmp_path: Path) -> None:
     os.close(reader)
     os.close(writer)
     assert child.returncode == 2
-    assert "is the daemon running" in child.stderr
+    assert "check that the daemon runs" in child.stderr
     (tmp_path / "key").chmod(0o644)
     readable = run(*arm_args(tmp_path, addresses))
     assert readable.exit_code == 2

@@ -5,6 +5,7 @@ import itertools
 import logging
 import re
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,9 @@ from neuromod.bridge.client import Client, ClientTimeoutError, RefusedError
 from neuromod.bridge.config import parse
 from neuromod.bridge.monitor_link import Hand
 from neuromod.bridge.operator import Line, Stop
+from neuromod.bridge.doorkeeper import Doorkeeper
 from neuromod.bridge.peer import Peer, PeerConfig
-from neuromod.bridge.roles import EVERY_ROLE, Role
+from neuromod.bridge.roles import EVERY_ROLE, Role, Sender
 from neuromod.bridge.service import Daemon
 from neuromod.bridge.warm import warm_loop
 from neuromod.bridge.wire import EventMessage, HealthMessage, StateMessage
@@ -230,8 +232,29 @@ def test_without_a_key_nobody_gets_in(shared: Guarded, said: Callable[[str], str
 
 
 def test_a_client_without_a_key_is_told_what_may_be(shared: Guarded) -> None:
-    with shared.client(None, SHORT_S) as client, pytest.raises(ClientTimeoutError):
+    with shared.client(None, SHORT_S) as client, pytest.raises(ClientTimeoutError, match="or it asks for a key"):
         client.request("status")
+
+
+@pytest.mark.parametrize("name", ["ingest", "output", "control"])
+@pytest.mark.parametrize(
+    "said_first",
+    [b"GET / HTTP/1.1\r\n\r\n" * 8, b"\x01\x00\x07\x00reward", b"\xff" + bytes(8) + b"\x7f\x01\x08\x00\x00"],
+    ids=["http", "zmtp 1", "zmtp 2"],
+)
+def test_who_speaks_another_protocol_is_counted_and_who_leaves_is_not(
+    shared: Guarded, name: str, said_first: bytes
+) -> None:
+    wait_until(lambda: not shared.health["security"]["connections"], "those of other tests to leave")
+    before = shared.refused("handshake")
+    with shared.client("doctor") as doctor:
+        assert doctor.request("status")
+    wait_until(lambda: not shared.health["security"]["connections"], "its leaving")
+    assert shared.refused("handshake") == before
+    address = ("127.0.0.1", int(shared.daemon.addresses[name].rpartition(":")[2]))
+    with socket.create_connection(address, WAIT_S) as plain:
+        plain.sendall(said_first)
+        wait_until(lambda: shared.refused("handshake") == before + 1, "the refusal")
 
 
 def test_an_unknown_key_does_not_get_in(shared: Guarded, said: Callable[[str], str]) -> None:
@@ -327,6 +350,37 @@ def test_a_role_that_is_taken_away_is_gone(tmp_path: Path) -> None:
         with pytest.raises(RefusedError) as caught:
             doctor.request("challenge")
         assert caught.value.reason == "role"
+
+
+def test_what_a_revoked_key_had_on_its_way_is_refused(tmp_path: Path) -> None:
+    with guarded(tmp_path) as rig:
+        keys.revoke_client(rig.folder, "doctor")
+        wait_until(lambda: "doctor" not in rig.health["security"]["clients"], "the change")
+        before = rig.errors("role")
+
+        rig.daemon.collector.judge(*wire.pack_ingest(wire.HeartbeatInput(1)), Sender("doctor", ROLES["doctor"]).user_id)
+
+        assert rig.errors("role") == before + 1
+
+
+def test_a_list_that_cannot_be_read_at_this_moment_stays_as_it_is(
+    tmp_path: Path, said: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with guarded(tmp_path) as rig, rig.client("eye") as eye:
+        heard = eye.subscribe("state")
+        assert isinstance(heard.receive(WAIT_S), StateMessage)
+
+        def fail(*_: object, **__: object) -> None:
+            raise keys.UnreadableError("the folder cannot be read: Too many open files")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(keys, "clients", fail)
+            rig.files["new"] = keys.new_client(rig.folder, "new", Role.CONTROL)
+            said("Too many open files; until it can, the list of clients stays as it is")
+            assert set(rig.health["security"]["clients"]) == set(ROLES)
+        wait_until(lambda: "new" in rig.health["security"]["clients"], "the change")
+        assert isinstance(heard.receive(WAIT_S), StateMessage)
+        assert rig.health["security"]["let_in"]["eye"] == 1
 
 
 # -- replays
@@ -460,6 +514,59 @@ def test_a_storm_of_strangers_leaves_the_daemon_answering(tmp_path: Path, caplog
     assert 3 <= len(refusals) < 100
     assert any("unknown key" in message for message in refusals)
     assert any("without a key" in message or "broke off" in message for message in refusals)
+
+
+def test_strangers_that_stay_keep_no_client_from_what_it_does(tmp_path: Path, said: Callable[[str], str]) -> None:
+    with guarded(tmp_path) as rig, rig.client("eye") as eye, contextlib.ExitStack() as stack:
+        assert eye.request("status")
+        assert rig.daemon._door is not None
+        rig.daemon._door._most_connections = 8
+        address = ("127.0.0.1", int(rig.daemon.addresses["control"].rpartition(":")[2]))
+        for _ in range(30):
+            stack.enter_context(socket.create_connection(address, WAIT_S))
+        wait_until(lambda: rig.refused("too_many") >= 20, "those that are too many")
+        said(r"refused: a client at 127\.0\.0\.1 may not connect to control: \d+ connections are open")
+        assert eye.request("status")
+        wait_until(lambda: rig.health["security"]["connections"] <= 8, "their end")
+        stack.close()
+        with rig.client("boss") as boss:
+            assert boss.request("status")
+
+
+def test_a_subscription_beyond_any_topic_ends_the_connection(shared: Guarded) -> None:
+    with stranger(zmq.SUB, shared.daemon.addresses["output"], keys.load_client(shared.files["eye"])) as eye:
+        eye.reconnect_ivl = -1
+        eye.subscribe(b"state")
+        assert eye.poll(int(1e3 * WAIT_S))
+        with eye.get_monitor_socket(zmq.EVENT_DISCONNECTED) as ends:
+            eye.subscribe(b"x" * 100_000)
+            assert ends.poll(int(1e3 * WAIT_S))
+            eye.disable_monitor()
+
+
+def test_a_storm_that_nobody_listens_to_does_not_hold_up_the_end() -> None:
+    n = 800  # libzmq's monitor would hold two thousand events, and each of these tells of three
+    context = zmq.Context()
+    bound = context.socket(zmq.ROUTER)
+    door = Doorkeeper(context, None)
+    door.protect("ingest", bound)
+    address = ("127.0.0.1", bound.bind_to_random_port("tcp://127.0.0.1"))
+
+    def storm() -> None:
+        with contextlib.suppress(OSError):
+            for _ in range(n):
+                socket.create_connection(address, WAIT_S).close()
+
+    def run(part: Callable[[], None]) -> bool:
+        thread = threading.Thread(target=part, daemon=True)
+        thread.start()
+        thread.join(WAIT_S)
+        return not thread.is_alive()
+
+    assert run(storm)
+    assert run(door.close)
+    bound.close(0)
+    context.term()
 
 
 # -- without keys
