@@ -19,8 +19,8 @@ every_target = pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS.k
 
 
 def inputs_of(target: Target) -> list[bytes]:
-    """What once broke something, then what the fuzzer found worth keeping."""
-    return [data for folder in (kept.CRASHES, kept.CORPUS) for data in kept.read(folder, target.name)]
+    """What once broke something, what the fuzzer found worth keeping, and what it began with."""
+    return [*kept.read(kept.CRASHES, target.name), *kept.read(kept.CORPUS, target.name), *target.seeds()]
 
 
 def mutant(chance: random.Random, inputs: list[bytes], longest: int) -> bytes:
@@ -68,7 +68,7 @@ def test_what_fuzzing_found_is_taken_or_refused_as_documented(target: Target) ->
 
 @every_target
 def test_changed_inputs_are_taken_or_refused_as_documented(target: Target) -> None:
-    inputs = [*inputs_of(target), *target.seeds()]
+    inputs = inputs_of(target)
     chance = random.Random(SEED)
     for _ in range(N_MUTANTS):
         run(target, mutant(chance, inputs, target.max_bytes))
