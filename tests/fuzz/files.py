@@ -60,7 +60,7 @@ from neuromod.engine.config import NetworkConfig
 from neuromod.engine.errors import ConfigError, ImageError, NeuromodError, RecordingError, SessionLogError
 from neuromod.engine.fixed_network import FixedNetwork
 from neuromod.sorting.baseline import Baseline, front_end_hash
-from neuromod.sorting.bundle import Bundle
+from neuromod.sorting.bundle import _ARRAYS, Bundle, BundleInfo, UnitInfo
 from neuromod.sorting.config import EncoderConfig
 from neuromod.sorting.encoder import _matrix_from_file
 from neuromod.sorting.offline import Spikes
@@ -416,8 +416,31 @@ def bundle(data: bytes) -> None:
         text, arrays = data[1:], b""
     (folder / "bundle.json").write_bytes(text)
     (folder / "bundle.npz").write_bytes(arrays)
-    with contextlib.suppress(ConfigError):
-        Bundle.load(folder)
+    with contextlib.suppress(ConfigError), np.errstate(over="ignore"):
+        found = Bundle.load(folder)
+        assert found.templates.dtype == found.templates_uv.dtype == found.whitening.dtype == np.float32
+        assert found.positions_um.dtype == found.noise.dtype == found.amplitude_limits.dtype == np.float64
+
+
+def _bundle_seeds() -> list[bytes]:
+    unit = UnitInfo(id="u", channel="a", position_um=(0.0, 0.0), n_spikes=1, rate_hz=1.0, peak_uv=-1.0)
+    info = BundleInfo(
+        created_at=datetime.datetime(2026, 1, 2, tzinfo=datetime.UTC),
+        name="s",
+        sampling_frequency=1000.0,
+        channel_names=("a",),
+        engine="sparse",
+        n_before=1,
+        units=(unit,),
+    )
+    one, template = np.ones((1, 1), np.float32), np.ones((1, 2, 1), np.float32)
+    made = Bundle(info, np.zeros((1, 2)), np.ones(1), one, template, template, np.ones((1, 2)))
+    folder = made.save(scratch("bundle-seed"))
+    arrays = io.BytesIO()
+    np.savez(arrays, allow_pickle=False, **{name: getattr(made, name) for name in _ARRAYS})
+    text = json.dumps(json.loads((folder / "bundle.json").read_text()), separators=(",", ":")).encode()
+    packed = (folder / "bundle.npz").read_bytes()
+    return [b"\0" + text, *(bytes([SEALED]) + text + b"\n--\n" + content for content in (packed, arrays.getvalue()))]
 
 
 def report(data: bytes) -> None:
@@ -570,12 +593,15 @@ def _exported_seeds() -> list[bytes]:
 
 
 def xdf(data: bytes) -> None:
-    """A recording of LabRecorder is refused as `RecordingError`, or plays to its end."""
+    """A recording of LabRecorder is refused as `RecordingError`, or plays to its end; as behaviour, too."""
     path = scratch("a.xdf")
     path.write_bytes(data)
     source = XdfSource(XdfConfig(kind="xdf", path=path))
     logging.disable(logging.CRITICAL)  # pyxdf tells every oddity, a thousand times a second here
     try:
+        with contextlib.suppress(ConfigError), warnings.catch_warnings(), np.errstate(all="ignore"):
+            warnings.simplefilter("ignore")  # so does numpy, of times that are beyond all
+            calibrate.read_behaviour(None, str(path))
         source.open()
         for _ in range(1000):
             if source.ended:
@@ -745,13 +771,13 @@ TARGETS = [
     Target("ledger", ledger_file, _ledger_seeds, (f"{BRIDGE}.ledger", "json.decoder"), 1024),
     Target("decoder", decoder_file, _decoder_seeds, DECODERS),
     Target("baseline", baseline_file, _baseline_seeds, ("neuromod.sorting.baseline",), 1024),
-    Target("bundle", bundle, lambda: [b"\0{}", b'\xff{"version": 1}\n--\nPK'], ("neuromod.sorting.bundle",), 2048),
+    Target("bundle", bundle, _bundle_seeds, ("neuromod.sorting.bundle", "numpy.lib.format"), 6000),
     Target("report", report, _report_seeds, (f"{BRIDGE}.certify", "json.decoder")),
     Target("key_file", key_file, _key_seeds, (f"{BRIDGE}.keys",), 512),
     Target("last_life", last_life, _life_seeds, (f"{BRIDGE}.resume", "json.decoder"), 512),
     Target("words", words, lambda: [b"0001\n@2 FF_00 // x\n/* y */ 3 @1 4"], ("neuromod.engine.images",), 256),
     Target("exported", exported, _exported_seeds, ("neuromod.engine.manifest",), 8192),
-    Target("xdf", xdf, _xdf_seeds, ("neuromod.adapters.xdf", "pyxdf.pyxdf"), 4096),
+    Target("xdf", xdf, _xdf_seeds, ("neuromod.adapters.xdf", "pyxdf.pyxdf", f"{BRIDGE}.calibrate"), 4096),
     Target("spike_trains", spike_trains, _train_seeds, ("neuromod.adapters.units", "numpy.lib.format"), 1024),
     Target("probe", probe, _probe_seeds, ("neuromod.sorting.probes", "probeinterface.io"), 1024),
     Target("matrix", matrix, _matrix_seeds, MATRICES, 2048),

@@ -89,12 +89,13 @@ def _fuzz(target: Any, seconds: float, seed: int) -> dict[str, Any]:
             print(told[told.find(" === ") :][:3000], file=sys.stderr)
         elif "Done" not in told:
             raise RuntimeError(f"the fuzzer of {target.name} ended early:\n{told[-3000:]}")
-        _run(target.name, ["-set_cover_merge=1", f"-max_len={target.max_bytes}", str(merged), str(inputs)])
+        merging = _run(target.name, ["-set_cover_merge=1", f"-max_len={target.max_bytes}", str(merged), str(inputs)])
         found = sorted((path.read_bytes() for path in merged.iterdir()), key=len)[:MOST_INPUTS]
     total = list(itertools.accumulate(map(len, found)))
     found = [data for data, size in zip(found, total, strict=True) if size <= MOST_BYTES]
-    if found:  # none, where one of the inputs breaks the target
-        kept.write_corpus(target.name, found)
+    if not found:
+        raise RuntimeError(f"the corpus of {target.name} could not be merged:\n{merging[-3000:]}")
+    kept.write_corpus(target.name, found)
     executions = _number(r"stat::number_of_executed_units: (\d+)", told)
     return {
         "seconds": round(took_s),
