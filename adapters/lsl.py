@@ -8,10 +8,12 @@ LSL authenticates nothing. A list of allowed hosts and source_ids keeps out mist
 same name; who forges both is let in.
 """
 
+import contextlib
 import ctypes
 import json
 import logging
 import math
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -39,6 +41,7 @@ _MARKER_BUFFER_S = 36.0
 _MARKERS_AT_ONCE = 1024
 # Of msgpack. Anybody may send a marker, and a long run of digits is rather a name or a date than a number.
 _SMALLEST_INT, _LARGEST_INT = -(2**63), 2**64 - 1
+_MOST_CHANNELS = 1 << 16  # anybody on the network may state any number; the largest arrays have some thousands
 _MOST_STRANGERS_TOLD = 64  # in the log: a network may be full of them
 Allows = Callable[[str, str], bool]
 """Says whether a stream of this host and this source_id may be used."""
@@ -82,7 +85,7 @@ def list_streams(timeout_s: float = 1.0) -> list[StreamInfo]:
     Returns
     -------
     list of StreamInfo
-        Without channel names and units, which only a connection tells. Streams of strings have the unit "string".
+        Without channel names and units, which only a connection tells.
     """
     found = [_brief_info(info) for info in pylsl.resolve_streams(timeout_s)]
     return sorted(found, key=lambda info: (info.name, info.hostname, info.source_id))
@@ -617,15 +620,13 @@ def _xpath_literal(text: str) -> str:
 
 
 def _brief_info(info: Any) -> StreamInfo:
-    n_channels = info.channel_count()
-    is_text = info.channel_format() == pylsl.cf_string
     return StreamInfo(
         name=info.name(),
         kind="signal",
-        n_channels=n_channels,
+        n_channels=info.channel_count(),
         sampling_frequency=info.nominal_srate(),
-        channel_names=tuple(f"ch{i + 1}" for i in range(n_channels)),
-        units=("string" if is_text else "",) * n_channels,
+        channel_names=(),
+        units=(),
         source_id=info.source_id(),
         hostname=info.hostname(),
         stream_type=info.type(),
@@ -643,10 +644,18 @@ def _listing(streams: list[StreamInfo]) -> str:
     )
 
 
+def _told(described: Any) -> tuple[list[str | None], list[str | None]]:
+    """Return the labels and the units of the channels; none where there are not as many as channels."""
+    n_channels = described.channel_count()
+    with contextlib.redirect_stdout(sys.stderr):  # where pylsl prints that it is another number
+        told = [list(get() or ()) for get in (described.get_channel_labels, described.get_channel_units)]
+    labels, units = (words if len(words) == n_channels else [] for words in told)
+    return labels, units
+
+
 def _layout(described: Any) -> tuple[Any, ...]:
-    labels = tuple(described.get_channel_labels() or ())
-    units = tuple(described.get_channel_units() or ())
-    return described.channel_count(), described.nominal_srate(), described.channel_format(), labels, units
+    labels, units = _told(described)
+    return described.channel_count(), described.nominal_srate(), described.channel_format(), tuple(labels), tuple(units)
 
 
 def _check_signal(described: Any, config: LslConfig) -> tuple[StreamInfo, NDArray[np.float32]]:
@@ -658,6 +667,8 @@ def _check_signal(described: Any, config: LslConfig) -> tuple[StreamInfo, NDArra
             f"the LSL stream {name!r} carries {format_name} values and cannot be a signal; "
             "name it under markers instead, or name another stream"
         )
+    if not 1 <= n_channels <= _MOST_CHANNELS:
+        raise AdapterError(f"the LSL stream {name!r} states {n_channels} channels; expected 1 to {_MOST_CHANNELS}")
     if config.n_channels is not None and n_channels != config.n_channels:
         raise AdapterError(
             f"the LSL stream {name!r} has {n_channels} channels, n_channels says {config.n_channels}; "
@@ -680,20 +691,20 @@ def _check_signal(described: Any, config: LslConfig) -> tuple[StreamInfo, NDArra
             f"the LSL stream {name!r} sends {rate:g} vectors a second; features come in bins of 1 to 100 ms (10 to "
             '1000 a second): use content = "signal", or bin them'
         )
-    units = [unit or "" for unit in described.get_channel_units() or [""] * n_channels]
+    labels, told = _told(described)
+    units = [unit or "" for unit in told or [""] * n_channels]
     scale = np.ones(n_channels, np.float32)
     if config.content == "signal":
         for i, unit in enumerate(units):
             factor = microvolts_per(unit)
             if factor is not None:
                 scale[i], units[i] = factor, "uV"
-    labels = described.get_channel_labels() or [None] * n_channels
     info = StreamInfo(
         name=name,
         kind=config.content,
         n_channels=n_channels,
         sampling_frequency=rate,
-        channel_names=unique_names(labels),
+        channel_names=unique_names(labels or [None] * n_channels),
         units=tuple(units),
         source_id=described.source_id(),
         hostname=described.hostname(),

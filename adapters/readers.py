@@ -271,14 +271,37 @@ def open_spikeinterface(config: RecordingConfig, format_name: str) -> SpikeInter
             series = {} if config.stream_id is None else {"electrical_series_path": _series_path(config.stream_id)}
             recording = read_nwb_recording(config.path, **series)
         else:
-            import spikeinterface
-
-            recording = spikeinterface.load(config.path)
+            recording = _open_saved(config.path)
+    except RecordingError:
+        raise
     except ImportError as error:
         raise RecordingError(f"{config.path}: reading NWB needs pynwb; pip install 'neuromod-bridge[nwb]'") from error
     except Exception as error:
         raise unreadable(config.path, format_name, error) from error
     return SpikeInterfaceReader(recording, config.stream_id or config.path.stem)
+
+
+def _open_saved(path: Path) -> Any:
+    """Open what spikeinterface saved, as long as nothing in it is carried out.
+
+    Its own `load` unpickles, and imports and calls what a file names: a folder from elsewhere could run anything.
+    """
+    if path.suffix == ".zarr":
+        from numcodecs.registry import codec_registry
+        from spikeinterface.core.zarrextractors import read_zarr_recording
+
+        codec_registry.pop("pickle", None)
+        return read_zarr_recording(path)
+    from spikeinterface.core import read_binary_folder
+
+    if not (path / "binary.json").is_file():
+        raise RecordingError(
+            f"{path}: expected a folder that spikeinterface saved as binary or zarr; its other files may name code to "
+            "run, and are not opened: load them with spikeinterface, and use recording.save(folder=...)"
+        )
+    for file in sorted((path / "properties").glob("*.npy")):
+        np.load(file, allow_pickle=False)  # spikeinterface would allow it
+    return read_binary_folder(path)
 
 
 def unreadable(path: Path, format_name: str, error: Exception) -> RecordingError:

@@ -17,6 +17,8 @@ from neuromod.adapters.memory import LoadedSource, MemorySource
 from neuromod.adapters.readers import open_neo
 from neuromod.engine.errors import RecordingError
 
+_MOST_VALUES = 1 << 32  # 16 GB of them
+
 
 class UnitSource(LoadedSource):
     """Spike trains, one feature per unit: spikes per bin.
@@ -42,6 +44,11 @@ class UnitSource(LoadedSource):
             trains, end_s, markers = self._load_nev(path)
         chosen = self._choose(trains)
         bin_s = self._config.bin_ms / 1000.0
+        if not end_s / bin_s * max(1, len(chosen)) < _MOST_VALUES:
+            raise RecordingError(
+                f"{path}: {len(chosen)} units over {end_s:.4g} s in bins of {self._config.bin_ms:g} ms are more than "
+                "can be held; if the sampling frequency is right and the file whole, give longer bins or fewer units"
+            )
         n_bins = max(1, int(np.floor(end_s / bin_s)) + 1)
         counts = np.zeros((n_bins, len(chosen)), np.float32)
         for column, name in enumerate(chosen):
@@ -82,11 +89,11 @@ class UnitSource(LoadedSource):
                 "they do not belong together, or one is truncated"
             )
         fs = self._config.sampling_frequency_hz or _phy_rate(folder)
-        if fs is None:
+        if not fs:
             raise RecordingError(f"{folder}: has no params.py that states sample_rate; say sampling_frequency_hz")
         seconds = times.astype(np.float64) / fs
-        if len(seconds) and seconds.min() < 0:
-            raise RecordingError(f"{folder}: spike_times.npy holds negative times; expected samples from the start")
+        if not np.all((seconds >= 0) & (seconds < np.inf)):  # NaN is not either
+            raise RecordingError(f"{folder}: spike_times.npy holds other times than samples from the start")
         trains = {str(unit): seconds[clusters == unit] for unit in np.unique(clusters)}
         return trains, float(seconds.max(initial=0.0))
 
@@ -140,10 +147,14 @@ def _nev_markers(raw: Any, seg: int, origin: float) -> list[Marker]:
 
 def _load_vector(path: Path) -> NDArray[Any]:
     try:
-        vector: NDArray[Any] = np.load(path, allow_pickle=False).reshape(-1)
+        with path.open("rb") as file:  # numpy would leave a damaged one open
+            vector: NDArray[Any] = np.load(file, allow_pickle=False).reshape(-1)
+        if vector.dtype.kind not in "iuf":
+            raise TypeError(f"it holds {vector.dtype}")
     except Exception as error:
         raise RecordingError(
-            f"{path}: expected a vector written by numpy, but it cannot be read ({type(error).__name__}: {error})"
+            f"{path}: expected a vector of numbers written by numpy, but it cannot be read "
+            f"({type(error).__name__}: {error})"
         ) from error
     return vector
 
@@ -151,5 +162,6 @@ def _load_vector(path: Path) -> NDArray[Any]:
 def _phy_rate(folder: Path) -> float | None:
     """Return the sample_rate that a params.py states, read as text: a data folder is not code to run."""
     params = folder / "params.py"
-    found = params.is_file() and re.search(r"^\s*sample_rate\s*=\s*([0-9.eE+]+)", params.read_text(), re.MULTILINE)
+    text = params.read_text(encoding="utf-8", errors="replace") if params.is_file() else ""
+    found = re.search(r"^\s*sample_rate\s*=\s*(\d+\.?\d*(?:[eE]\+?\d\d?)?)", text, re.MULTILINE)
     return float(found[1]) if found else None

@@ -8,6 +8,7 @@ by the difference of the clock offsets that LabRecorder measured nearest in time
 
 import gzip
 import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -40,7 +41,9 @@ class XdfSource(LoadedSource):
         self._config = config
 
     def _load(self) -> MemorySource:
-        streams = _load_streams(self._config)
+        streams = load_streams(
+            self._config.path, synchronize_clocks=False, dejitter_timestamps=False, handle_clock_resets=False
+        )
         try:
             return self._play(streams)
         except RecordingError:
@@ -128,23 +131,35 @@ class XdfSource(LoadedSource):
             self._quirks[what] = count
 
 
-def _load_streams(config: XdfConfig) -> list[Any]:
-    if not config.path.is_file():
-        raise RecordingError(f"{config.path}: no such file; check the path")
+def load_streams(path: Path, **options: bool) -> list[Any]:
+    """Return all streams of an XDF file.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    **options
+        Of `pyxdf.load_xdf`.
+
+    Raises
+    ------
+    RecordingError
+        If there is no such file, or pyxdf stumbles over it.
+    """
+    if not path.is_file():
+        raise RecordingError(f"{path}: no such file; check the path")
     import pyxdf
 
-    is_packed = config.path.suffix.lower() in (".xdfz", ".gz")
+    is_packed = path.suffix.lower() in (".xdfz", ".gz")
     try:
         # opened here, because pyxdf leaves a file that it stumbles over open
-        with gzip.open(config.path) if is_packed else config.path.open("rb") as file:
+        with gzip.open(path) if is_packed else path.open("rb") as file:
             _check_counts(file)
             file.seek(0)
-            streams, _ = pyxdf.load_xdf(
-                file, synchronize_clocks=False, dejitter_timestamps=False, handle_clock_resets=False
-            )
+            streams, _ = pyxdf.load_xdf(file, **options)
     except Exception as error:
         raise RecordingError(
-            f"{config.path}: expected an XDF file, but it cannot be read ({type(error).__name__}: {error}); "
+            f"{path}: expected an XDF file, but it cannot be read ({type(error).__name__}: {error}); "
             "it may be truncated, corrupt or of another format"
         ) from error
     return list(streams)

@@ -104,5 +104,5 @@ class Arming:
         issued = self._nonces.pop(nonce, None)
         if issued is None or self._clock() - issued >= _NONCE_S:
             raise CommandError("key", "arm: this nonce is not, or no longer, to be answered; ask for a new 'challenge'")
-        if not hmac.compare_digest(prove(self._key, nonce, seconds), proof):
+        if not hmac.compare_digest(prove(self._key, nonce, seconds).encode(), proof.encode()):
             raise CommandError("key", "arm: the key is not that of this session; see stimulation.key_file")

@@ -22,11 +22,12 @@ from neuromod.adapters import calibration
 from neuromod.adapters.calibration import Estimate, FitOptions, Metrics, Scores
 from neuromod.adapters.decoder_config import FittedConfig
 from neuromod.adapters.decoder_file import Provenance, save_decoder
+from neuromod.adapters.xdf import load_streams
 from neuromod.bridge.session import Session
 from neuromod.bridge.session_log import segments
 from neuromod.bridge.wire import Flag
 from neuromod.engine.arrays import NO_ARRAYS
-from neuromod.engine.errors import ConfigError
+from neuromod.engine.errors import ConfigError, RecordingError
 
 Floats = NDArray[np.float64]
 Kind = Literal["linear", "kalman", "population_vector", "rates"]
@@ -210,20 +211,18 @@ def _read_csv(path: Path) -> tuple[Floats, Floats]:
 
 def _read_xdf(path: Path, name: str | None) -> tuple[Floats, Floats]:
     """Read a stream of numbers; the offsets that LabRecorder measured bring it to the clock of the host it ran on."""
-    if not path.is_file():
-        raise ConfigError(f"behaviour: {path}: no such file; check the path")
-    import pyxdf
-
     try:
-        streams, _ = pyxdf.load_xdf(str(path), dejitter_timestamps=False)
-    except Exception as error:  # pyxdf raises whatever it stumbles over
-        raise ConfigError(f"{path}: expected an XDF file, but it cannot be read: {error}") from None
-    known = {s["info"]["name"][0]: s for s in streams if s["info"]["channel_format"][0] != "string"}
+        streams = load_streams(path, dejitter_timestamps=False)
+        known = {s["info"]["name"][0]: s for s in streams if s["info"]["channel_format"][0] != "string"}
+    except RecordingError as error:
+        raise ConfigError(f"behaviour: {error}") from None
+    except (LookupError, TypeError) as error:
+        raise ConfigError(f"{path}: a stream of it states no name or format ({error!r}); it may be corrupt") from None
     if name is None and len(known) == 1:
         name = next(iter(known))
     if name not in known:
         raise ConfigError(
-            f"{path} holds the streams of numbers {', '.join(known) or 'none'}; "
+            f"{path} holds the streams of numbers {', '.join(map(str, known)) or 'none'}; "
             f"name one, as in {path}:{next(iter(known), 'NAME')}"
         )
     stream = known[name]

@@ -378,14 +378,14 @@ def load(path: Path) -> dict[str, Any]:
         found = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); give a file that 'certify' kept") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise ConfigError(f"{path}: is no JSON; give a file that 'certify' kept, or its --json") from None
     if not isinstance(found, dict) or found.get("schema") != SCHEMA:
         told = found.get("schema", "none") if isinstance(found, dict) else "none"
         raise ConfigError(f"{path}: is no report of 'certify' (schema {told}, expected {SCHEMA}); measure anew")
     try:  # whoever edited it hears of it here, and not in the middle of a table
-        compare(found, found)
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        json.dumps(compare(found, found), allow_nan=False)
+    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
         raise ConfigError(
             f"{path}: is no whole report of 'certify' ({error!r} is missing or wrong); measure anew"
         ) from None

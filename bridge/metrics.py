@@ -14,7 +14,6 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from importlib.metadata import version
 from typing import Any
-from urllib.parse import urlsplit
 
 import prometheus_client
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, InfoMetricFamily
@@ -358,10 +357,13 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     server: _Server
 
     def do_GET(self) -> None:
-        if urlsplit(self.path).path not in _PATHS:
+        if self.path.partition("?")[0] not in _PATHS:
             self.send_error(404, "the numbers are at /metrics")
             return
-        encode, content_type = choose_encoder(self.headers.get("Accept", ""))
+        try:
+            encode, content_type = choose_encoder(self.headers.get("Accept", ""))
+        except (TypeError, ValueError):  # prometheus-client stumbles over a version that is no number
+            encode, content_type = choose_encoder("")
         body = encode(self.server.registry)
         self.send_response(200)
         self.send_header("Content-Type", content_type)

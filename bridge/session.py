@@ -5,6 +5,7 @@ session can be replayed where those files are gone; but never the key that arms 
 was the source only its hash.
 """
 
+import contextlib
 import hashlib
 import platform
 import secrets
@@ -265,6 +266,20 @@ def _seal(metadata: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
 # -- reading ----------------------------------------------------------------------------------------------------------
 
 
+@contextlib.contextmanager
+def _as_written(folder: Path) -> Iterator[None]:
+    """Have content that nothing of ours has written, although its checksums are right, end in `SessionLogError`."""
+    try:
+        yield
+    except SessionLogError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError, zlib.error) as error:
+        raise SessionLogError(
+            f"{folder} is a log, but of no session that this program knows ({type(error).__name__}: {error}); "
+            "verify it with the version of neuromod that wrote it"
+        ) from error
+
+
 class Session:
     """Reads a recorded session, also one that is still being recorded.
 
@@ -315,9 +330,10 @@ class Session:
         """Return the whole header, the condition of a blind session included."""
         if not self.is_blind:
             return self.metadata
-        opened = msgpack.unpackb(zlib.decompress(self.metadata["sealed"]), strict_map_key=False)
-        rest = {key: value for key, value in self.metadata.items() if key != "sealed"}
-        return {**rest, **opened, "condition": _mode(opened["config"])}
+        with _as_written(self.folder):
+            opened = msgpack.unpackb(zlib.decompress(self.metadata["sealed"]), strict_map_key=False)
+            rest = {key: value for key, value in self.metadata.items() if key != "sealed"}
+            return {**rest, **opened, "condition": _mode(opened["config"])}
 
     def chunks(self, kind: str) -> Iterator[NDArray[Any]]:
         """Yield the records of a kind, a chunk at a time; nothing where the session has no such kind."""
@@ -372,11 +388,12 @@ class Session:
 
     def files(self) -> list[dict[str, Any]]:
         """List the files that the configuration names: key, path, part of a folder, size, sha256, is_kept."""
-        files = [dict(entry) for entry in self.unsealed()["files"]]
-        for message in self.messages("files"):
-            if "sha256" in message:
-                files[message["index"]]["sha256"] = message["sha256"]
-        return files
+        with _as_written(self.folder):
+            files = [dict(entry) for entry in self.unsealed()["files"]]
+            for message in self.messages("files"):
+                if "sha256" in message:
+                    files[message["index"]]["sha256"] = message["sha256"]
+            return files
 
     def materialise(self, folder: Path) -> SessionConfig:
         """Write the kept files into a folder, and return the configuration with their paths.
@@ -387,8 +404,13 @@ class Session:
         Raises
         ------
         SessionLogError
-            Where a kept file is damaged, or the configuration is of another version of the package.
+            Where a kept file is damaged or would lie elsewhere, or the configuration is of another version of the
+            package.
         """
+        with _as_written(self.folder):
+            return self._materialised(folder)
+
+    def _materialised(self, folder: Path) -> SessionConfig:
         header = self.unsealed()
         places: dict[str, Path] = {}
         paths: dict[int, Path] = {}
@@ -398,8 +420,17 @@ class Session:
                 continue
             place = folder / entry["key"] / Path(entry["path"]).name
             paths[index] = place / entry["part"]
-            paths[index].parent.mkdir(parents=True, exist_ok=True)
-            paths[index].write_bytes(secrets.token_hex(32).encode() if is_secret else b"")
+            if not paths[index].is_relative_to(folder) or ".." in paths[index].relative_to(folder).parts:
+                # a log may come from anybody: it must not say where on this host to write
+                raise SessionLogError(
+                    f"{self.folder}: a kept file would be written to {paths[index]}, and not into {folder}; this log "
+                    "was not written by neuromod: do not trust it"
+                )
+            try:
+                paths[index].parent.mkdir(parents=True, exist_ok=True)
+                paths[index].write_bytes(secrets.token_hex(32).encode() if is_secret else b"")
+            except OSError as error:
+                raise SessionLogError(f"{self.folder}: {paths[index]} cannot be written: {error.strerror}") from None
             places[entry["key"]] = place
         for message in self.messages("files"):
             if "data" in message:
@@ -566,16 +597,8 @@ def verify(folder: Path, on_progress: Callable[[int, int], None] = lambda done, 
     SessionLogError
         Where there is no session, or nothing says how to read it.
     """
-    try:
+    with _as_written(folder):
         return _verified(folder, on_progress)
-    except SessionLogError:
-        raise
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        # checksums are right and the content is not: nothing of ours has written it
-        raise SessionLogError(
-            f"{folder} is a log, but of no session that this program knows ({type(error).__name__}: {error}); "
-            "verify it with the version of neuromod that wrote it"
-        ) from error
 
 
 def _verified(folder: Path, on_progress: Callable[[int, int], None]) -> Report:

@@ -253,7 +253,9 @@ class Bundle:
             raise ConfigError(f"{arrays_path} is not the file that {INFO_NAME} goes with; sort the recording again")
         try:
             with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-                return cls(info, **{name: arrays[name] for name in _ARRAYS})
+                # other numbers would be compiled for once more, in the middle of a session
+                kept = {name: arrays[name].astype(dtype, casting="same_kind") for name, dtype in _ARRAYS.items()}
+                return cls(info, **kept)
         except NO_ARRAYS as error:
             raise ConfigError(f"{arrays_path} cannot be read: {error}; sort the recording again") from error
 
@@ -262,4 +264,7 @@ class _Versioned(pydantic.BaseModel):
     version: int
 
 
-_ARRAYS = tuple(field.name for field in dataclasses.fields(Bundle) if field.name != "info")
+_ARRAYS = {
+    "positions_um": np.float64, "noise": np.float64, "whitening": np.float32,
+    "templates": np.float32, "templates_uv": np.float32, "amplitude_limits": np.float64,
+}  # fmt: skip

@@ -86,11 +86,13 @@ class Spikes(NamedTuple):
             There are none.
         """
         try:
-            with np.load(folder / SPIKES, allow_pickle=False) as file:
+            # opened here: numpy leaves a damaged archive open
+            with (folder / SPIKES).open("rb") as raw, np.load(raw, allow_pickle=False) as file:
                 values = {name: file[name] for name in cls._fields}
+                values |= {name: int(values[name]) for name in ("n_samples", "online_begin")}
         except NO_ARRAYS as error:
             raise ConfigError(f"{folder} holds no {SPIKES} to read ({error}); sort the recording again") from None
-        return cls(**values | {name: int(values[name]) for name in ("n_samples", "online_begin")})
+        return cls(**values)
 
 
 def sort_recording(

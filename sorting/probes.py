@@ -1,5 +1,6 @@
 """Where the channels of a recording are: found in the recording or beside it, or taken from what somebody names."""
 
+import ast
 import re
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ HOW = (
 
 _PATTERNS = ("*.cmp", "*.prb", "*probe*.json")
 _PER_BANK = 32
+_MOST_CHANNELS = 1 << 16
 _TETRODE_UM = 12.5
 
 
@@ -164,10 +166,11 @@ def _from_file(path: Path) -> Any:
     import probeinterface as pi
 
     try:
-        group = (pi.read_probeinterface if path.suffix.lower() == ".json" else pi.read_prb)(path)
+        if path.suffix.lower() == ".prb":
+            return _from_prb(path.read_text(encoding="utf-8"))
+        probes = pi.read_probeinterface(path).probes
     except Exception as error:  # each format fails in its own way
         raise ConfigError(f"{path} is no probe that can be read ({type(error).__name__}: {error!s:.200})") from error
-    probes = group.probes
     if len(probes) == 1:
         return probes[0]
     merged = _of_positions(np.concatenate([probe.contact_positions for probe in probes]))
@@ -175,6 +178,46 @@ def _from_file(path: Path) -> Any:
     if all(part is not None for part in wiring):
         merged.set_device_channel_indices(np.concatenate(wiring))
     return merged
+
+
+def _from_prb(text: str) -> Any:
+    """Read klusta's groups of channels. They are written as Python, which anybody may have left beside a recording.
+
+    probeinterface would run it; here values are read, and a file with code is refused.
+    """
+    groups: dict[Any, Any] = {}
+    for statement in ast.parse(text).body:
+        match statement:
+            case ast.Assign(targets=[ast.Name(id=name)], value=value):
+                if name.lower() == "channel_groups":
+                    groups = ast.literal_eval(_Ranges().visit(value))
+            case ast.Expr(value=ast.Constant()):
+                pass
+            case _:
+                raise ValueError(
+                    f"line {statement.lineno} is code, which is not run: write the probe as .json of probeinterface"
+                )
+    channels = [int(channel) for group in groups.values() for channel in group["channels"]]
+    places = [group["geometry"][channel] for group in groups.values() for channel in group["channels"]]
+    probe = _of_positions(np.array(places, dtype=np.float64))
+    probe.set_device_channel_indices(channels)
+    return probe
+
+
+class _Ranges(ast.NodeTransformer):
+    """Writes `range` out as the list that it is."""
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        match node:
+            case ast.Call(func=ast.Name(id="range"), args=args, keywords=[]):
+                numbers = range(*(ast.literal_eval(arg) for arg in args))
+                if len(numbers) > _MOST_CHANNELS:
+                    raise ValueError(f"{ast.unparse(node)} has more than {_MOST_CHANNELS} channels")
+                return ast.List(elts=[ast.Constant(number) for number in numbers], ctx=ast.Load())
+            case ast.Call(func=ast.Name(id="list"), args=[inside], keywords=[]):
+                written: ast.AST = self.visit(inside)
+                return written
+        return node
 
 
 def _from_cmp(path: Path, names: list[str]) -> Any:

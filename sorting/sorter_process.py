@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from neuromod.engine.errors import ConfigError, NeuromodError
 
-JOB, RECORDING, LOG, FOUND = "job.json", "recording.pickle", "sorter.log", "found.npz"
+JOB, RECORDING, LOG, FOUND = "job.json", "recording.json", "sorter.log", "found.npz"
 _POLL_S = 0.2
 _PROGRESS = re.compile(r"([^\r\n|]*?):?\s+(\d+)%\|")
 _SAID_LINES = 8
@@ -143,10 +143,10 @@ def run(
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     try:
-        if not recording.check_serializability("pickle"):
+        if not recording.check_serializability("json"):
             say("copying the recording", None)
             recording = recording.save(folder=folder / "copy", progress_bar=False, verbose=False)
-        recording.dump_to_pickle(folder / RECORDING)
+        recording.dump_to_json(folder / RECORDING, include_properties=True)
         job = {"sorter": name, "parameters": parameters, "seed": seed, "n_jobs": n_jobs}
         (folder / JOB).write_text(json.dumps(job), encoding="utf-8")
         log = folder / LOG

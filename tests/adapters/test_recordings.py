@@ -1,10 +1,18 @@
 """The real recordings beside the project: each plays to its end, with its quirks counted."""
 
+import json
+import pickle
+import re
+import warnings
 from pathlib import Path
 from typing import Any
 
+import numcodecs
 import numpy as np
 import pytest
+import zarr
+from numcodecs.registry import register_codec
+from spikeinterface.core import NumpyRecording
 
 from neuromod.adapters.base import Marker, Source, open_source
 from neuromod.adapters.config import RecordingConfig
@@ -257,3 +265,56 @@ def test_nwb_plays_in_microvolt_with_its_channels(tmp_path: Path) -> None:
     source.close()
     np.testing.assert_allclose(chunk.samples, data, rtol=1e-6)
     np.testing.assert_allclose(chunk.stamps, np.arange(200) / 1000.0, atol=1e-12)
+
+
+class Runs:
+    """What runs when it is unpickled."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.mark,)
+
+
+def saved(folder: Path, **options: Any) -> Path:
+    """A folder that spikeinterface saved."""
+    recording = NumpyRecording([np.arange(200, dtype=np.float32).reshape(100, 2)], 1000.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        recording.save(folder=folder, verbose=False, **options)
+    return folder
+
+
+@pytest.mark.parametrize("options", [{"format": "binary"}, {"format": "zarr"}], ids=["binary", "zarr"])
+def test_what_spikeinterface_saved_plays(tmp_path: Path, options: dict[str, Any]) -> None:
+    path = saved(tmp_path / ("saved.zarr" if options["format"] == "zarr" else "saved"), **options)
+    source = open_source(RecordingConfig(path=path, format="spikeinterface"))
+
+    assert play_to_the_end(source)[0] == 100
+
+    source.close()
+
+
+def test_nothing_that_lies_in_a_recording_is_carried_out(tmp_path: Path) -> None:
+    mark = tmp_path / "ran"
+    with_property = saved(tmp_path / "property")
+    (with_property / "properties").mkdir(exist_ok=True)
+    np.save(with_property / "properties" / "x.npy", np.array([Runs(mark), 1], dtype=object), allow_pickle=True)
+    as_dump = tmp_path / "dumped.pkl"
+    as_dump.write_bytes(pickle.dumps(Runs(mark)))
+    named = tmp_path / "named"
+    named.mkdir()
+    called = {"class": "pathlib.Path", "kwargs": {}, "version": "0", "module": "pathlib", "annotations": {}}
+    (named / "si_folder.json").write_text(json.dumps(called))
+    packed = saved(tmp_path / "packed.zarr", format="zarr")
+    register_codec(numcodecs.Pickle)
+    rows = zarr.open(packed, mode="a").create_dataset(
+        "channel_ids", data=np.array([Runs(mark), 1], dtype=object), object_codec=numcodecs.Pickle(), overwrite=True
+    )
+    assert len(rows) == 2
+
+    for path in (with_property, as_dump, named, packed):
+        with pytest.raises(RecordingError, match=re.escape(str(path))):
+            open_source(RecordingConfig(path=path, format="spikeinterface"))
+        assert not mark.exists(), path

@@ -19,6 +19,7 @@ import numpy as np
 import pylsl
 import zmq
 
+from fuzz import kept
 from neuromod.adapters.actuator_config import StimulatorConfig
 from neuromod.adapters.actuators.base import Command, Stimulation
 from neuromod.adapters.actuators.device import LineDevice
@@ -192,8 +193,7 @@ def frozen(addresses: dict[str, str], key: str | None) -> None:
 def nonsense(addresses: dict[str, str], seconds: float, key: str, seed: int, rate: float) -> None:
     """Send what no daemon can take, to ingest and to control: whatever fuzzing keeps, and noise."""
     rng, context = random.Random(seed), zmq.Context()
-    kept = sorted((Path(__file__).parents[1] / "fuzz" / "corpus").glob("*/*"))
-    inputs = [path.read_bytes() for path in kept if path.parent.name in ("ingest", "control", "compiled")] or [b"\xc1"]
+    inputs = [data for name in ("ingest", "control", "compiled") for data in kept.read(kept.CORPUS, name)]
     push, dealer = context.socket(zmq.PUSH), context.socket(zmq.DEALER)
     for socket, address in ((push, addresses["ingest"]), (dealer, addresses["control"])):
         socket.linger, socket.sndtimeo = 0, 100

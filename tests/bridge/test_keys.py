@@ -444,7 +444,7 @@ def test_no_source_unpickles_or_evaluates_what_it_reads() -> None:
                     found.append(where)
                 case ast.Call(func=ast.Attribute(value=ast.Name(id="yaml"), attr="load" | "load_all" | "unsafe_load")):
                     found.append(where)
-                case ast.Call(func=ast.Attribute(attr="read_pickle" | "to_pickle")):
+                case ast.Call(func=ast.Attribute(attr="read_pickle" | "to_pickle" | "dump_to_pickle" | "read_prb")):
                     found.append(where)
                 case ast.keyword(arg="allow_pickle", value=value):
                     found += [where] * (not (isinstance(value, ast.Constant) and value.value is False))

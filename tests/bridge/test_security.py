@@ -17,9 +17,9 @@ from harness import FREE_PORTS, ONE_PROGRAM, WAIT_S, wait_until
 from neuromod.bridge import keys, wire
 from neuromod.bridge.client import Client, ClientTimeoutError, RefusedError
 from neuromod.bridge.config import parse
+from neuromod.bridge.doorkeeper import Doorkeeper
 from neuromod.bridge.monitor_link import Hand
 from neuromod.bridge.operator import Line, Stop
-from neuromod.bridge.doorkeeper import Doorkeeper
 from neuromod.bridge.peer import Peer, PeerConfig
 from neuromod.bridge.roles import EVERY_ROLE, Role, Sender
 from neuromod.bridge.service import Daemon

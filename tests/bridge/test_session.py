@@ -126,6 +126,32 @@ def test_files_that_the_configuration_names_come_back_when_they_are_gone(tmp_pat
     assert verify(session.folder).is_ok
 
 
+@pytest.mark.parametrize(
+    "change",
+    [{"key": "../elsewhere"}, {"key": "{elsewhere}"}, {"part": "../../../elsewhere"}, {"part": "{elsewhere}"}],
+    ids=lambda change: next(iter(change)),
+)
+def test_a_log_cannot_have_files_written_elsewhere(tmp_path: Path, change: dict[str, str]) -> None:
+    np.save(tmp_path / "matrix.npy", np.zeros((16, 2), np.float32))
+    (tmp_path / "session.toml").write_text(CONFIG + '[encoder]\nkind = "matrix"\nmatrix_path = "matrix.npy"\n')
+    session = record(tmp_path / "sessions", config=load(tmp_path / "session.toml"))
+    ((name, value),) = change.items()
+    session.metadata["files"][0][name] = value.replace("{elsewhere}", str(tmp_path / "elsewhere"))
+
+    with pytest.raises(SessionLogError, match="do not trust it"):
+        session.materialise(tmp_path / "restored")
+
+    assert not (tmp_path / "elsewhere").exists()
+
+
+@pytest.mark.parametrize("change", [{"files": [{}]}, {"files": 3}, {"config": 3, "files": []}, {"sealed": b"x"}])
+def test_a_log_of_something_else_is_refused_in_words(tmp_path: Path, change: dict[str, Any]) -> None:
+    session = record(tmp_path / "sessions")
+    session.metadata.update(change)
+    with pytest.raises(SessionLogError, match="of no session that this program knows"):
+        session.materialise(tmp_path / "restored")
+
+
 def has_hash(session: Session, wanted: str) -> bool:
     return bool(session.files()[0]["sha256"] == wanted)
 

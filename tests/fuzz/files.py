@@ -17,22 +17,31 @@ from typing import Any
 
 import msgpack
 import numpy as np
+import probeinterface
+import scipy.io
 import zmq
 from numpy.typing import NDArray
+from rich.console import Console
+from spikeinterface.core import NumpyRecording
 
 from conformance.makers import write_xdf
 from fuzz.target import Target, scratch
 from neuromod.adapters.base import StreamInfo
-from neuromod.adapters.config import XdfConfig
+from neuromod.adapters.config import FeaturesConfig, UnitsConfig, XdfConfig
 from neuromod.adapters.decoder_config import LinearConfig
 from neuromod.adapters.decoder_file import Provenance, content_hash, load_decoder, save_decoder
+from neuromod.adapters.features import FeatureSource
+from neuromod.adapters.units import UnitSource
 from neuromod.adapters.xdf import XdfSource
 from neuromod.bridge import (
     actuate,
     calibrate,
+    certify,
+    certify_report,
     checkpoint,
     cli_actuate,
     config,
+    export,
     hil_config,
     hil_golden,
     keys,
@@ -43,7 +52,7 @@ from neuromod.bridge import (
 from neuromod.bridge.assembly import Assembly, assemble
 from neuromod.bridge.config_errors import checked
 from neuromod.bridge.gate import MAX_ELECTRODES
-from neuromod.bridge.session import verify
+from neuromod.bridge.session import Session, verify
 from neuromod.bridge.template import session_toml
 from neuromod.engine import images, manifest
 from neuromod.engine.compiled import JIT_ENABLED
@@ -51,7 +60,11 @@ from neuromod.engine.config import NetworkConfig
 from neuromod.engine.errors import ConfigError, ImageError, NeuromodError, RecordingError, SessionLogError
 from neuromod.engine.fixed_network import FixedNetwork
 from neuromod.sorting.baseline import Baseline, front_end_hash
-from neuromod.sorting.bundle import Bundle
+from neuromod.sorting.bundle import _ARRAYS, Bundle, BundleInfo, UnitInfo
+from neuromod.sorting.config import EncoderConfig
+from neuromod.sorting.encoder import _matrix_from_file
+from neuromod.sorting.offline import Spikes
+from neuromod.sorting.probes import with_probe
 from neuromod.sorting.sort_config import load_parameters
 from neuromod.sorting.unit_encoding import read_table
 
@@ -165,6 +178,10 @@ def log(data: bytes) -> None:
                 assert len(chunk.array()) * chunk.dtype.itemsize == len(chunk.payload)
         assert all(str(fault) for fault in reader.faults)
         verify(folder).as_dict()
+        session = Session(folder)
+        assert all(isinstance(entry, dict) for entry in session.files())
+        shutil.rmtree(scratch("restored"), ignore_errors=True)
+        session.materialise(scratch("restored"))
     except SessionLogError as error:
         assert str(error)
 
@@ -186,11 +203,19 @@ def _log_seeds() -> list[bytes]:
     folder = scratch("written")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
-    metadata = {"session": {"name": "s", "started_at": "2026-01-02T03:04:05+00:00"}, "config": {}, "files": []}
-    writer = session_log.LogWriter(folder, metadata, {"ticks": records.dtype, "events": None})
+    config = {"source": {"kind": "zmq"}, "encoder": {"kind": "matrix", "matrix_path": "m"}}
+    entry = {"key": "encoder.matrix_path", "path": "m", "part": ".", "size": 1, "is_kept": True}
+    metadata = {
+        "session": {"name": "s", "started_at": "2026-01-02T03:04:05+00:00"},
+        "config": config,
+        "files": [entry | {"sha256": hashlib.sha256(b"x").hexdigest()}],
+        "versions": {"neuromod": "0"},
+    }
+    writer = session_log.LogWriter(folder, metadata, {"ticks": records.dtype, "events": None, "files": None})
+    writer.write("files", 0, 1, msgpack.packb({"index": 0, "data": b"x"}))
     writer.write("ticks", 0, 3, records.tobytes())
     writer.write("events", 0, 1, msgpack.packb({"name": "x"}))
-    writer.write_end({"why": "closed", "failed": False, "records": {"ticks": 3, "events": 1}, "lost": {}})
+    writer.write_end({"why": "closed", "failed": False, "records": {"ticks": 3, "events": 1, "files": 1}, "lost": {}})
     writer.close()
     whole = session_log.segment_path(folder, 0).read_bytes()
     chunks, at = b"", 0
@@ -391,8 +416,60 @@ def bundle(data: bytes) -> None:
         text, arrays = data[1:], b""
     (folder / "bundle.json").write_bytes(text)
     (folder / "bundle.npz").write_bytes(arrays)
-    with contextlib.suppress(ConfigError):
-        Bundle.load(folder)
+    with contextlib.suppress(ConfigError), np.errstate(over="ignore"):
+        found = Bundle.load(folder)
+        assert found.templates.dtype == found.templates_uv.dtype == found.whitening.dtype == np.float32
+        assert found.positions_um.dtype == found.noise.dtype == found.amplitude_limits.dtype == np.float64
+
+
+def _bundle_seeds() -> list[bytes]:
+    unit = UnitInfo(id="u", channel="a", position_um=(0.0, 0.0), n_spikes=1, rate_hz=1.0, peak_uv=-1.0)
+    info = BundleInfo(
+        created_at=datetime.datetime(2026, 1, 2, tzinfo=datetime.UTC),
+        name="s",
+        sampling_frequency=1000.0,
+        channel_names=("a",),
+        engine="sparse",
+        n_before=1,
+        units=(unit,),
+    )
+    one, template = np.ones((1, 1), np.float32), np.ones((1, 2, 1), np.float32)
+    made = Bundle(info, np.zeros((1, 2)), np.ones(1), one, template, template, np.ones((1, 2)))
+    folder = made.save(scratch("bundle-seed"))
+    arrays = io.BytesIO()
+    np.savez(arrays, allow_pickle=False, **{name: getattr(made, name) for name in _ARRAYS})
+    text = json.dumps(json.loads((folder / "bundle.json").read_text()), separators=(",", ":")).encode()
+    packed = (folder / "bundle.npz").read_bytes()
+    return [b"\0" + text, *(bytes([SEALED]) + text + b"\n--\n" + content for content in (packed, arrays.getvalue()))]
+
+
+def report(data: bytes) -> None:
+    """A report of `certify` to compare with is refused, or what changed since can be told and printed."""
+    path = scratch("report.json")
+    path.write_bytes(data)
+    try:
+        then = certify.load(path)
+    except ConfigError as error:
+        assert str(error)
+        return
+    changed = certify.compare(then, json.loads(_report_seeds()[0]))
+    json.dumps(changed, allow_nan=False)
+    certify_report._print_changes(Console(file=io.StringIO()), changed)
+
+
+@functools.cache
+def _report_seeds() -> list[bytes]:
+    some = {"runs": [{"p50_us": 1.0 + n, "p99_us": 2.0 + n} for n in range(4)]}
+    answers = {"ours": some, "bare": some}
+    point = {"channels": 16, "tick_ms": 1.0, "promised": True, "why": "w", "ends": some, "computed": some}
+    body = {
+        "schema": certify.SCHEMA,
+        "host": {"when": "2026-01-02T03:04:05+0000", "name": "h"},
+        "measures": {"ticks": {"title": "ticks", **answers}},
+        "grid": [point | {"answers": answers}],
+        "loopback": {"total": some},
+    }
+    return [json.dumps(body, separators=(",", ":")).encode()]
 
 
 # -- keys, and what a life of the daemon leaves behind
@@ -516,12 +593,15 @@ def _exported_seeds() -> list[bytes]:
 
 
 def xdf(data: bytes) -> None:
-    """A recording of LabRecorder is refused as `RecordingError`, or plays to its end."""
+    """A recording of LabRecorder is refused as `RecordingError`, or plays to its end; as behaviour, too."""
     path = scratch("a.xdf")
     path.write_bytes(data)
     source = XdfSource(XdfConfig(kind="xdf", path=path))
     logging.disable(logging.CRITICAL)  # pyxdf tells every oddity, a thousand times a second here
     try:
+        with contextlib.suppress(ConfigError), warnings.catch_warnings(), np.errstate(all="ignore"):
+            warnings.simplefilter("ignore")  # so does numpy, of times that are beyond all
+            calibrate.read_behaviour(None, str(path))
         source.open()
         for _ in range(1000):
             if source.ended:
@@ -542,6 +622,63 @@ def _xdf_seeds() -> list[bytes]:
     return [write_xdf(path, n=6).read_bytes(), write_xdf(path, n=3, rate=0.0).read_bytes()]
 
 
+def spike_trains(data: bytes) -> None:
+    """A folder of Kilosort: times, clusters and rate, with marks between. It is refused, or plays to its end."""
+    folder = scratch("phy")
+    folder.mkdir(exist_ok=True)
+    parts = data.split(_MARK, 2)
+    for name, part in zip(("spike_times.npy", "spike_clusters.npy", "params.py"), parts, strict=False):
+        (folder / name).write_bytes(part)
+    if len(parts) < 3:
+        (folder / "params.py").unlink(missing_ok=True)
+    source = UnitSource(UnitsConfig(path=folder, bin_ms=100.0))
+    try:
+        source.open()
+        if source.info.n_samples is not None and source.info.n_samples < 1 << 16:
+            assert len(source.read(1 << 16)) == source.info.n_samples
+            assert source.ended
+    except RecordingError as error:
+        assert str(error)
+
+
+def _train_seeds() -> list[bytes]:
+    seeds = []
+    for dtypes in (("u8", "i8"), ("i4", "u4")):
+        files = [io.BytesIO() for _ in dtypes]
+        for file, dtype in zip(files, dtypes, strict=True):
+            np.save(file, np.array([0, 3, 4000], dtype))
+        seeds.append(_MARK.join([*(file.getvalue() for file in files), b"sample_rate = 3e4\n"]))
+    return seeds
+
+
+_MARK = b"\n--\n"
+
+
+def probe(data: bytes) -> None:
+    """A file that says where channels are: refused, or positions for as many channels as the recording has."""
+    which = data[0] % 3 if data else 0
+    path = scratch(("array.cmp", "array.prb", "probe.json")[which])
+    path.write_bytes(data[1:])
+    try:
+        placed, _ = with_probe(_two_channels(), str(path))
+    except ConfigError as error:
+        assert str(error)
+        return
+    assert placed.get_channel_locations().shape == (2, 2)
+
+
+@functools.cache
+def _two_channels() -> Any:
+    return NumpyRecording([np.zeros((1, 2), np.float32)], 30_000.0)
+
+
+def _probe_seeds() -> list[bytes]:
+    probeinterface.write_probeinterface(scratch("seed.json"), probeinterface.generate_linear_probe(num_elec=2))
+    written = json.dumps(json.loads(scratch("seed.json").read_text()), separators=(",", ":")).encode()
+    groups = b"channel_groups = {0: {'channels': list(range(2)), 'geometry': {0: [0, 0], 1: (0, -20.5)}}}\n"
+    return [b"\0//c\n0 0 A 1 a\n1 0 B 2 b\n", b"\1n = 2\n" + groups, b"\2" + written]
+
+
 def matrix(data: bytes) -> None:
     """Arrays of numpy and tables of numbers, as several parts of neuromod take them."""
     which = data[0] if data else 0
@@ -558,12 +695,37 @@ def _weights(path: Path) -> None:
     config.parse(text)
 
 
+def _mixing(path: Path) -> None:
+    _matrix_from_file(EncoderConfig(kind="matrix", matrix_path=path), 2)
+
+
+def _features(path: Path) -> None:
+    source = FeatureSource(FeaturesConfig(path=path, bin_ms=10.0, n_channels=2))
+    source.open()
+    source.read(4096)
+
+
+def _stimuli(path: Path) -> None:
+    export.run(_fixed_network(), 1, path, 0.0)
+
+
+@functools.cache
+def _fixed_network() -> FixedNetwork:
+    return FixedNetwork(NetworkConfig())
+
+
 _MATRICES: list[tuple[str, Callable[[Path], Any]]] = [
     ("weights.npy", _weights),
     ("weights.csv", _weights),
     ("behaviour.npz", calibrate._read_npz),
     ("behaviour.csv", calibrate._read_csv),
     ("golden.npz", hil_golden.load),
+    ("mixing.npy", _mixing),
+    ("mixing.csv", _mixing),
+    ("features.npy", _features),
+    ("features.mat", _features),
+    ("stimuli.npy", _stimuli),
+    ("spikes.npz", lambda path: Spikes.load(path.parent)),
 ]
 
 
@@ -574,12 +736,21 @@ def _matrix_seeds() -> list[bytes]:
     np.savez(archive, t=np.arange(2.0), values=np.zeros((2, 1)))
     np.savez(golden, meta=np.array(json.dumps({"format": hil_golden.FORMAT, "ticks": 0})))
     table = "\n".join(",".join(["0"] * 16) for _ in range(16)).encode()
+    two, matlab, spikes = io.BytesIO(), io.BytesIO(), io.BytesIO()
+    np.save(two, np.zeros((16, 2)))
+    scipy.io.savemat(matlab, {"x": np.zeros((4, 2))})
+    np.savez(spikes, allow_pickle=False, **{name: np.arange(1) for name in Spikes._fields})
     return [
         b"\0" + array.getvalue(),
         b"\1" + table,
         b"\2" + archive.getvalue(),
         b"\3t,x\n0,1\n1,2\n",
         b"\4" + golden.getvalue(),
+        *(bytes([which]) + two.getvalue() for which in (5, 7)),
+        b"\6" + b"0,1\n" * 16,
+        b"\x08" + matlab.getvalue(),
+        b"\x09" + array.getvalue(),
+        b"\x0a" + spikes.getvalue(),
     ]
 
 
@@ -587,6 +758,7 @@ BRIDGE = "neuromod.bridge"
 TOML = ("tomllib._parser", f"{BRIDGE}.config", f"{BRIDGE}.config_errors", f"{BRIDGE}.toml_text")
 PROCESS = (*TOML, f"{BRIDGE}.cli_actuate", f"{BRIDGE}.hil_config")
 DECODERS = ("neuromod.adapters.decoder_file", "neuromod.adapters.decoder_config")
+MATRICES = (f"{BRIDGE}.calibrate", f"{BRIDGE}.hil_golden", "neuromod.adapters.features", "numpy.lib.format")
 TARGETS = [
     Target("session_file", session_file, _session_seeds, TOML),
     Target("actuator_file", actuator_file, _actuator_seeds, PROCESS, 1024),
@@ -599,11 +771,14 @@ TARGETS = [
     Target("ledger", ledger_file, _ledger_seeds, (f"{BRIDGE}.ledger", "json.decoder"), 1024),
     Target("decoder", decoder_file, _decoder_seeds, DECODERS),
     Target("baseline", baseline_file, _baseline_seeds, ("neuromod.sorting.baseline",), 1024),
-    Target("bundle", bundle, lambda: [b"\0{}", b'\xff{"version": 1}\n--\nPK'], ("neuromod.sorting.bundle",), 2048),
+    Target("bundle", bundle, _bundle_seeds, ("neuromod.sorting.bundle", "numpy.lib.format"), 6000),
+    Target("report", report, _report_seeds, (f"{BRIDGE}.certify", "json.decoder")),
     Target("key_file", key_file, _key_seeds, (f"{BRIDGE}.keys",), 512),
     Target("last_life", last_life, _life_seeds, (f"{BRIDGE}.resume", "json.decoder"), 512),
     Target("words", words, lambda: [b"0001\n@2 FF_00 // x\n/* y */ 3 @1 4"], ("neuromod.engine.images",), 256),
     Target("exported", exported, _exported_seeds, ("neuromod.engine.manifest",), 8192),
-    Target("xdf", xdf, _xdf_seeds, ("neuromod.adapters.xdf", "pyxdf.pyxdf"), 4096),
-    Target("matrix", matrix, _matrix_seeds, (f"{BRIDGE}.calibrate", f"{BRIDGE}.hil_golden"), 2048),
+    Target("xdf", xdf, _xdf_seeds, ("neuromod.adapters.xdf", "pyxdf.pyxdf", f"{BRIDGE}.calibrate"), 4096),
+    Target("spike_trains", spike_trains, _train_seeds, ("neuromod.adapters.units", "numpy.lib.format"), 1024),
+    Target("probe", probe, _probe_seeds, ("neuromod.sorting.probes", "probeinterface.io"), 1024),
+    Target("matrix", matrix, _matrix_seeds, MATRICES, 2048),
 ]  # fmt: skip

@@ -5,16 +5,17 @@
     .venv/bin/python tests/fuzz/fuzz.py ledger --seconds 300
     .venv/bin/python tests/fuzz/fuzz.py --list
 
-What is worth keeping goes to `corpus/TARGET`, what breaks something to `crashes/TARGET`; `test_corpus.py` replays both.
+What is worth keeping goes to `corpus/TARGET.txt`, what breaks something to `crashes/TARGET.txt`, see `kept.py`;
+`test_corpus.py` replays both.
 Needs `pip install -e '.[fuzz]'`. Exits with 1 where something broke.
 """
 
 import argparse
+import itertools
 import json
 import os
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -23,8 +24,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-CORPUS, CRASHES = HERE / "corpus", HERE / "crashes"
-MOST_FILES, MOST_BYTES = 100, 60_000
+MOST_INPUTS, MOST_BYTES = 100, 30_000
 """Of the corpus of a target. Smaller inputs go first: they say as much, and mutate better."""
 
 HANGS_S = 20
@@ -58,7 +58,7 @@ def main() -> int:
     names = list(TARGETS) if arguments.target == "all" else [arguments.target]
     results = {}
     for name in names:
-        results[name] = _fuzz(name, TARGETS[name].seeds(), TARGETS[name].max_bytes, arguments)
+        results[name] = _fuzz(TARGETS[name], arguments.seconds, arguments.seed)
         if not arguments.json:
             print(f"{name:<18}" + "  ".join(f"{key} {value}" for key, value in results[name].items()), flush=True)
     if arguments.json:
@@ -66,41 +66,44 @@ def main() -> int:
     return 1 if any(result["broke"] for result in results.values()) else 0
 
 
-def _fuzz(name: str, seeds: list[bytes], max_bytes: int, arguments: argparse.Namespace) -> dict[str, Any]:
+def _fuzz(target: Any, seconds: float, seed: int) -> dict[str, Any]:
     """Fuzz one target in a process of its own; keep what it found."""
-    corpus, crashes = CORPUS / name, CRASHES / name
-    corpus.mkdir(parents=True, exist_ok=True)
+    from fuzz import kept
+
     with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
-        grown, artifacts, merged = (Path(folder) / part for part in ("grown", "artifacts", "merged"))
-        for each in (grown, artifacts, merged):
+        inputs, artifacts, merged = (Path(folder) / part for part in ("inputs", "artifacts", "merged"))
+        for each in (inputs, artifacts, merged):
             each.mkdir()
-        for number, seed in enumerate(seeds):
-            (grown / f"seed{number}").write_bytes(seed)
-        begun = time.monotonic()
+        for number, data in enumerate([*kept.read(kept.CORPUS, target.name), *target.seeds()]):
+            (inputs / str(number)).write_bytes(data)
         options = [f"-artifact_prefix={artifacts}/", f"-timeout={HANGS_S}", f"-rss_limit_mb={RSS_MB}"]
-        options += [f"-max_len={max_bytes}", f"-seed={arguments.seed}", "-print_final_stats=1"]
+        options += [f"-max_len={target.max_bytes}", f"-seed={seed}", f"-max_total_time={int(seconds)}"]
+        begun = time.monotonic()
         # what breaks ends the run: behind it, the fuzzer would find the same again and again
-        told = _run(name, [*options, f"-max_total_time={int(arguments.seconds)}", str(grown), str(corpus)])
-        seconds = time.monotonic() - begun
-        executions = _number(r"stat::number_of_executed_units: (\d+)", told)
-        coverage = _number(r"\bcov: (\d+)", told)
-        broke = list(artifacts.glob("*"))
+        told = _run(target.name, [*options, "-print_final_stats=1", str(inputs)])
+        took_s = time.monotonic() - begun
+        broke = list(artifacts.iterdir())
         for artifact in broke:
-            crashes.mkdir(parents=True, exist_ok=True)
-            artifact.replace(crashes / artifact.name)
+            kept.add_crash(target.name, artifact.read_bytes(), _what_broke(told))
         if broke:
             print(told[told.find(" === ") :][:3000], file=sys.stderr)
         elif "Done" not in told:
-            raise RuntimeError(f"the fuzzer of {name} ended early:\n{told[-3000:]}")
-        _run(name, ["-merge=1", f"-max_len={max_bytes}", str(merged), str(grown), str(corpus)])
-        n_files, n_bytes = _keep(merged, corpus)
+            raise RuntimeError(f"the fuzzer of {target.name} ended early:\n{told[-3000:]}")
+        merging = _run(target.name, ["-set_cover_merge=1", f"-max_len={target.max_bytes}", str(merged), str(inputs)])
+        found = sorted((path.read_bytes() for path in merged.iterdir()), key=len)[:MOST_INPUTS]
+    total = list(itertools.accumulate(map(len, found)))
+    found = [data for data, size in zip(found, total, strict=True) if size <= MOST_BYTES]
+    if not found:
+        raise RuntimeError(f"the corpus of {target.name} could not be merged:\n{merging[-3000:]}")
+    kept.write_corpus(target.name, found)
+    executions = _number(r"stat::number_of_executed_units: (\d+)", told)
     return {
-        "seconds": round(seconds),
+        "seconds": round(took_s),
         "executions": executions,
-        "per_s": round(executions / max(seconds, 1e-9)),
-        "coverage": coverage,
-        "corpus": n_files,
-        "bytes": n_bytes,
+        "per_s": round(executions / took_s),
+        "coverage": _number(r"\bcov: (\d+)", told),
+        "inputs": len(found),
+        "bytes": sum(map(len, found)),
         "broke": len(broke),
     }
 
@@ -109,7 +112,7 @@ def _run(name: str, options: list[str]) -> str:
     """Run libFuzzer on a target; return what it said."""
     command = [sys.executable, str(HERE / "worker.py"), name]
     with tempfile.TemporaryDirectory(prefix="fuzz-again-") as folder:
-        again = Path(folder) / "again"  # for -merge, libFuzzer runs its own command once more
+        again = Path(folder) / "again"  # to merge, libFuzzer runs its own command once more
         again.write_text(f'#!/bin/sh\nexec {shlex.join(command)} "$@"\n')
         again.chmod(0o755)
         done = subprocess.run(
@@ -126,21 +129,10 @@ def _number(pattern: str, text: str) -> int:
     return int(([*re.findall(pattern, text)] or ["0"])[-1])
 
 
-def _keep(merged: Path, corpus: Path) -> tuple[int, int]:
-    """Put a minimised corpus in the place of the one before; return how many files and bytes it has."""
-    files = sorted(merged.glob("*"), key=lambda path: (path.stat().st_size, path.name))
-    if not files:
-        return 0, 0
-    shutil.rmtree(corpus)
-    corpus.mkdir()
-    n_bytes = n_files = 0
-    for path in files:
-        size = path.stat().st_size
-        if n_files == MOST_FILES or n_bytes + size > MOST_BYTES:
-            break
-        shutil.copyfile(path, corpus / path.name)  # libFuzzer names them by their hashes
-        n_files, n_bytes = n_files + 1, n_bytes + size
-    return n_files, n_bytes
+def _what_broke(told: str) -> str:
+    """Return the line of the fuzzer's output that names the exception, or what else ended the run."""
+    found = re.search(r"(?<=Uncaught Python exception: ===\n).*|libFuzzer: .*", told)
+    return found[0] if found else "ended the process"
 
 
 if __name__ == "__main__":

@@ -1,17 +1,29 @@
 """Messages: what clients send to the daemon, what it publishes, and what actuators answer."""
 
+import contextlib
+import ctypes
+import io
 import json
+import logging
 import math
 import re
+from types import SimpleNamespace
 from typing import Any
 
 import msgpack
 import numpy as np
+import prometheus_client
+import pylsl
 
 from fuzz.target import Target
+from neuromod.adapters import lsl
 from neuromod.adapters.actuators import zmq_peer
-from neuromod.adapters.actuators.base import Command, Stimulation
-from neuromod.bridge import commands, frames, wire
+from neuromod.adapters.actuators.base import Answer, Command, Stimulation
+from neuromod.adapters.config import LslConfig
+from neuromod.bridge import actuate, commands, frames, metrics, wire
+from neuromod.bridge.arming import Arming
+from neuromod.bridge.monitor_model import Model
+from neuromod.engine.errors import AdapterError
 from neuromod.engine.modulators import MODULATORS
 
 # One byte in front of a payload says which topic it is for: a fuzzer would need long to find the words.
@@ -113,7 +125,11 @@ def control(data: bytes) -> None:
         request = wire.unpack_request(payload)
         assert [*envelope, payload] == parts
         assert wire.unpack_request(wire.pack_request(request)) == request
-        commands.parse_args(request.cmd, request.args)
+        args = commands.parse_args(request.cmd, request.args)
+        if isinstance(args, commands.ArmArgs):
+            arming = Arming(b"a key of this test")
+            arming.check(args.seconds, args.nonce and arming.challenge(), args.mac)
+            raise AssertionError("armed without the key")
     except (wire.MessageError, commands.CommandError) as error:
         assert str(error)
         assert re.fullmatch("[a-z_]+", error.reason)
@@ -209,9 +225,24 @@ def peer(data: bytes) -> None:
     """What an actuator says over ZeroMQ is an answer, or one of the errors that the adapter counts."""
     topic, _, payload = data.partition(b"\n")
     try:
-        zmq_peer.as_answer(topic, zmq_peer.unpack(payload), 1.0)
+        answer = zmq_peer.as_answer(topic, zmq_peer.unpack(payload), 1.0)
     except zmq_peer.MALFORMED:
         return
+    pass_on(answer)
+
+
+def pass_on(answer: Answer) -> None:
+    """Have `actuate` send an answer to the daemon, or count it."""
+    actuation: Any = SimpleNamespace(
+        _peer=SimpleNamespace(send=wire.pack_ingest, count=lambda what: None),
+        _actuator=SimpleNamespace(name="an actuator"),
+        _clock=lambda: 1.0,
+    )
+    logging.disable(logging.CRITICAL)
+    try:
+        actuate.Actuation._tell(actuation, answer)
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def _peer_seeds() -> list[bytes]:
@@ -224,11 +255,80 @@ def _peer_seeds() -> list[bytes]:
     return [topic.encode() + b"\n" + bytes(msgpack.packb(body)) for topic, body in answers.items()]
 
 
+def heard(data: bytes) -> None:
+    """The monitor takes or counts whatever a daemon publishes, in whatever order."""
+    model, at = Model(), 0
+    while at + 3 <= len(data):  # topic and length, again and again
+        topic, size = _HEARD_TOPICS[data[at] % len(_HEARD_TOPICS)], int.from_bytes(data[at + 1 : at + 3])
+        model.take(topic, [data[at + 3 : at + 3 + size]], 1.0 + at)
+        at += 3 + size
+    model.raster(80)
+    json.dumps(model.summary(2.0 + at))
+
+
+_HEARD_TOPICS = [topic for topic in wire.OUTPUT_TOPICS if topic != wire.TOPIC_HEALTH]  # whose body is free
+
+
+def _heard_seeds() -> list[bytes]:
+    found = [(wire.OUTPUT_TOPICS[seed[0]], seed[1:]) for seed in _output_seeds()]
+    seeds = [
+        bytes([_HEARD_TOPICS.index(topic)]) + len(payload).to_bytes(2) + payload
+        for topic, payload in found
+        if topic in _HEARD_TOPICS
+    ]
+    return [*seeds, b"".join(seeds) * 2]
+
+
+def scrape(data: bytes) -> None:
+    """A request to the address of the metrics is answered, by whatever status, or is none."""
+    asked, answered = io.BytesIO(data), io.BytesIO()
+    handler = metrics._Handler.__new__(metrics._Handler)
+    handler.rfile, handler.wfile = asked, answered
+    handler.client_address = ("127.0.0.1", 1)
+    handler.server = SimpleNamespace(registry=prometheus_client.CollectorRegistry())  # type: ignore[assignment]
+    handler.handle()
+
+
+def _scrape_seeds() -> list[bytes]:
+    return [
+        b"GET /metrics HTTP/1.1\r\nHost: a\r\nAccept: application/openmetrics-text; version=1.0.0,*/*;q=0.1\r\n\r\n",
+        b"GET /?name[]=a HTTP/1.0\r\n\r\n",
+        b"GET //[ HTTP/1.1\r\n\r\n",
+        b"POST / HTTP/1.1\r\nContent-Length: 3\r\n\r\nabc",
+    ]
+
+
+def lsl_header(data: bytes) -> None:
+    """The description of an LSL stream is refused in words, or names as many channels as the stream has."""
+    make = pylsl.lib.lib["lsl_streaminfo_from_xml"]
+    make.restype, make.argtypes = ctypes.c_void_p, (ctypes.c_char_p,)
+    described = pylsl.StreamInfo(handle=make(data))
+    if described.channel_count() > 1 << 24:
+        return  # liblsl would make room for names that nobody asks for
+    assert lsl._listing([lsl._brief_info(described)])
+    with contextlib.redirect_stderr(io.StringIO()):
+        for content in ("signal", "features"):
+            try:
+                info, scale = lsl._check_signal(described, LslConfig(name="s", content=content))
+            except AdapterError as error:
+                assert str(error)
+                continue
+            assert len(set(info.channel_names)) == len(info.units) == len(scale) == info.n_channels >= 1
+            assert math.isfinite(info.sampling_frequency)
+            assert lsl._layout(described) == lsl._layout(described)
+
+
+def _lsl_seeds() -> list[bytes]:
+    info = pylsl.StreamInfo("s", "EEG", 2, 100.0, "float32", "id")
+    info.set_channel_labels(["a", "b"])
+    info.set_channel_units(["uV", "mV"])
+    text = re.sub(r"\s*\n\s*", "", info.as_xml()).replace("<uid></uid>", "<uid>u</uid>")
+    return [text.encode(), text.replace("<channel_count>2", "<channel_count>3").encode()]
+
+
 def marker(data: bytes) -> None:
     """A marker's text from LSL becomes a value that goes on as msgpack and as JSON."""
-    from neuromod.adapters.lsl import _text_marker
-
-    found = _text_marker(1.0, ["name", data.decode("utf-8", "surrogateescape")])
+    found = lsl._text_marker(1.0, ["name", data.decode("utf-8", "surrogateescape")])
     json.dumps(found.value, allow_nan=False)
     if not isinstance(found.value, str):
         msgpack.packb(found.value)
@@ -241,6 +341,9 @@ TARGETS = [
     Target("control", control, _control_seeds, (*WIRE, "neuromod.bridge.commands")),
     Target("reply", reply, _reply_seeds, WIRE),
     Target("output", output, _output_seeds, WIRE),
+    Target("heard", heard, _heard_seeds, ("neuromod.bridge.monitor_model", *WIRE), 8192),
+    Target("scrape", scrape, _scrape_seeds, ("neuromod.bridge.metrics", "http.server", "prometheus_client.exposition")),
+    Target("lsl_header", lsl_header, _lsl_seeds, ("neuromod.adapters.lsl", "pylsl.info")),
     Target("peer", peer, _peer_seeds, ("neuromod.adapters.actuators.zmq_peer",), 512),
     Target("marker", marker, lambda: [b"1", b'"x"', b"-2.5e3", b"[1]"], ("neuromod.adapters.lsl", "json.decoder"), 512),
 ]

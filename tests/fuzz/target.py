@@ -14,7 +14,7 @@ class Target:
     Attributes
     ----------
     name : str
-        What it is called on the command line, and its folders in `corpus` and `crashes`.
+        What it is called on the command line, and its files in `corpus` and `crashes`.
     run : callable
         Gives the bytes to the parser. It returns where the parser took them or refused them in a documented way, and
         raises anything else where not: an error of another kind, or `AssertionError` for a promise that is not kept.

@@ -8,23 +8,19 @@ from pathlib import Path
 
 import pytest
 
+from fuzz import kept
 from fuzz.target import Target
 from fuzz.targets import TARGETS
 
-HERE = Path(__file__).parent
 SEED = 20261130
 N_MUTANTS = 150
 
 every_target = pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS.keys())
 
 
-def kept(target: Target) -> dict[str, bytes]:
-    """Inputs that are kept, by name: what once broke something, then what the fuzzer found worth keeping."""
-    return {
-        f"{kind}/{target.name}/{path.name}": path.read_bytes()
-        for kind in ("crashes", "corpus")
-        for path in sorted((HERE / kind / target.name).glob("*"))
-    }
+def inputs_of(target: Target) -> list[bytes]:
+    """What once broke something, what the fuzzer found worth keeping, and what it began with."""
+    return [*kept.read(kept.CRASHES, target.name), *kept.read(kept.CORPUS, target.name), *target.seeds()]
 
 
 def mutant(chance: random.Random, inputs: list[bytes], longest: int) -> bytes:
@@ -66,34 +62,38 @@ _ODD = (
 
 @every_target
 def test_what_fuzzing_found_is_taken_or_refused_as_documented(target: Target) -> None:
-    for name, data in kept(target).items():
-        try:
-            target.run(data)
-        except Exception as error:
-            error.add_note(f"given tests/fuzz/{name}")
-            raise
+    for data in inputs_of(target):
+        run(target, data)
 
 
 @every_target
 def test_changed_inputs_are_taken_or_refused_as_documented(target: Target) -> None:
-    inputs = [*kept(target).values(), *target.seeds()]
+    inputs = inputs_of(target)
     chance = random.Random(SEED)
     for _ in range(N_MUTANTS):
-        data = mutant(chance, inputs, target.max_bytes)
-        try:
-            target.run(data)
-        except Exception as error:
-            error.add_note(f"given {data!r}")
-            raise
+        run(target, mutant(chance, inputs, target.max_bytes))
 
 
-def test_no_target_keeps_more_than_it_needs() -> None:
-    for target in TARGETS.values():
-        inputs = kept(target).values()
-        assert len(inputs) < 200, target.name
-        assert sum(map(len, inputs)) < 200_000, target.name
+def run(target: Target, data: bytes) -> None:
+    try:
+        target.run(data)
+    except Exception as error:
+        error.add_note(f"given {data!r}")
+        raise
 
 
-def test_folders_belong_to_targets() -> None:
-    found = {path.name for kind in ("corpus", "crashes") for path in (HERE / kind).glob("*")}
-    assert found <= set(TARGETS)
+def test_files_belong_to_targets() -> None:
+    found = {path.name for folder in (kept.CORPUS, kept.CRASHES) for path in folder.iterdir()}
+    assert found <= {f"{name}.txt" for name in TARGETS}
+
+
+def test_what_is_kept_is_read_back_as_it_was_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kept, "CORPUS", tmp_path / "corpus")
+    monkeypatch.setattr(kept, "CRASHES", tmp_path / "crashes")
+    inputs = [b"", b"#", b"'\"\r\n\x0c\x85", bytes(range(256))]
+
+    kept.write_corpus("a", reversed([*inputs, b""]))
+    for data in inputs:
+        kept.add_crash("a", data, "ValueError: \u2028 of\ntwo lines")
+
+    assert kept.read(kept.CORPUS, "a") == kept.read(kept.CRASHES, "a") == inputs

@@ -51,6 +51,49 @@ def test_a_map_of_blackrock_is_read_by_labels_or_by_channel_numbers(tmp_path: Pa
     assert by_label.tolist() == [[400.0, 400.0], [0.0, 400.0], [0.0, 0.0], [400.0, 0.0]]
 
 
+PRB = """# of a tetrode
+total_nb_channels = 4
+channel_groups = {
+    0: {"channels": list(range(2)), "graph": [], "geometry": {0: (0, 0), 1: [0.0, 20.0]}},
+    1: {"channels": [3, 2], "geometry": {2: (30, 0), 3: (30, -20)}},
+}
+"""
+
+
+def test_groups_of_klusta_are_wired_to_the_channels_they_name(tmp_path: Path) -> None:
+    (tmp_path / "array.prb").write_text(PRB)
+
+    found = positions(4, None, beside=tmp_path).tolist()
+
+    assert found == [[0.0, 0.0], [0.0, 20.0], [30.0, 0.0], [30.0, -20.0]]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("open('ran', 'w')\n" + PRB, "line 1 is code"),
+        (PRB + "for group in channel_groups.values():\n    open('ran', 'w')\n", "line 7 is code"),
+        ("import os\n" + PRB, "line 1 is code"),
+        ("channel_groups = {0: {'channels': open('ran', 'w'), 'geometry': {}}}", "malformed"),
+        ("channel_groups = {0: {'channels': range(10**9), 'geometry': {}}}", "is no probe"),
+        ("channel_groups = {0: {'channels': range(1000000000), 'geometry': {}}}", "more than 65536 channels"),
+        ("channel_groups = {0: {'channels': [0, 1]}}", "geometry"),
+        ("channel_groups = [", "SyntaxError"),
+        ("x = 1", "is no probe"),
+    ],
+)
+def test_a_probe_file_is_read_and_never_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, says: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "array.prb").write_text(text)
+
+    with pytest.raises(ConfigError, match=says):
+        positions(4, None, beside=tmp_path)
+
+    assert not (tmp_path / "ran").exists()
+
+
 def test_a_file_of_probeinterface_is_wired_to_the_channels_it_names(tmp_path: Path) -> None:
     probe = pi.generate_linear_probe(num_elec=4, ypitch=20.0)
     probe.set_device_channel_indices([3, 2, 1, 0])
