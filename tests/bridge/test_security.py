@@ -519,8 +519,7 @@ def test_a_storm_of_strangers_leaves_the_daemon_answering(tmp_path: Path, caplog
 def test_strangers_that_stay_keep_no_client_from_what_it_does(tmp_path: Path, said: Callable[[str], str]) -> None:
     with guarded(tmp_path) as rig, rig.client("eye") as eye, contextlib.ExitStack() as stack:
         assert eye.request("status")
-        assert rig.daemon._door is not None
-        rig.daemon._door._most_connections = 8
+        rig.daemon._sockets.door._most_connections = 8
         address = ("127.0.0.1", int(rig.daemon.addresses["control"].rpartition(":")[2]))
         for _ in range(30):
             stack.enter_context(socket.create_connection(address, WAIT_S))
