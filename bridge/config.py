@@ -480,7 +480,11 @@ def parse(text: str, *, folder: Path | None = None, where: str = "session") -> S
         return config
     config = _with_paths_from(config, folder)
     for key, path in paths_in(config, ""):
-        if not path.exists() and key not in _MADE_LATER:
+        try:
+            is_there = path.exists()
+        except OSError as error:  # a folder on the way that this user may not enter
+            raise ConfigError(f"{where}: {key} names {path}, which cannot be reached: {error.strerror}") from None
+        if not is_there and key not in _MADE_LATER:
             fix = _MADE_BY.get(key, "mend the path, or put the file there")
             raise ConfigError(f"{where}: {key} names {path}, which does not exist; {fix}")
     return config

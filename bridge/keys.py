@@ -84,13 +84,13 @@ def init_folder(folder: Path) -> Certificate:
         Where it has one already, or cannot be written.
     """
     path = folder / "server.key_secret"
-    if path.exists():
-        raise ConfigError(f"{path} is there already: clients believe that key alone; name another folder")
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise ConfigError(f"{folder} is there already, and is no empty folder; name another one")
     public, secret = zmq.curve_keypair()
     made = Certificate(public, secret, {"name": "server"})
     with _told(folder):
+        if path.exists():
+            raise ConfigError(f"{path} is there already: clients believe that key alone; name another folder")
+        if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+            raise ConfigError(f"{folder} is there already, and is no empty folder; name another one")
         for made_folder in (folder, folder / "clients"):
             made_folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             made_folder.chmod(0o700)
@@ -112,12 +112,13 @@ def new_client(folder: Path, name: str, roles: Role, out: Path | None = None) ->
     server = load_server(folder)
     out = out or folder / "clients" / f"{name}.key_secret"
     listed = folder / "clients" / f"{name}.key"
-    for path, what in ((listed, "there is a client of that name: revoke it first"), (out, "keys are not overwritten")):
-        if path.exists():
-            raise ConfigError(f"{path} is there already; {what}, or choose another name")
     public, secret = zmq.curve_keypair()
     metadata = {"name": name, "roles": ",".join(names_of(roles))}
+    taken = ((listed, "there is a client of that name: revoke it first"), (out, "keys are not overwritten"))
     with _told(folder):
+        for path, what in taken:
+            if path.exists():
+                raise ConfigError(f"{path} is there already; {what}, or choose another name")
         _write(out, Certificate(public, secret, metadata | {"server": server.public.decode()}))
         _write(listed, Certificate(public, None, metadata))
     return out
@@ -132,10 +133,10 @@ def revoke_client(folder: Path, name: str) -> None:
         Where there is none of that name.
     """
     path = folder / "clients" / f"{name}.key"
-    if not _NAME.fullmatch(name) or not path.is_file():
-        known = ", ".join(sorted(sender.name for sender in clients(folder).values())) or "none"
-        raise ConfigError(f"{folder} has no client {name!r}; it has {known}")
     with _told(folder):
+        if not _NAME.fullmatch(name) or not path.is_file():
+            known = ", ".join(sorted(sender.name for sender in clients(folder).values())) or "none"
+            raise ConfigError(f"{folder} has no client {name!r}; it has {known}")
         path.unlink()
         path.with_suffix(".key_secret").unlink(missing_ok=True)  # where it was left here, it is good for nothing now
 
@@ -149,21 +150,22 @@ def load_server(folder: Path) -> Certificate:
         Where it is not there, is damaged, or others may read it.
     """
     path = folder / "server.key_secret"
-    if not path.exists():
-        raise ConfigError(f"{folder} holds no key of a daemon; 'neuromod keys init {folder}' makes it")
-    for kept in (folder, folder / "clients"):
-        if sys.platform == "win32" or not kept.exists():
-            continue
-        if (owner := kept.stat().st_uid) not in (os.geteuid(), 0):
-            raise ConfigError(
-                f"{kept} belongs to another user (uid {owner}), who may let clients in; keys belong to the user that "
-                "runs the daemon: where that is the other one, run this as that one too"
-            )
-        if kept.stat().st_mode & 0o022:
-            raise ConfigError(
-                f"others may let clients in: {kept} has mode {mode_of(kept)}, expected 0700; chmod 700 {kept}"
-            )
-    return _load_secret(path)
+    with _told(folder):
+        if not path.exists():
+            raise ConfigError(f"{folder} holds no key of a daemon; 'neuromod keys init {folder}' makes it")
+        for kept in (folder, folder / "clients"):
+            if sys.platform == "win32" or not kept.exists():
+                continue
+            if (owner := kept.stat().st_uid) not in (os.geteuid(), 0):
+                raise ConfigError(
+                    f"{kept} belongs to another user (uid {owner}), who may let clients in; keys belong to the user "
+                    "that runs the daemon: where that is the other one, run this as that one too"
+                )
+            if kept.stat().st_mode & 0o022:
+                raise ConfigError(
+                    f"others may let clients in: {kept} has mode {mode_of(kept)}, expected 0700; chmod 700 {kept}"
+                )
+        return _load_secret(path)
 
 
 def load_client(path: Path) -> ClientKey:

@@ -108,6 +108,24 @@ def test_a_folder_of_another_user_is_refused(folder: Path, which: str, monkeypat
         keys.load_server(folder)
 
 
+def test_a_folder_that_may_not_be_entered_is_one_sentence(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "session.toml"
+    file.write_text('source = "zmq"\n[security]\nkeys = "keys"\n')
+
+    def fail(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(folder))
+
+    monkeypatch.setattr(Path, "exists", fail)  # as it does for anybody but root
+
+    for ask in (keys.load_server, keys.init_folder, lambda at: keys.new_client(at, "anna", Role.OBSERVE)):
+        with pytest.raises(ConfigError, match="Permission denied"):
+            ask(folder)
+    with pytest.raises(ConfigError, match=r"security.keys names .*keys, which cannot be reached: Permission denied"):
+        load(file)
+
+
 def test_no_key_is_overwritten(folder: Path, tmp_path: Path) -> None:
     out = keys.new_client(folder, "anna", Role.OBSERVE, tmp_path / "anna.key")
     before = out.read_bytes()
