@@ -164,30 +164,31 @@ def test_who_may_stimulate_arms_holds_asks_and_disarms(shared: Guarded) -> None:
         assert (shared.errors("session"), shared.errors("replayed")) == before
 
 
-def test_a_stop_is_obeyed_by_the_way_that_a_key_opens_and_said_to_fail_where_there_is_none(shared: Guarded) -> None:
-    with shared.client("doctor") as doctor, shared.client("hand") as hand:
-        hand.send_stimuli([0.0] * 16)
-        wait_until(lambda: shared.health["state"] == "streaming", "a tick")
-        doctor.arm(60.0)
-    topics = ("stimulation", "health")
-    with Line(*topics, **shared.daemon.addresses, client_key=shared.files["eye"]) as eye:
-        stop = Stop(eye)
-        wait_until(lambda: stop.wait(SHORT_S) or stop.forbidden, "the refusal")
-        assert (stop.is_sent, stop.is_answered, stop.confirmed_by, stop.refusal) == (False, False, "", None)
-        assert "disarm needs the role stimulate or control" in stop.forbidden
-        assert shared.health["stimulation"]["state"] == "armed"
-    with Line(*topics, **shared.daemon.addresses, client_key=shared.files["hand"]) as line:  # the message alone
-        stop = Stop(line)
-        wait_until(lambda: stop.wait(0.01) or (stop.is_sent and stop.forbidden), "the refusal of the command")
-        wait_until(lambda: shared.health["stimulation"]["state"] == "disarmed", "the end of the arming")
+def test_a_stop_is_obeyed_by_the_way_that_a_key_opens_and_said_to_fail_where_there_is_none(tmp_path: Path) -> None:
+    with guarded(tmp_path) as rig:
+        with rig.client("doctor") as doctor, rig.client("hand") as hand:
+            hand.send_stimuli([0.0] * 16)
+            wait_until(lambda: rig.health["state"] == "streaming", "a tick")
+            doctor.arm(60.0)
+        topics = ("stimulation", "health")
+        with Line(*topics, **rig.daemon.addresses, client_key=rig.files["eye"]) as eye:
+            stop = Stop(eye)
+            wait_until(lambda: stop.wait(SHORT_S) or stop.forbidden, "the refusal")
+            assert (stop.is_sent, stop.is_answered, stop.confirmed_by, stop.refusal) == (False, False, "", None)
+            assert "disarm needs the role stimulate or control" in stop.forbidden
+            assert rig.health["stimulation"]["state"] == "armed"
+        with Line(*topics, **rig.daemon.addresses, client_key=rig.files["hand"]) as line:  # the message alone
+            stop = Stop(line)
+            wait_until(lambda: stop.wait(0.01) or (stop.is_sent and stop.forbidden), "the refusal of the command")
+            wait_until(lambda: rig.health["stimulation"]["state"] == "disarmed", "the end of the arming")
 
 
-def test_the_monitor_says_that_a_key_cannot_stop(shared: Guarded) -> None:
-    with shared.client("doctor") as doctor, shared.client("hand") as hand:
+def test_the_monitor_says_that_a_key_cannot_stop(tmp_path: Path) -> None:
+    with guarded(tmp_path) as rig, rig.client("doctor") as doctor, rig.client("hand") as hand:
         hand.send_stimuli([0.0] * 16)
-        wait_until(lambda: shared.health["state"] == "streaming", "a tick")
+        wait_until(lambda: rig.health["state"] == "streaming", "a tick")
         doctor.arm(60.0)
-        steersman = Hand({**shared.daemon.addresses, "client_key": shared.files["eye"]})
+        steersman = Hand({**rig.daemon.addresses, "client_key": rig.files["eye"]})
         steersman.start()
         try:
             steersman.stop()
@@ -222,13 +223,14 @@ def test_a_peer_goes_to_another_host_with_a_key_alone(tmp_path: Path) -> None:
 # -- who does not
 
 
-@pytest.mark.parametrize("name", ["ingest", "output", "control"])
-def test_without_a_key_nobody_gets_in(shared: Guarded, said: Callable[[str], str], name: str) -> None:
-    before = shared.strangers
-    kind = {"ingest": zmq.PUSH, "output": zmq.SUB, "control": zmq.DEALER}[name]
-    with stranger(kind, shared.daemon.addresses[name], None):
-        wait_until(lambda: shared.strangers > before, "the refusal")
-    said(rf"refused: a client at \S.* (came without a key|broke off).*, and may not connect to {name}")
+def test_without_a_key_nobody_gets_in(tmp_path: Path, said: Callable[[str], str]) -> None:
+    kinds = {"ingest": zmq.PUSH, "output": zmq.SUB, "control": zmq.DEALER}
+    with guarded(tmp_path) as rig:  # whose log has told of nobody yet
+        for name, kind in kinds.items():
+            before = rig.strangers
+            with stranger(kind, rig.daemon.addresses[name], None):
+                said(rf"refused: a client at \S.* (came without a key|broke off).*, and may not connect to {name}")
+            assert rig.strangers > before
 
 
 def test_a_client_without_a_key_is_told_what_may_be(shared: Guarded) -> None:
@@ -279,13 +281,15 @@ def test_a_client_of_another_daemon_does_not_get_in(
 
 @pytest.mark.parametrize(("name", "client"), [("output", "hand"), ("output", "boss"), ("ingest", "eye")])
 def test_a_key_without_the_role_of_a_socket_does_not_get_in(
-    shared: Guarded, said: Callable[[str], str], name: str, client: str
+    shared: Guarded, said: Callable[[str], str], tmp_path: Path, name: str, client: str
 ) -> None:
+    other = f"other-{client}"  # of whom the log has not told within the last minute
+    key = keys.new_client(shared.folder, other, ROLES[client], tmp_path / "key")
     before = shared.refused("role")
     kind = {"ingest": zmq.PUSH, "output": zmq.SUB}[name]
-    with stranger(kind, shared.daemon.addresses[name], keys.load_client(shared.files[client])):
+    with stranger(kind, shared.daemon.addresses[name], keys.load_client(key)):
         wait_until(lambda: shared.refused("role") > before, "the refusal")
-    said(rf"refused: {client} \([0-9a-f]{{16}}\) at 127\.0\.0\.1 may not connect to {name}: its key has")
+    said(rf"refused: {other} \([0-9a-f]{{16}}\) at 127\.0\.0\.1 may not connect to {name}: its key has")
 
 
 def test_a_client_that_is_refused_hears_that_it_may_be_for_its_key(shared: Guarded) -> None:
