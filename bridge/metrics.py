@@ -148,7 +148,8 @@ class DaemonMetrics(PrometheusCollector):
         yield _gauges("state", "1 for the state that the daemon is in, 0 for the others", ["state"], states)
         yield _gauge("warming_up", "1 until front end and encoder are ready", health["warming_up"])
         yield _gauge("excluded_channels", "Channels of the source that are left out", len(health["excluded_channels"]))
-        yield _counter("restarts", "Times that the supervisor started it anew", [], {"": health.get("restarts", 0)})
+        restarts = {"": health.get("restarts", 0)}
+        yield _counter("restarts", "Lives in a row before this one that did not end in order", [], restarts)
         for name, count in health["blanked"].items():
             yield _counter(f"blanked_{name}", f"Blanked around pulses of stimulation: {name}", [], {"": count})
 
