@@ -25,7 +25,7 @@ from numpy.typing import ArrayLike
 from neuromod.bridge import wire
 from neuromod.bridge.admission import UNORDERED
 from neuromod.bridge.arming import prove
-from neuromod.bridge.keys import ClientKey, load_client
+from neuromod.bridge.keys import ClientKey, connect, load_client
 from neuromod.engine.errors import NeuromodError
 
 POLL_MS = 100  # how soon a waiting subscription notices `stop`
@@ -418,10 +418,8 @@ def _or_refused(key: object) -> str:
 
 
 def _connect(socket: "zmq.Socket[bytes]", address: str, key: ClientKey | None) -> None:
-    if key is not None:
-        key.apply(socket)
     try:
-        socket.connect(address)
+        connect(socket, address, key)
     except zmq.ZMQError as error:
         socket.close(0)
         raise wire.MessageError(

@@ -46,7 +46,6 @@ _LOOK_EVERY_S = 1.0
 _YOUNG_S = 2.0  # a folder that changed so lately may change again without a new time
 _MOST_CONNECTIONS = 4096
 _HANDSHAKE_MS = 5000
-_HEARTBEAT_MS, _HEARTBEAT_TIMEOUT_MS = 5000, 15000
 _BACKLOG = 256
 
 _FAILURES: dict[int, tuple[str, str]] = {
@@ -110,7 +109,7 @@ class Doorkeeper:
     def protect(self, name: str, guarded: "zmq.Socket[bytes]") -> None:
         """Have a socket ask for keys, let go of dead peers, and tell what happens to its connections."""
         guarded.handshake_ivl = _HANDSHAKE_MS
-        guarded.heartbeat_ivl, guarded.heartbeat_timeout = _HEARTBEAT_MS, _HEARTBEAT_TIMEOUT_MS
+        guarded.heartbeat_ivl, guarded.heartbeat_timeout = keys.HEARTBEAT_MS, keys.HEARTBEAT_TIMEOUT_MS
         guarded.tcp_keepalive = 1
         guarded.backlog = _BACKLOG
         if self._folder is not None:

@@ -67,6 +67,19 @@ class ClientKey:
         socket.curve_publickey, socket.curve_secretkey, socket.curve_serverkey = self.public, self.secret, self.server
 
 
+HEARTBEAT_MS, HEARTBEAT_TIMEOUT_MS = 5000, 15000
+"""How often an end of a connection asks whether the other one is there, and how long it waits for the answer."""
+
+
+def connect(socket: "zmq.Socket[bytes]", address: str, key: ClientKey | None) -> None:
+    """Connect the socket of a client, with its key where it has one."""
+    # A host without power says no good-bye, and a subscriber nothing that could be refused: it would wait for ever.
+    socket.heartbeat_ivl, socket.heartbeat_timeout = HEARTBEAT_MS, HEARTBEAT_TIMEOUT_MS
+    if key is not None:
+        key.apply(socket)
+    socket.connect(address)
+
+
 def fingerprint(public: bytes) -> str:
     """Return what tells keys apart in logs and lists: 16 hexadecimal digits of the SHA-256 of the public key."""
     return hashlib.sha256(public).hexdigest()[:16]

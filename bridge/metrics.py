@@ -4,6 +4,7 @@ A scrape runs in a thread of its own. It reads counters that the loop and the co
 they want. Nothing is global: a registry belongs to one daemon.
 """
 
+import contextlib
 import http.server
 import logging
 import platform
@@ -38,7 +39,7 @@ STATES = (*rt.STATE_NAMES, "paused", "stopping")
 
 _PATHS = ("/", "/metrics")
 _TURN_S = 0.1
-_LONGEST_REQUEST_S = 5.0
+_LONGEST_SILENCE_S = 5.0
 _MOST_CONNECTIONS = 8
 _HEAD, _TAIL = 0, 8  # items of a ring's `ends`
 
@@ -147,7 +148,8 @@ class DaemonMetrics(PrometheusCollector):
         yield _gauges("state", "1 for the state that the daemon is in, 0 for the others", ["state"], states)
         yield _gauge("warming_up", "1 until front end and encoder are ready", health["warming_up"])
         yield _gauge("excluded_channels", "Channels of the source that are left out", len(health["excluded_channels"]))
-        yield _counter("restarts", "Times that the supervisor started it anew", [], {"": health.get("restarts", 0)})
+        restarts = {"": health.get("restarts", 0)}
+        yield _counter("restarts", "Lives in a row before this one that did not end in order", [], restarts)
         for name, count in health["blanked"].items():
             yield _counter(f"blanked_{name}", f"Blanked around pulses of stimulation: {name}", [], {"": count})
 
@@ -309,7 +311,7 @@ class MetricsServer:
 
 
 class _Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
-    """A thread a request; so few at once, and for so short a time, that nobody can take the daemon's descriptors."""
+    """A thread a request, so few at once that nobody can take the daemon's descriptors."""
 
     daemon_threads = True
     timeout = _TURN_S
@@ -318,7 +320,8 @@ class _Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
 
     def __init__(self, host: str, port: int) -> None:
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self._free = threading.BoundedSemaphore(_MOST_CONNECTIONS)
+        self._served: list[Any] = []  # from the oldest
+        self._changed = threading.Condition()
         super().__init__((host, port), _Handler)
 
     def server_bind(self) -> None:
@@ -333,27 +336,30 @@ class _Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
             raise
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
-        return self._free.acquire(blocking=False)
+        with self._changed:
+            if len(self._served) == _MOST_CONNECTIONS:
+                # the oldest makes way: a scrape takes milliseconds, a letter now and then may take for ever
+                with contextlib.suppress(OSError):  # gone by itself
+                    self._served[0].shutdown(socket.SHUT_RDWR)
+                self._changed.wait(_TURN_S)
+            has_place = len(self._served) < _MOST_CONNECTIONS
+            if has_place:
+                self._served.append(request)
+        return has_place
 
-    def process_request(self, request: Any, client_address: Any) -> None:
-        try:
-            super().process_request(request, client_address)
-        except BaseException:  # there is no thread to give the place back
-            self._free.release()
-            raise
-
-    def process_request_thread(self, request: Any, client_address: Any) -> None:
-        try:
-            super().process_request_thread(request, client_address)
-        finally:
-            self._free.release()
+    def shutdown_request(self, request: Any) -> None:
+        with self._changed:  # before it is closed: its descriptor may be another's then
+            if request in self._served:
+                self._served.remove(request)
+                self._changed.notify()
+        super().shutdown_request(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         log.debug("a scrape failed", exc_info=True)
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
-    timeout = _LONGEST_REQUEST_S
+    timeout = _LONGEST_SILENCE_S
     server: _Server
 
     def do_GET(self) -> None:

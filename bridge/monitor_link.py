@@ -13,7 +13,7 @@ from typing import Any, Self
 import zmq
 
 from neuromod.bridge import wire
-from neuromod.bridge.keys import load_client
+from neuromod.bridge.keys import connect, load_client
 from neuromod.bridge.monitor_model import TOPICS, Model
 from neuromod.bridge.operator import Line, Stop
 from neuromod.engine.errors import NeuromodError
@@ -36,10 +36,8 @@ class Ear:
         self._socket.reconnect_ivl, self._socket.reconnect_ivl_max = 100, 1000
         for topic in TOPICS:
             self._socket.subscribe(topic.encode())
-        if key is not None:
-            key.apply(self._socket)
         try:
-            self._socket.connect(output)
+            connect(self._socket, output, key)
         except zmq.ZMQError as error:
             self.close()
             raise NeuromodError(

@@ -11,7 +11,7 @@ from pydantic import AfterValidator, Field
 
 from neuromod.adapters.actuator_config import check_loopback
 from neuromod.bridge import wire
-from neuromod.bridge.keys import load_client
+from neuromod.bridge.keys import connect, load_client
 
 _AT_ONCE = 256
 _BUFFER = 10_000
@@ -88,9 +88,7 @@ class Peer:
         for topic in topics:
             self.sub.subscribe(topic)
         for socket, address in ((self.sub, self._config.output), (self._push, self._config.ingest)):
-            if self._key is not None:
-                self._key.apply(socket)
-            socket.connect(address)
+            connect(socket, address, self._key)
 
     def close(self) -> None:
         """Close both sockets; what was not sent yet is lost."""

@@ -331,6 +331,7 @@ def test_what_a_host_does_not_have_is_said_with_what_to_do(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
+        (("apply", "--cpus", "3-2"), "expected CPUs such as 2,3 or 2-5, got '3-2'"),
         (("apply", "--cpus", "7"), "this host has no CPU 7; it has 0-3"),
         (("apply", "--skip", "idel"), "no step is called idel"),
     ],

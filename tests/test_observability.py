@@ -133,6 +133,18 @@ def test_every_alert_says_how_grave_it_is_what_happened_and_what_to_do() -> None
         assert rule["annotations"]["description"].endswith("."), rule["alert"]
 
 
+def test_every_alert_is_made_to_fire_on_made_up_series() -> None:
+    fired = set(re.findall(r'alertname="(\w+)"', (FOLDER / "alerts_test.yml").read_text()))
+    assert fired == {rule["alert"] for rule in rules()}
+
+
+def test_what_is_now_is_not_what_was_last_heard() -> None:
+    # else a daemon that has ended goes on to be streaming, and armed
+    for panel in panels():
+        if panel["type"] == "stat":
+            assert [target["instant"] for target in panel["targets"]] == [True], panel["title"]
+
+
 def test_panels_have_numbers_of_their_own_and_do_not_overlap() -> None:
     board = json.loads(BOARD.read_text())
     assert len({panel["id"] for panel in board["panels"]}) == len(board["panels"])

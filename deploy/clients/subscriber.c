@@ -31,6 +31,7 @@ static void print(const char *name, msgpack_object o) {
 int main(int argc, char **argv) {
     const char *address = argc > 2 ? argv[2] : "tcp://127.0.0.1:5556";
     void *socket = zmq_socket(zmq_ctx_new(), ZMQ_SUB);
+    zmq_setsockopt(socket, ZMQ_HEARTBEAT_IVL, &(int){5000}, sizeof(int)); /* else one without power is waited for */
     zmq_setsockopt(socket, ZMQ_RCVHWM, &(int){100000}, sizeof(int)); /* libzmq drops what waits beyond it, silently */
     for (int i = 0; i < 3; i++) {
         const char *key = getenv(CURVE[i]);
@@ -38,8 +39,7 @@ int main(int argc, char **argv) {
         zmq_setsockopt(socket, ZMQ_SUBSCRIBE, TOPICS[i], strlen(TOPICS[i]));
     }
     if (zmq_connect(socket, address)) return fail(address, zmq_strerror(errno));
-    uint64_t next[3] = {0}, lost[3] = {0};
-    msgpack_unpacked m = {0}; /* freed by each unpacking that follows */
+    uint64_t next[3] = {0}, lost[3] = {0}; msgpack_unpacked m = {0}; /* freed by each unpacking that follows */
     for (long left = argc > 1 ? atol(argv[1]) : 10; left > 0; left--) {
         static char topic[16], payload[1 << 20];
         int n = zmq_recv(socket, topic, sizeof topic, 0), size = zmq_recv(socket, payload, sizeof payload, 0), t = 0;

@@ -5,7 +5,8 @@ import { Subscriber } from "zeromq";
 const [count = "10", address = "tcp://127.0.0.1:5556"] = process.argv.slice(2);
 const { NEUROMOD_SERVER_KEY, NEUROMOD_PUBLIC_KEY, NEUROMOD_SECRET_KEY } = process.env;
 
-const socket = new Subscriber({ receiveHighWaterMark: 100000 }); // libzmq drops what waits beyond it, silently
+// libzmq drops what waits beyond the mark, silently; without a heartbeat it waits for ever on a host that lost power
+const socket = new Subscriber({ receiveHighWaterMark: 100000, heartbeatInterval: 5000 });
 if (NEUROMOD_SERVER_KEY) {
   socket.curveServerKey = NEUROMOD_SERVER_KEY;
   socket.curvePublicKey = NEUROMOD_PUBLIC_KEY;

@@ -1,5 +1,7 @@
 """The client against real sockets that stand for a daemon; every wait has an end."""
 
+import contextlib
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -11,7 +13,7 @@ import numpy as np
 import pytest
 import zmq
 
-from neuromod.bridge import wire
+from neuromod.bridge import keys, wire
 from neuromod.bridge.client import Client, ClientTimeoutError, RefusedError
 from neuromod.bridge.wire import Flag, MessageError
 
@@ -113,6 +115,59 @@ def test_a_daemon_that_was_started_again_is_no_loss(daemon: Daemon, client: Clie
         next(subscription)
 
     assert subscription.lost == {}
+
+
+class Cable:
+    """A connection to a port, through which nothing comes any more once it is cut; a new one is whole."""
+
+    def __init__(self, port: int) -> None:
+        self._port, self._ends = port, set[socket.socket]()
+        self._dead: set[socket.socket] = set()
+        self._server = socket.create_server(("127.0.0.1", 0))
+        self.address = f"tcp://127.0.0.1:{self._server.getsockname()[1]}"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def cut(self) -> None:
+        self._dead |= self._ends
+
+    def close(self) -> None:
+        self._server.close()
+        for end in self._ends:
+            end.close()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                near, far = self._server.accept()[0], socket.create_connection(("127.0.0.1", self._port))
+                self._ends |= {near, far}
+                for pair in ((near, far), (far, near)):
+                    threading.Thread(target=self._carry, args=pair, daemon=True).start()
+
+    def _carry(self, source: socket.socket, sink: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                if source not in self._dead:
+                    sink.sendall(data)
+
+
+def test_a_connection_that_died_without_a_word_is_made_anew(
+    daemon: Daemon, pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keys, "HEARTBEAT_MS", 50)
+    monkeypatch.setattr(keys, "HEARTBEAT_TIMEOUT_MS", 200)
+    daemon.output.setsockopt(zmq.XPUB_VERBOSE, 1)  # tells of the second subscription too
+    with (
+        contextlib.closing(Cable(int(daemon.addresses["output"].rpartition(":")[2]))) as cable,
+        Client(output=cable.address) as client,
+    ):
+        subscription = client.subscribe("spikes", timeout_s=WAIT_S)
+        daemon.publish_to_subscriber(spikes(0))
+        next(subscription)
+        cable.cut()
+        message = pool.submit(next, subscription)  # which subscribes again
+        daemon.publish_to_subscriber(spikes(1))
+
+        assert getattr(message.result(WAIT_S), "seq", None) == 1
 
 
 def test_malformed_messages_are_passed_over_and_counted(daemon: Daemon, client: Client) -> None:

@@ -254,13 +254,13 @@ def test_other_paths_and_methods_are_refused(watched: Running) -> None:
 
 
 @pytest.mark.compiled_loop
-def test_connections_that_say_nothing_do_not_shut_prometheus_out(
+def test_connections_that_come_to_no_end_do_not_shut_prometheus_out(
     watched: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module._Handler, "timeout", 0.2)
+    monkeypatch.setattr(module._Handler, "timeout", None)  # as if each sent a letter now and then
     assert watched.daemon.metrics is not None
     port = int(watched.daemon.metrics.url.rpartition(":")[2].split("/")[0])
-    silent = [socket.create_connection(("127.0.0.1", port)) for _ in range(40)]
+    endless = [socket.create_connection(("127.0.0.1", port)) for _ in range(40)]
 
     def scraped() -> bool:
         try:
@@ -268,8 +268,8 @@ def test_connections_that_say_nothing_do_not_shut_prometheus_out(
         except OSError:
             return False
 
-    wait_until(scraped, "a scrape beside silent connections")
-    for one in silent:
+    wait_until(scraped, "a scrape beside endless connections")
+    for one in endless:
         one.close()
 
 
