@@ -67,18 +67,18 @@ class Settings:
     channels : tuple of int
         Counts of channels of the grid, at 30 kHz.
     ticks_ms : tuple of float
-        Lengths of ticks of the grid.
+        Lengths of ticks of the grid: whole numbers of samples, so that a push is a tick.
     loopback : bool
         Whether to send pulses through the whole path.
     """
 
     rounds: int = 5
-    link_s: float = 3.0
+    link_s: float = 2.0
     paced_s: float = 2.0
-    grid_s: float = 1.2
-    loopback_s: float = 4.0
+    grid_s: float = 1.0
+    loopback_s: float = 3.0
     channels: tuple[int, ...] = (16, 96, 384)
-    ticks_ms: tuple[float, ...] = (1.0, 0.5, 0.25)
+    ticks_ms: tuple[float, ...] = (1.0, 0.5, 0.2)
     loopback: bool = False
 
     @property

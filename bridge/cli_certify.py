@@ -15,16 +15,16 @@ if TYPE_CHECKING:
 
 
 def certify(
-    quick: Annotated[bool, typer.Option("--quick", help="Some 20 s on an idle host, rather than 2 minutes.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="About a minute, rather than four.")] = False,
     channels: Annotated[
         str | None, typer.Option(help="Counts of channels, commas.", show_default="16,96,384; 16,96 with --quick")
     ] = None,
     ticks: Annotated[
-        str | None, typer.Option(help="Lengths of ticks in ms, commas.", show_default="1,0.5,0.25; 1 with --quick")
+        str | None, typer.Option(help="Lengths of ticks in ms, commas.", show_default="1,0.5,0.2; 1 with --quick")
     ] = None,
     rounds: Annotated[int | None, typer.Option(min=1, max=1000, help="Repetitions of each.", show_default="5")] = None,
     seconds: Annotated[
-        float | None, typer.Option(min=0.5, max=3600.0, help="Length of one.", show_default="1 to 4")
+        float | None, typer.Option(min=0.5, max=3600.0, help="Length of one.", show_default="1 to 3")
     ] = None,
     loopback: Annotated[
         bool, typer.Option("--loopback", help="Also send pulses in, through all of it, and out at an actuator.")
@@ -42,7 +42,7 @@ def certify(
 ) -> None:
     """Measure this host as it is, beside bare loops, and say which rates of ticks and channels it can promise.
 
-    [bold]neuromod certify[/bold]    some two minutes; leave the host alone meanwhile, or do what will be done beside it
+    [bold]neuromod certify[/bold]    four minutes; leave the host alone meanwhile, or do what will be done beside it
 
     [bold]neuromod certify --quick --loopback --html host.html[/bold]
 
@@ -84,7 +84,7 @@ def _settings(
 
     found = Settings(loopback=loopback)
     if quick:
-        found = replace(found, link_s=1.0, paced_s=1.0, grid_s=1.0, loopback_s=2.0, channels=(16, 96), ticks_ms=(1.0,))
+        found = replace(found, link_s=1.0, paced_s=1.0, loopback_s=2.0, channels=(16, 96), ticks_ms=(1.0,))
     if channels is not None:
         n_channels = _numbers("--channels", channels, 1.0, 4096.0)
         if any(n != int(n) for n in n_channels):

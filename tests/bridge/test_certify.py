@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from neuromod.bridge import certify, certify_measures, certify_report
 from neuromod.bridge.certify_measures import Loopback, Measured, Pair, Point, Settings, _blocks_of, _judge_loopback
 from neuromod.bridge.cli import app
+from neuromod.bridge.cli_certify import _settings
 from neuromod.bridge.wire import Flag
 from neuromod.engine.errors import ConfigError
 
@@ -321,6 +322,12 @@ def test_a_histogram_can_be_drawn_of_anything(middle_us: float) -> None:
 
 
 # -- the command
+
+
+def test_what_is_measured_unless_told_otherwise_may_be_asked_for() -> None:
+    ticks_ms = Settings().ticks_ms
+
+    assert _settings(False, None, ",".join(map(str, ticks_ms)), None, None, False).ticks_ms == ticks_ms
 
 
 @pytest.mark.parametrize(
