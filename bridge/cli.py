@@ -390,6 +390,9 @@ def start(
     [bold]neuromod start --supervise session.toml[/bold]    as a child that is started anew after a crash; with
     checkpoint in the session file, from where it was, and always disarmed
     """
+    from neuromod.bridge.stop_signals import halt_on_signal
+
+    halt_on_signal(lambda: None)  # what only starts has nothing to stop
     journal = os.environ.get("JOURNAL_STREAM", "")
     logs.set_up(form=log_format, journal_stream=journal)  # the file is the daemon's alone
     if supervise:

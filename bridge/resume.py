@@ -90,10 +90,7 @@ class Life:
             self.last = _combined(self._read(), told)
         except OSError as error:
             self._unlock()
-            raise ConfigError(
-                f"checkpoint.path: {self._path} cannot be written ({error.strerror or error}); "
-                "make its folder, or name another"
-            ) from None
+            raise self._refusal(error) from None
         self._body: dict[str, Any] = {}
 
     def begin(self, session: str) -> None:
@@ -101,7 +98,7 @@ class Life:
 
         Raises
         ------
-        OSError
+        ConfigError
             The file cannot be written.
         """
         now = self._wall()
@@ -114,7 +111,10 @@ class Life:
             "is_clean": False,
             "why": "",
         }
-        self._write(seen_at=now)
+        try:
+            self._write(seen_at=now)
+        except OSError as error:
+            raise self._refusal(error) from None
 
     def seen(self) -> None:
         """Note that it still lives."""
@@ -128,6 +128,12 @@ class Life:
                 self._write(is_clean=is_clean, why=why, seen_at=self._wall())
             self._body = {}
         self._unlock()
+
+    def _refusal(self, error: OSError) -> ConfigError:
+        return ConfigError(
+            f"checkpoint.path: {self._path} cannot be written ({error.strerror or error}); "
+            "make its folder, or room, or name another"
+        )
 
     def _read(self) -> LastLife | None:
         try:

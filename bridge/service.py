@@ -527,7 +527,6 @@ def serve(
     hook = sys.unraisablehook
     sys.unraisablehook = unless_interrupted(hook)
     stop_on_signals(daemon.stopped, interrupt=lambda: daemon.is_looking)
-    halt_on_signal(lambda: None)  # there is nothing to stop yet
     is_open = False
     try:
         with notifier.starting():

@@ -27,6 +27,7 @@ class WatchdogConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
         One write of the record takes so long.
     sample_age_s : float
         The newest sample is older than `timing.late_ms`: when the loop takes it, or by now where the source is silent.
+        Messages of stimuli, which keep no clock, are not watched.
     clock_step_ms : float
         The clock on the wall was set by more than this between two looks, or the host slept for more than 0.1 s.
     clock_jump_ms, clock_uncertainty_ms : float

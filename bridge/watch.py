@@ -84,7 +84,7 @@ class Watch:
             uncertainty_ms=limits.clock_uncertainty_ms,
             source=clock_of_source,
         )
-        if limits.sample_age_s:
+        if limits.sample_age_s and config.source_content != "stimuli":  # which keep no clock
             checks["sample_age"] = Lasting(
                 limits.sample_age_s,
                 lambda: self._sample_age_s() > config.timing.late_ms / 1e3,
@@ -111,8 +111,8 @@ class Watch:
         return self.watchdogs.describe()
 
     def _sample_age_s(self) -> float:
-        collector = self._collector
-        return collector.sample_age_s(at_arrival=collector.state_name() not in _SILENT)
+        state = self._collector.state_name()
+        return math.nan if state == "ended" else self._collector.sample_age_s(at_arrival=state not in _SILENT)
 
     def _announce(self, name: str, is_ok: bool, sentence: str) -> None:
         collector = self._collector

@@ -133,7 +133,9 @@ def test_a_burst_of_the_past_is_dropped_and_the_newest_goes_on(loop: str, caplog
         push(outlet, pylsl.local_clock() - 0.02, 20)
         running.records.wait_for(20)
         push(outlet, pylsl.local_clock() - 2.0, 2000)
-        event = listener.until(lambda: next(iter(listener.of(EventMessage)), None), "the event")
+        (event,) = listener.until(
+            lambda: [m for m in listener.of(EventMessage) if m.name == "source.behind"], "the event"
+        )
         dropped = running.wait_for_health(lambda h: h["counters"]["samples_dropped"] > 1000, "the drop")
         running.wait_for_health(
             lambda h: h["counters"]["samples_dropped"] + h["counters"]["samples"] == 2020, "all samples"
@@ -143,7 +145,7 @@ def test_a_burst_of_the_past_is_dropped_and_the_newest_goes_on(loop: str, caplog
         newest = running.records.wait_for(n_before + 20)[n_before:]
         counters = running.health["counters"]
 
-    assert (event.name, event.source) == ("source.behind", "daemon")
+    assert event.source == "daemon"
     assert "samples were" in str(event.value)
     assert "dropped" in str(event.value)
     assert dropped["counters"]["samples_filled"] == 0
@@ -235,7 +237,8 @@ def test_a_daemon_that_was_held_up_goes_on_with_the_newest_and_its_record_replay
     inputs = recorded.records("inputs")
     drops = inputs[inputs["kind"] == INPUT_NAMES.index("behind")]
     assert drops["values"][:, 0].sum() == last["counters"]["samples_dropped"]
-    assert [event["name"] for event in recorded.messages("events")] == ["source.behind"] * len(drops)
+    named = [event["name"] for event in recorded.messages("events")]
+    assert named.count("source.behind") == len(drops)
     ticks = recorded.records("ticks")
     for drop in drops:
         after = ticks[(ticks["record"] >= drop["record"]) & (ticks["flags"] & Flag.FILLER == 0)]

@@ -278,6 +278,11 @@ def test_a_damaged_file_counts_as_a_crash(tmp_path: Path, text: str, caplog: pyt
     life.end("", is_clean=True)
 
 
-def test_a_folder_that_is_not_there_is_told(tmp_path: Path) -> None:
+def test_a_place_that_cannot_be_written_to_is_told(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="make its folder"):
         Life(tmp_path / "nowhere" / "c")
+    life = Life(tmp_path / "c")
+    (tmp_path / "c.life.partial").mkdir()  # as good as a full disk
+    with pytest.raises(ConfigError, match="cannot be written"):
+        life.begin("")
+    life.end("", is_clean=True)

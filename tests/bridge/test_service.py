@@ -499,9 +499,10 @@ def test_clients_of_a_daemon_that_was_started_again_go_on_by_themselves(tmp_path
     config = config.model_copy(update={"sockets": config.sockets.model_copy(update=sockets)})
     with Client(**sockets, timeout_s=WAIT_S) as client, client.subscribe("spikes", "state") as subscription:
         for _ in range(2):
-            with Running(config):
-                while not isinstance(subscription.receive(WAIT_S), StateMessage):
-                    pass  # and of the life before
+            with Running(config) as running:
+                begun = running.daemon.collector.now()
+                while not (isinstance(heard := subscription.receive(WAIT_S), StateMessage) and heard.t > begun):
+                    pass  # what the life before has left
                 for row in stimuli(5):
                     client.send_stimuli(row)
                 ticks: list[int] = []

@@ -568,9 +568,8 @@ def test_a_session_tells_dropped_errors_to_the_hook_that_was_there_and_puts_it_b
 
     monkeypatch.setattr(sys, "unraisablehook", hook)
     monkeypatch.setattr(service, "Daemon", Session)
-    for name in ("stop_on_signals", "halt_on_signal"):
-        monkeypatch.setattr(service, name, lambda *args, **options: None)
     monkeypatch.setattr(service, "STOP_SIGNALS", [])
+    monkeypatch.setattr(service, "stop_on_signals", lambda *args, **options: None)
     monkeypatch.setattr(gc, "freeze", lambda: None)
     assert service.serve(session(ZMQ)) == 0
     assert [str(error) for error in told] == ["dropped"]
