@@ -175,8 +175,7 @@ def _from_file(path: Path) -> Any:
     if path.suffix.lower() == ".prb":
         return _from_prb(path.read_text(encoding="utf-8"))
     probes = pi.read_probeinterface(path).probes
-    if len(probes) == 1:
-        return probes[0]
+    # of a probe as it is in the file, anything might be of any kind
     merged = _of_positions(np.concatenate([probe.contact_positions for probe in probes]))
     wiring = [probe.device_channel_indices for probe in probes]
     if all(part is not None for part in wiring):
