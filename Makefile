@@ -43,7 +43,7 @@ lint: .venv/ready-dev
 test-interpreted: .venv/ready-dev
 	NUMBA_DISABLE_JIT=1 $(BIN)/pytest -m "not long"
 
-# looks for bytes that break a parser; so many seconds for each of some two dozen
+# looks for bytes that break a parser; so many seconds for each of some thirty
 SECONDS ?= 60
 fuzz: .venv/ready-dev
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,fuzz]'

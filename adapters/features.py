@@ -66,7 +66,8 @@ class FeatureSource(LoadedSource):
 
 
 def _load_npy(path: Path) -> NDArray[Any]:
-    matrix: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    # numpy.load would take an archive of arrays, too, and leave a damaged one open
+    matrix: NDArray[Any] = np.lib.format.open_memmap(path, mode="r")
     return matrix
 
 

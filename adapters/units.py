@@ -17,7 +17,7 @@ from neuromod.adapters.memory import LoadedSource, MemorySource
 from neuromod.adapters.readers import open_neo
 from neuromod.engine.errors import RecordingError
 
-_MOST_VALUES = 1 << 32  # 16 GB of them
+_MOST_VALUES = 1 << 31  # of 4 bytes; stamps, and what it takes to count, are as large as six units
 
 
 class UnitSource(LoadedSource):
@@ -44,7 +44,7 @@ class UnitSource(LoadedSource):
             trains, end_s, markers = self._load_nev(path)
         chosen = self._choose(trains)
         bin_s = self._config.bin_ms / 1000.0
-        if not end_s / bin_s * max(1, len(chosen)) < _MOST_VALUES:
+        if not end_s / bin_s * (len(chosen) + 6) < _MOST_VALUES:
             raise RecordingError(
                 f"{path}: {len(chosen)} units over {end_s:.4g} s in bins of {self._config.bin_ms:g} ms are more than "
                 "can be held; if the sampling frequency is right and the file whole, give longer bins or fewer units"
@@ -163,5 +163,5 @@ def _phy_rate(folder: Path) -> float | None:
     """Return the sample_rate that a params.py states, read as text: a data folder is not code to run."""
     params = folder / "params.py"
     text = params.read_text(encoding="utf-8", errors="replace") if params.is_file() else ""
-    found = re.search(r"^\s*sample_rate\s*=\s*(\d+\.?\d*(?:[eE]\+?\d\d?)?)", text, re.MULTILINE)
+    found = re.search(r"^\s*sample_rate\s*=\s*(\d+\.?\d*(?:[eE]\+?\d\d?)?)\s*(?:#.*)?$", text, re.MULTILINE)
     return float(found[1]) if found else None

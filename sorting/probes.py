@@ -115,7 +115,14 @@ def _probe(wanted: str, names: list[str]) -> Any:
     if path.suffix.lower() in (".json", ".prb", ".cmp"):
         if not path.is_file():
             raise ConfigError(f"no probe file {path}; check the path")
-        return _from_cmp(path, names) if path.suffix.lower() == ".cmp" else _from_file(path)
+        try:
+            return _from_cmp(path, names) if path.suffix.lower() == ".cmp" else _from_file(path)
+        except ConfigError:
+            raise
+        except Exception as error:  # each format fails in its own way
+            raise ConfigError(
+                f"{path} is no probe that can be read ({type(error).__name__}: {error!s:.200})"
+            ) from error
     if wanted == "utah":
         return _of_positions(utah_positions(n))
     if wanted == "tetrode":
@@ -165,14 +172,10 @@ def _neuropixels(part: str, n: int) -> Any:
 def _from_file(path: Path) -> Any:
     import probeinterface as pi
 
-    try:
-        if path.suffix.lower() == ".prb":
-            return _from_prb(path.read_text(encoding="utf-8"))
-        probes = pi.read_probeinterface(path).probes
-    except Exception as error:  # each format fails in its own way
-        raise ConfigError(f"{path} is no probe that can be read ({type(error).__name__}: {error!s:.200})") from error
-    if len(probes) == 1:
-        return probes[0]
+    if path.suffix.lower() == ".prb":
+        return _from_prb(path.read_text(encoding="utf-8"))
+    probes = pi.read_probeinterface(path).probes
+    # of a probe as it is in the file, anything might be of any kind
     merged = _of_positions(np.concatenate([probe.contact_positions for probe in probes]))
     wiring = [probe.device_channel_indices for probe in probes]
     if all(part is not None for part in wiring):
