@@ -261,11 +261,11 @@ class Doorkeeper:
         self._clients = found
         if is_narrower:
             # libzmq ends no single connection: all end, and those that are still listed are back in a moment
-            log.warning("a key was revoked or has other roles: every connection is ended, and may come back")
             for monitor, name in self._monitors.items():
                 self._hear(monitor, name)  # of those that were let in this moment, too
             for (_, descriptor), peer in self._peers.items():
                 _end(descriptor, peer)
+            log.warning("a key was revoked or has other roles: every connection is ended, and may come back")
 
     def _tell_damaged(self, sentence: str) -> None:
         self._log.say(logging.ERROR, f"{sentence}; this client is not let in", sentence)
