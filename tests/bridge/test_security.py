@@ -18,7 +18,6 @@ from neuromod.bridge import keys, wire
 from neuromod.bridge.client import Client, ClientTimeoutError, RefusedError
 from neuromod.bridge.config import parse
 from neuromod.bridge.doorkeeper import Doorkeeper
-from neuromod.bridge.limits import SparingLog
 from neuromod.bridge.monitor_link import Hand
 from neuromod.bridge.operator import Line, Stop
 from neuromod.bridge.peer import Peer, PeerConfig
@@ -103,11 +102,9 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
 
 
 @pytest.fixture
-def said(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
+def said(caplog: pytest.LogCaptureFixture) -> Callable[[str], str]:
     """Return a function that waits for a line of the log, and returns it."""
     caplog.set_level(logging.INFO)
-    # an earlier test may have had the same line said within the minute
-    monkeypatch.setattr(SparingLog, "say", lambda self, level, sentence, *_: self._log.log(level, "%s", sentence))
 
     def wait_for(pattern: str) -> str:
         found: str = wait_until(lambda: next(filter(re.compile(pattern).search, list(caplog.messages)), ""), pattern)
