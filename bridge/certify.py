@@ -68,9 +68,10 @@ def report(measured: Measured, host: dict[str, Any], findings: Sequence[dict[str
         Of 'neuromod doctor'.
     """
     ticks = _pair(
-        "tick lateness", "from when a tick of 1 ms is due to its end, in the daemon's own loop", measured.ticks
+        "tick lateness", "from when a tick of 1 ms is due until the daemon's own loop begins it", measured.ticks
     )
-    ticks["bare_is"] = measured.bare_ticks
+    ended = _pair("tick end", "from when the same tick is due until it has ended", measured.ended)
+    ticks["bare_is"] = ended["bare_is"] = measured.bare_ticks
     ticks["target"] = {
         "over_bare_us": TICK_TARGET_US,
         "met": all(over is not None and over <= TICK_TARGET_US for over in ticks["over_bare"].values()),
@@ -83,7 +84,7 @@ def report(measured: Measured, host: dict[str, Any], findings: Sequence[dict[str
         "host": host,
         "settings": asdict(measured.settings),
         "findings": [finding for finding in findings if finding["name"] in _CHECKS],
-        "measures": {"zeromq": zeromq, "lsl": lsl, "ticks": ticks},
+        "measures": {"zeromq": zeromq, "lsl": lsl, "ticks": ticks, "ended": ended},
         "rule": rule(),
         "grid": [_point(point) for point in measured.points],
         "loopback": None if measured.loopback is None else _loopback(measured.loopback),

@@ -148,6 +148,7 @@ class Measured:
     zeromq: Pair
     lsl: Pair
     ticks: Pair
+    ended: Pair
     points: list[Point]
     loopback: Loopback | None
     bare_ticks: str
@@ -183,7 +184,7 @@ def measure(settings: Settings, step: Callable[[str], None] = lambda what: None)
     BenchError
         A process failed, or nothing arrived.
     """
-    zeromq, lsl, ticks = Pair(), Pair(), Pair()
+    zeromq, lsl, ticks, ended = Pair(), Pair(), Pair(), Pair()
     with Crew() as crew:
         for k in range(settings.rounds):
             step(f"ZeroMQ and LSL beside bare TCP, {k + 1} of {settings.rounds}")
@@ -194,9 +195,11 @@ def measure(settings: Settings, step: Callable[[str], None] = lambda what: None)
                 pair.bare.append(found[BARE])
         for k in range(settings.rounds):
             step(f"ticks of 1 ms beside a bare loop, {k + 1} of {settings.rounds}")
-            ours, bare = paced_ticks(crew, settings.paced_s)
-            ticks.ours.append(ours)
-            ticks.bare.append(bare)
+            begins, ends, bare = paced_ticks(crew, settings.paced_s)
+            ticks.ours.append(begins)
+            ended.ours.append(ends)
+            for pair in (ticks, ended):
+                pair.bare.append(bare)
         points = [Point(channels, tick_ms) for channels in settings.channels for tick_ms in settings.ticks_ms]
         for k in range(settings.rounds):
             for point in points if k % 2 == 0 else points[::-1]:
@@ -207,7 +210,7 @@ def measure(settings: Settings, step: Callable[[str], None] = lambda what: None)
             for k in range(settings.rounds):
                 step(f"pulses to an actuator, {k + 1} of {settings.rounds}")
                 run_loopback(crew, loopback, settings.loopback_s, seed=k)
-    return Measured(settings, zeromq, lsl, ticks, points, loopback, sleeper_words())
+    return Measured(settings, zeromq, lsl, ticks, ended, points, loopback, sleeper_words())
 
 
 def links(crew: Crew, seconds: float, interval_s: float = 0.0005) -> dict[int, NDArray[np.float64]]:
@@ -233,8 +236,8 @@ def links(crew: Crew, seconds: float, interval_s: float = 0.0005) -> dict[int, N
     return found
 
 
-def paced_ticks(crew: Crew, seconds: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return how late ticks of 1 ms ended in the daemon's loop, and how late a bare loop woke.
+def paced_ticks(crew: Crew, seconds: float) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Return how late ticks of 1 ms began and ended in the daemon's loop, and how late a bare loop woke.
 
     Both run at the same time: either sleeps for most of it, and what holds the machine up meets both.
     """
@@ -248,6 +251,7 @@ def paced_ticks(crew: Crew, seconds: float) -> tuple[NDArray[np.float64], NDArra
     due = ticks["t_sample"]
     together = (bare[:, 0] >= due[0]) & (bare[:, 0] <= due[-1])
     return (
+        _settled((ticks["t_arrival"] - due) * 1e6, due, "the loop's ticks"),
         _settled((ticks["t_tick"] - due) * 1e6, due, "the loop's ticks"),
         _settled(bare[together, 1], bare[together, 0], "the bare loop"),
     )

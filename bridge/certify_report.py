@@ -39,7 +39,7 @@ def print_report(console: Console, found: dict[str, Any], changed: dict[str, Any
     target = found["measures"]["ticks"]["target"]
     told = "[green]met" if target["met"] else "[red]not met"
     console.print(
-        f"ticks at most {target['over_bare_us']:g} us later than bare, at p50 and p99: {told}\n", highlight=False
+        f"ticks begin at most {target['over_bare_us']:g} us later than bare, at p50 and p99: {told}\n", highlight=False
     )
     if found["grid"]:
         promises = Table("channels", "tick", "promised", "late", "p50", "p99", "p99.9", "max", box=None, pad_edge=False)
@@ -236,7 +236,7 @@ def _measures(measures: dict[str, Any]) -> str:
     head = ("us", "p50", "p99", "p99.9", "max", "p50 over bare", "p99 over bare")
     target = measures["ticks"]["target"]
     word = "met" if target["met"] else "not met"
-    told = f"Ticks at most {target['over_bare_us']:g} us later than bare at p50 and p99: {word}."
+    told = f"Ticks begin at most {target['over_bare_us']:g} us later than bare at p50 and p99: {word}."
     return table(head, rows, numbers=range(1, 7)) + f"<p class=small>{told}</p>"
 
 

@@ -37,10 +37,11 @@ def runs(middle_us: float, n: int = 5, size: int = 1500) -> list[Any]:
 
 def measured(tick_us: float = 20.0, end_us: float = 300.0, n: int = 5) -> Measured:
     point = Point(96, 1.0, runs(end_us, n), runs(40.0, n), Pair(runs(end_us + 60.0, n), runs(250.0, n)))
-    zeromq, lsl, ticks = (
-        Pair(runs(ours, n), runs(bare, n)) for ours, bare in ((80.0, 40.0), (120.0, 40.0), (tick_us, 12.0))
+    zeromq, lsl, ticks, ended = (
+        Pair(runs(ours, n), runs(bare, n))
+        for ours, bare in ((80.0, 40.0), (120.0, 40.0), (tick_us, 12.0), (45.0, 12.0))
     )
-    return Measured(Settings(), zeromq, lsl, ticks, [point], None, "sleeping")
+    return Measured(Settings(), zeromq, lsl, ticks, ended, [point], None, "sleeping")
 
 
 def report(**of: Any) -> dict[str, Any]:
@@ -305,7 +306,7 @@ def test_the_page_has_every_histogram_and_says_what_changed(tmp_path: Path) -> N
 
     page = certify_report.write_html(tmp_path / "page.html", now, certify.compare(then, now)).read_text()
 
-    assert page.count("<svg") == page.count("</svg>") == 3 + 3 + 2  # measures, a point of the grid, the way out
+    assert page.count("<svg") == page.count("</svg>") == 4 + 3 + 2  # measures, a point of the grid, the way out
     for name in ("ZeroMQ", "LSL", "tick lateness", "96 channels, ticks of 1 ms", "there &lt;and&gt; back", "slower"):
         assert name in page
     assert not re.search(r'(src|href)="(?!data:)', page)  # one file, whole in itself
