@@ -261,6 +261,8 @@ class Collector:
             self._report_refusals(now)
 
     def _take_echoes(self, echoes: NDArray[Any]) -> None:
+        if not len(echoes):
+            return
         if self.recorder is not None:
             self.recorder.add("inputs", echoes)
         for echo in echoes[echoes["kind"] == rt.BEHIND]:
@@ -407,7 +409,8 @@ class Collector:
         if self._on_ticks is not None:
             self._on_ticks(ticks)
         self._last = ticks[-1:].copy()
-        live = ticks[(ticks["flags"] & (wire.Flag.FILLER | wire.Flag.PAUSED)) == 0]
+        is_idle = (ticks["flags"] & (wire.Flag.FILLER | wire.Flag.PAUSED)) != 0
+        live = ticks[~is_idle] if is_idle.any() else ticks
         if not len(live):
             return
         self.events.add_ticks(live["t_sample"], live["tick"])
