@@ -24,7 +24,7 @@ import threading
 import time
 import urllib.request
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -56,9 +56,10 @@ ingest = "{ingest}"
 output = "{output}"
 control = "{control}"
 """
-_REALTIME = """\
+_RUNTIME = """\
 [runtime]
-realtime_priority = {priority}
+realtime_priority = {realtime}
+cpus = {cpus}
 """
 _OBSERVED = """\
 [record]
@@ -289,8 +290,8 @@ class Scraper:
 class Bench:
     """A private LSL session of this machine, and the runs in it; a context manager."""
 
-    def __init__(self, stream: Stream = RAW, realtime: int = 0) -> None:
-        self.stream, self._realtime = stream, realtime
+    def __init__(self, stream: Stream = RAW, realtime: int = 0, cpus: Sequence[int] = ()) -> None:
+        self.stream, self._realtime, self._cpus = stream, realtime, list(cpus)
         self._stack = contextlib.ExitStack()
         self._folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="neuromod-bench-")))
         config = self._folder / "lsl_api.cfg"
@@ -315,8 +316,7 @@ class Bench:
         source_id, is_observed = uuid.uuid4().hex, system == OBSERVED
         text = _SESSION.format(source_id=source_id, ingest=ingest, output=output, control=control)
         metrics = metrics.removeprefix("tcp://")
-        if self._realtime:
-            text += _REALTIME.format(priority=self._realtime)
+        text += _RUNTIME.format(realtime=self._realtime, cpus=self._cpus)
         if is_observed:
             text += _OBSERVED.format(folder=folder / "sessions", metrics=metrics)
         session = folder / "session.toml"
@@ -444,11 +444,16 @@ def ratios(observed: list[Run], bare: list[Run]) -> dict[str, dict[str, float]]:
 
 
 def measure(
-    rounds: int, seconds: float, long_s: float, say: Callable[[str], None], realtime: int = 0
+    rounds: int,
+    seconds: float,
+    long_s: float,
+    say: Callable[[str], None],
+    realtime: int = 0,
+    cpus: Sequence[int] = (),
 ) -> dict[str, Any]:
     """Run everything."""
     runs: dict[str, list[Run]] = {BARE: [], OBSERVED: []}
-    with Bench(realtime=realtime) as bench:
+    with Bench(realtime=realtime, cpus=cpus) as bench:
         monitor = "neuromod monitor" if bench.with_monitor else "no neuromod monitor here: a subscriber in its place"
         say(f"{bench.stream.name}; {monitor}")
         for k, order in enumerate(_orders(rounds)):
@@ -459,7 +464,7 @@ def measure(
         found: dict[str, Any] = {
             "stream": bench.stream.name,
             "monitor": bench.with_monitor,
-            "realtime_priority": realtime,
+            "runtime": {"realtime_priority": realtime, "cpus": list(cpus)},
             "ratios": ratios(runs[OBSERVED], runs[BARE]) if rounds else {},
             "runs": {system: [summary(run) for run in them] for system, them in runs.items()},
         }
@@ -490,6 +495,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=20.0, help="of each run")
     parser.add_argument("--long", type=float, default=0.0, help="seconds of one more run of the observed daemon")
     parser.add_argument("--realtime", type=int, default=0, help="runtime.realtime_priority of either daemon")
+    parser.add_argument("--cpus", type=int, nargs="*", default=(), help="runtime.cpus of either daemon")
     parser.add_argument("--json", type=Path, help="write everything to this file")
     parser.add_argument("--listen", nargs=3, metavar=("OUTPUT", "TOPIC", "RESULT"), help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -500,7 +506,7 @@ def main() -> int:
     def say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
-    found = measure(given.rounds, given.seconds, given.long, say, given.realtime)
+    found = measure(given.rounds, given.seconds, given.long, say, given.realtime, given.cpus)
     for name, ratio in found["ratios"].items():
         print(f"{name}: observed / bare = {ratio['median']:.3f} ({ratio['least']:.3f} to {ratio['greatest']:.3f})")
     print("lost nothing" if not found["lost"] else f"lost {found['lost']}")
