@@ -30,7 +30,7 @@ from neuromod.bridge.wire import Flag, HealthMessage, OutputMessage, SpikesMessa
 
 WAIT_S = 20.0  # for what takes milliseconds: two busy cores may be busy with something else
 
-ONE_PROGRAM = """
+ONE_PULSE = """
 [[stimulation.electrodes]]
 name = "e1"
 area_um2 = 2000.0
@@ -41,11 +41,15 @@ name = "pulse"
 electrode = "e1"
 amplitude_ua = -10.0
 phase_us = 200.0
+"""
+"""One electrode, and a pulse on it; it follows a table [stimulation]."""
+
+ONE_PROGRAM = f"""{ONE_PULSE}
 [[stimulation.triggers]]
 event = 0
 program = "pulse"
 """
-"""One electrode, and a pulse on it at the decoder's first event; it follows a table [stimulation]."""
+"""The same at the decoder's first event."""
 
 FREE_PORTS = """
 [sockets]

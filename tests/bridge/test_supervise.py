@@ -15,7 +15,7 @@ import numpy as np
 import psutil
 import pylsl
 import pytest
-from harness import WAIT_S, Listener, Process, neuromod, process, wait_until
+from harness import ONE_PULSE, WAIT_S, Listener, Process, neuromod, process, wait_until
 
 from neuromod.bridge import checkpoint
 from neuromod.bridge import supervise as supervising
@@ -25,7 +25,8 @@ from neuromod.bridge.wire import EventMessage
 
 START_S = 240.0  # it may have to compile first
 
-SESSION = """
+SESSION = (
+    """
 source = {{kind = "lsl", name = "{name}", content = "features"}}
 [encoder]
 kind = "identity"
@@ -45,17 +46,9 @@ control = "ipc://{folder}/do"
 path = "{folder}/loop.checkpoint"
 every_s = 0.2
 [stimulation]
-[[stimulation.electrodes]]
-name = "e1"
-area_um2 = 2000.0
-material = "sirof"
-impedance_kohm = 50.0
-[[stimulation.programs]]
-name = "pulse"
-electrode = "e1"
-amplitude_ua = -10.0
-phase_us = 200.0
 """
+    + ONE_PULSE
+)
 
 
 class Streaming:
