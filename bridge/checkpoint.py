@@ -287,6 +287,9 @@ def _wrong_words(words: list[int], numbers: NDArray[np.float64], queue_length: i
         return f"sample {index} of block {block}"
     if index >= math.floor((block + 1) * float(numbers[pipelines._BLOCK_SAMPLES]) + 1e-6):
         return f"sample {index} of block {block}"
+    tick, tick_s = words[pipelines.TICK_NEXT], float(numbers[pipelines._PERIOD] * numbers[pipelines._BLOCK_SAMPLES])
+    if not 0 <= 1e9 * tick_s * tick <= _MANY:  # the time of the network, in ns, is an int64
+        return f"tick {tick}"
     longest = float(numbers[pipelines._LONGEST_FILL]) / float(numbers[pipelines._PERIOD])
     if not 0 <= missing <= longest + 1:
         return f"a gap of {missing} samples"

@@ -7,6 +7,6 @@ from typing import Final
 
 NO_ARRAYS: Final = (
     OSError, ValueError, TypeError, KeyError, EOFError, MemoryError, RuntimeError, OverflowError,
-    tokenize.TokenError, zipfile.BadZipFile, zlib.error,
+    SyntaxError, tokenize.TokenError, zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
 """What numpy raises for a file that is not, or not wholly, one that it has written."""
