@@ -2,7 +2,7 @@
 
 import logging
 import sys
-import time
+import threading
 
 log = logging.getLogger(__name__)
 
@@ -20,8 +20,20 @@ def wait_to_be_told() -> str:
     import neuromod.bridge.service  # noqa: F401 - this is what takes its time
     from neuromod.bridge.warm import is_compiled, warm_loop
 
-    while not is_compiled():  # by the daemon, which is at it
-        time.sleep(_LOOK_EVERY_S)
+    said: list[str] = []
+    told = threading.Event()
+
+    def listen() -> None:
+        said.append(sys.stdin.readline().strip())
+        told.set()
+
+    threading.Thread(target=listen, name="neuromod-standby", daemon=True).start()
+    # the daemon compiles; where it has died before it was done, nobody else will
+    while not is_compiled() and not told.wait(_LOOK_EVERY_S):
+        pass
+    if told.is_set() and not said[0]:
+        return ""
     warm_loop()
     log.info("a standby is ready")
-    return sys.stdin.readline().strip()
+    told.wait()
+    return said[0]

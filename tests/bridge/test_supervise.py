@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Sequence
@@ -239,6 +240,17 @@ sys.exit(0 if "--last-life" in sys.argv else 70)
 """
     assert supervise([sys.executable, "-c", script], has_standby=True) == 0
     assert "starts from nothing" in caplog.text
+
+
+def test_a_standby_takes_over_from_a_daemon_that_died_before_it_had_compiled(tmp_path: Path) -> None:
+    script = "from neuromod.bridge.standby import wait_to_be_told; print(wait_to_be_told())"
+    nothing_compiled = {"NUMBA_CACHE_DIR": str(tmp_path), "NUMBA_DISABLE_JIT": "1"}  # nor does it take a minute then
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        input="the last life\n", capture_output=True, text=True, timeout=START_S, check=True,
+        env=os.environ | nothing_compiled,
+    )  # fmt: skip
+    assert done.stdout == "the last life\n"
 
 
 def test_a_standby_for_which_there_is_no_memory_is_no_reason_to_end_the_daemon(
