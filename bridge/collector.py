@@ -138,7 +138,7 @@ class Collector:
         self._ids = itertools.count(1)
         self._waiting: dict[int, tuple[threading.Event, NDArray[Any]]] = {}
         self.unanswered: set[int] = set()  # calls that were given up, and whose echo has not come
-        self._said_refusals: tuple[float, int] = (0.0, 0)
+        self._said_refusals: tuple[float, int] = (self._started, 0)
         self._overflowing: dict[str, int] = {}
 
     # -- to the loop --------------------------------------------------------------------------------------------------
