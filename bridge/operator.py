@@ -594,7 +594,10 @@ def arm(
         Line("stimulation", **addresses, client_key=client_key) as line,
         Client(**addresses, timeout_s=timeout_s, key=client_key) as client,
     ):
-        before = client.request("status")["health"]["stimulation"]
+        health = client.request("status")["health"]
+        if client_key is not None:
+            _check_hears(load_client(client_key).name, health["security"]["clients"])
+        before = health["stimulation"]
         if before["state"] == "armed":
             raise NeuromodError(
                 "stimulation is armed already, by another console or program; end that: neuromod disarm"
@@ -613,6 +616,15 @@ def arm(
         except (OSError, SystemExit):
             _forget_stdout()
         return ending
+
+
+def _check_hears(name: str, clients: dict[str, list[str]]) -> None:
+    """Refuse a key that may arm and not hear: the console would hold a gate of which it knows nothing."""
+    if "observe" not in (roles := clients.get(name, ["observe"])):
+        raise NeuromodError(
+            f"nothing was armed: the key of {name} is for {', '.join(roles)}, and the console needs observe too, to "
+            "hear that the gate holds; make one with 'neuromod keys new NAME --roles observe,stimulate'"
+        )
 
 
 def _forget_stdout() -> None:

@@ -5,6 +5,8 @@ import itertools
 import logging
 import re
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -181,6 +183,16 @@ def test_a_stop_is_obeyed_by_the_way_that_a_key_opens_and_said_to_fail_where_the
             stop = Stop(line)
             wait_until(lambda: stop.wait(0.01) or (stop.is_sent and stop.forbidden), "the refusal of the command")
             wait_until(lambda: rig.health["stimulation"]["state"] == "disarmed", "the end of the arming")
+
+
+def test_a_console_that_could_not_hear_the_gate_arms_nothing(shared: Guarded, tmp_path: Path) -> None:
+    deaf = keys.new_client(shared.folder, "deaf", Role.STIMULATE, tmp_path / "deaf.key")
+    addresses = [f"--{name}={address}" for name, address in shared.daemon.addresses.items()]
+    command = [sys.executable, "-m", "neuromod.bridge.cli", "arm", f"--client-key={deaf}", *addresses]
+    done = subprocess.run(command, input="", capture_output=True, text=True, timeout=6 * WAIT_S)
+    assert done.returncode == 2
+    assert "the key of deaf is for stimulate, and the console needs observe too" in " ".join(done.stderr.split())
+    assert shared.health["stimulation"]["state"] == "disarmed"
 
 
 def test_the_monitor_says_that_a_key_cannot_stop(tmp_path: Path) -> None:
