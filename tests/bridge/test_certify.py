@@ -412,4 +412,4 @@ def test_the_real_thing_measures_compares_and_keeps(tmp_path: Path, monkeypatch:
     assert 0 < loopback["answered"] <= loopback["sent"]
     assert loopback["total"]["p50_us"] > max(part["p50_us"] for part in loopback["parts"])
     assert verdicts(changed)["tick lateness"] == {"not judged: fewer than 5 repetitions"}
-    assert (tmp_path / "page.html").read_text().count("<svg") == 3 + 3 + 1 + 3
+    assert (tmp_path / "page.html").read_text().count("<svg") == 4 + 3 + 1 + 3
