@@ -5,6 +5,7 @@ import math
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,11 +21,12 @@ from neuromod.bridge.collector import Collector
 from neuromod.bridge.config import SessionConfig
 from neuromod.bridge.keepers import Feeder, Keeper
 from neuromod.bridge.lsl_list import markers_of, source_of
-from neuromod.engine.errors import AdapterError, NeuromodError
+from neuromod.engine.errors import AdapterError, AdapterTimeoutError, NeuromodError
 
 log = logging.getLogger(__name__)
 
 _FIRST_PULL_S = 20.0
+_TELL_EVERY_S = 60.0
 
 
 class Intake:
@@ -61,24 +63,27 @@ class Intake:
 
     # -- before the loop runs -----------------------------------------------------------------------------------------
 
-    def open(self, *, is_native: bool) -> StreamInfo:
+    def open(self, *, is_native: bool, is_patient: bool = False) -> StreamInfo:
         """Find the source and the markers; return what the source is.
 
         Parameters
         ----------
         is_native : bool
             Whether the loop can pull from liblsl by itself.
+        is_patient : bool
+            Whether to go on looking, and to say so in the log, where one does not answer in time.
 
         Raises
         ------
         AdapterError
             One is not there, or not what was said.
         """
+        find = _patiently if is_patient else _once
         # first, since a playback begins as soon as somebody listens to its signal
         for marker_config in self._config.markers:
             markers = markers_of(self._config, marker_config)
             try:
-                markers.open()
+                (find if marker_config.required else _once)(markers.open)
             except AdapterError as error:
                 if marker_config.required:
                     raise
@@ -92,11 +97,11 @@ class Intake:
         if self.source is None:
             self.source = source_of(self._config)
         if isinstance(self.source, LslSource):
-            self.source.open(subscribed=False)
+            find(partial(self.source.open, subscribed=False))
             if is_native:
                 self.pulls, self.scale = rt.SOURCE_LSL, self.source.scale
         else:
-            self.source.open()
+            find(self.source.open)
         self._info = self.source.info
         return self._info
 
@@ -286,3 +291,20 @@ class Intake:
             log.error("the source failed: %s", error, exc_info=not isinstance(error, NeuromodError))
             on_failure(error)
         native.set_word(self._shared, rt.SOURCE_ENDED, 1)
+
+
+def _once(find: Callable[[], object]) -> None:
+    find()
+
+
+def _patiently(find: Callable[[], object]) -> None:
+    """Call what finds a stream until it does; a signal ends the wait by an exception."""
+    told = -math.inf
+    while True:
+        try:
+            find()
+            return
+        except AdapterTimeoutError as error:
+            if time.monotonic() - told >= _TELL_EVERY_S:
+                told = time.monotonic()
+                log.warning("%s. Goes on looking", error)

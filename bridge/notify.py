@@ -47,6 +47,11 @@ class Notifier:
         watchdog_s = int(wanted) / 1e6 if wanted.isdecimal() and int(wanted) and is_for_us else math.inf
         return cls(environment.get("NOTIFY_SOCKET", ""), watchdog_s)
 
+    @property
+    def is_connected(self) -> bool:
+        """Whether there is a manager to tell."""
+        return self._socket is not None
+
     def send(self, **said: str) -> None:
         """Say some things at once, as `STATUS="..."`."""
         if self._socket is None:

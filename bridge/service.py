@@ -226,7 +226,7 @@ class Daemon:
     def _open_source(self) -> None:
         config = self.config
         self._functions = _loop_functions(config)
-        info = self.intake.open(is_native=not self._is_in_python)
+        info = self.intake.open(is_native=not self._is_in_python, is_patient=self.supervision.is_kept_up)
         stimulation = config.stimulation
         yoked = None
         if stimulation is not None and stimulation.yoked_session is not None:

@@ -28,6 +28,11 @@ class Supervision:
         What a supervisor knows of the life before.
     on_stuck : callable, optional
         Called where the loop stands still; without it, that is only announced.
+
+    Attributes
+    ----------
+    is_kept_up : bool
+        Whether a service manager or a supervisor has started it, which is to be a service whenever its source is there.
     """
 
     def __init__(
@@ -40,6 +45,8 @@ class Supervision:
     ) -> None:
         self._config, self._notifier, self._on_stuck = config, notifier or Notifier(), on_stuck
         self._last = last
+        # nobody would start it by hand once the stream is there
+        self.is_kept_up = self._notifier.is_connected or last is not None
         self._life: Life | None = None
         self._watch: Watch | None = None
         self.checkpoints: Checkpointer | None = None

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -142,6 +143,21 @@ def test_a_killed_daemon_is_back_from_its_checkpoint_disarmed_and_says_so(tmp_pa
     assert again.body["tick"] >= event.value["tick"]
     wait_until(lambda: not third.is_running(), "the end of the daemon")
     assert "was ended by SIGKILL: started anew" in supervisor.errors
+
+
+@pytest.mark.compiled_loop
+def test_after_a_crash_a_stream_that_is_away_is_waited_for_however_long_that_takes(tmp_path: Path) -> None:
+    config = tmp_path / "session.toml"
+    text = SESSION.format(name="away", folder=tmp_path)
+    config.write_text(text.replace('content = "features"', 'content = "features", resolve_timeout_s = 0.2'))
+    life = json.dumps({"how": "was ended by SIGKILL", "at": time.time(), "restarts": 1})
+    with neuromod("start", str(config), "--last-life", life) as daemon:
+        daemon.wait_for_line("no LSL stream .* Goes on looking", timeout_s=START_S)
+        with streaming("away"):
+            daemon.wait_for_line("Ctrl-C stops", timeout_s=START_S)
+            code, _ = daemon.end(signal.SIGTERM)
+    assert code == 0
+    assert daemon.errors.count("Goes on looking") == 1  # a line a minute, however often it looks
 
 
 # -- the parent, with children that do as they are told

@@ -15,6 +15,7 @@ from harness import MEMORY, GatedSource, Running, process, session, wait_until
 
 from neuromod.bridge.notify import Notifier
 from neuromod.bridge.session_log import LogReader
+from neuromod.bridge.supervision import Supervision
 from neuromod.bridge.watchdog import STUCK_EXIT_CODE, Check, Clocks, Lasting, Peers, Standing, Watchdogs, disk_check
 from neuromod.bridge.wire import EventMessage
 
@@ -304,6 +305,8 @@ def test_a_service_manager_hears_datagrams_on_its_socket(is_abstract: bool, tmp_
             notifier.status("two\nlines")
             assert manager.recv(4096) == b"STATUS=two lines"
             assert notifier.watchdog_s == 30.0
+            assert Supervision(session(MEMORY), notifier=notifier).is_kept_up
+    assert not Supervision(session(MEMORY)).is_kept_up  # started by hand: who did is there to start the stream
 
 
 def test_without_a_service_manager_nothing_is_said_and_nothing_fails(tmp_path: Path) -> None:
