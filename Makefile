@@ -2,13 +2,13 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-computing test-waiting test-long test-interpreted fuzz soak lint warm bench bench-sorting clean
+.PHONY: demo test test-computing test-waiting test-loop test-long test-interpreted fuzz soak lint warm bench bench-sorting clean
 
 demo: .venv/ready
 	$(BIN)/neuromod demo
 
 test: .venv/ready-dev
-	+$(MAKE) -j2 --output-sync=target test-computing test-waiting
+	+$(MAKE) -j3 --output-sync=target test-computing test-waiting test-loop
 
 # what computes, or heeds no clock, in an order in which what needs the loop comes when it is compiled
 COMPUTING := $(filter-out %/test_soak.py,$(wildcard tests/bench/test_*.py)) tests/engine tests/fuzz tests/sorting \
@@ -20,9 +20,11 @@ COMPUTING := $(filter-out %/test_soak.py,$(wildcard tests/bench/test_*.py)) test
 test-computing: lint
 	$(BIN)/pytest -m "not long" $(COMPUTING)
 
-# beside it, what waits for sockets and clocks
-test-waiting: warm
-	$(BIN)/pytest -m "not long" $(COMPUTING:%=--ignore=%)
+# beside it, what waits for sockets and clocks: at first what needs no loop, for that is being compiled
+test-waiting: .venv/ready-dev
+	$(BIN)/pytest -m "not long and not compiled_loop" $(COMPUTING:%=--ignore=%)
+test-loop: warm
+	$(BIN)/pytest -m "not long and compiled_loop" $(COMPUTING:%=--ignore=%)
 
 # so that no test's time is spent on it
 warm: .venv/ready-dev

@@ -93,7 +93,7 @@ class Picture(Widget):
         return row_of(self.canvas, y)
 
 
-def _quick_driver(base: type[Driver]) -> type[Driver]:
+def quick_driver(base: type[Driver]) -> type[Driver]:
     """Return a driver that sees the keys that stop before anything else does."""
 
     class QuickDriver(base):  # type: ignore[misc,valid-type]
@@ -163,7 +163,7 @@ class MonitorApp(App[None]):
         glyphs: Glyphs | None = None,
     ) -> None:
         super().__init__()
-        self.driver_class = _quick_driver(self.driver_class)
+        self.driver_class = quick_driver(self.driver_class)
         self.model = Model()
         shown = tuple((name, str(addresses[name])) for name in ("ingest", "output", "control"))
         key = addresses.get("client_key")

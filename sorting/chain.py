@@ -9,7 +9,6 @@ change a bit of what follows.
 from typing import NamedTuple
 
 import numpy as np
-import scipy.signal
 from numpy.typing import NDArray
 
 from neuromod.engine.compiled import jit, jit_apart
@@ -79,6 +78,8 @@ def band_pass(config: ChainConfig, sampling_frequency: float) -> NDArray[np.floa
             f"a pass band of {config.low_hz:g} to {config.high_hz:g} Hz at {sampling_frequency:g} Hz; it must ascend "
             f"and lie below {0.5 * sampling_frequency:g} Hz"
         )
+    import scipy.signal  # a second, of which a daemon whose session sorts nothing would not know the use
+
     # up to 0.9 of the Nyquist frequency, so that one parameter file serves slower amplifiers
     high_hz = min(config.high_hz, 0.45 * sampling_frequency)
     sos = scipy.signal.butter(config.order, [config.low_hz, high_hz], "bandpass", fs=sampling_frequency, output="sos")

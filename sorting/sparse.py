@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import scipy.linalg
 from numpy.typing import NDArray
 
 from neuromod.engine.compiled import jit, jit_apart
@@ -152,7 +151,8 @@ def whitened_in_time(templates: NDArray[np.float32], autocovariance: Sequence[fl
     known = min(n, len(autocovariance))
     lags[:known] = autocovariance[:known]
     lags[0] += _FLOOR
-    filters = templates.astype(np.float64) @ np.linalg.inv(scipy.linalg.toeplitz(lags))
+    covariance = lags[np.abs(np.subtract.outer(np.arange(n), np.arange(n)))]
+    filters = templates.astype(np.float64) @ np.linalg.inv(covariance)
     return np.ascontiguousarray(filters, dtype=np.float32)
 
 

@@ -54,6 +54,14 @@ def test_help_comes_without_loading_the_heavy_libraries() -> None:
     assert found.stdout.strip() == "[]"
 
 
+def test_the_daemon_loads_nothing_that_its_session_may_not_need() -> None:
+    heavy = ["scipy.signal", "scipy.stats", "scipy.linalg", "spikeinterface", "neo", "matplotlib", "textual"]
+    code = f"import sys, neuromod.bridge.service; print([name for name in {heavy!r} if name in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+
+    assert found.stdout.strip() == "[]"
+
+
 COMMANDS_WITH_HELP = [
     ["init"], ["check"], ["doctor"], ["certify"], ["streams"], ["layout"], ["models"],
     ["demo"], ["start"], ["replay"], ["baseline"], ["bench"], ["actuate"], ["calibrate"],

@@ -17,6 +17,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -24,6 +25,8 @@ from harness import FREE_PORTS, WAIT_S, driven_daemon, pulsing, sockets, wait_un
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.cells import cell_len
+from textual import events
+from textual.drivers.headless_driver import HeadlessDriver
 from textual.widgets import Input
 from typer.testing import CliRunner
 
@@ -34,12 +37,13 @@ from neuromod.bridge.config import SessionConfig, parse
 from neuromod.bridge.monitor_canvas import GLYPHS
 from neuromod.bridge.monitor_draw import PAGES, Screen, draw
 from neuromod.bridge.monitor_model import KEPT_S, SILENT_S, WARN_S, Model
-from neuromod.bridge.monitor_view import MonitorApp, glyphs_for, row_of
+from neuromod.bridge.monitor_view import MonitorApp, glyphs_for, quick_driver, row_of
 from neuromod.bridge.session import Session
 from neuromod.bridge.wire import Flag
 from neuromod.engine.errors import NeuromodError
 
 T0 = 1000.0
+BY_STOP = ("stopped", "disarmed")  # the message and the command go out together
 SIZES = [(80, 24), (120, 40), (200, 60), (60, 16), (40, 10), (80, 34), (300, 20)]
 
 
@@ -398,7 +402,12 @@ def watch(addresses: dict[str, str], act: Callable[[MonitorApp, Any], Awaitable[
         async with monitor.run_test(size=size) as pilot:
             await act(monitor, pilot)
 
-    asyncio.run(run())
+    async def a_moment(*_: float) -> None:
+        await asyncio.sleep(0.01)
+
+    # after each key the pilot waits until this process is idle, which with a daemon in it is never: for two seconds
+    with patch("textual.app.wait_for_idle", a_moment), patch("textual.pilot.wait_for_idle", a_moment):
+        asyncio.run(run())
 
 
 def screen(monitor: MonitorApp) -> str:
@@ -421,6 +430,7 @@ def test_one_key_disarms_an_armed_session_and_says_so(tmp_path: Path, key: str) 
                 assert running.health["stimulation"]["state"] == "armed"
             await pilot.press(key)
             await until(pilot, lambda: running.health["stimulation"]["state"] == "disarmed", "the end of the arming")
+            assert running.health["stimulation"]["disarmed_by"] in BY_STOP
             await until(pilot, lambda: "STIMULATION IS STOPPED" in screen(monitor), "the word of it")
             await until(pilot, lambda: "ARMED <<<" not in screen(monitor), "the gate")
 
@@ -430,19 +440,18 @@ def test_one_key_disarms_an_armed_session_and_says_so(tmp_path: Path, key: str) 
 @pytest.mark.compiled_loop
 def test_the_thread_that_reads_the_keyboard_stops_by_itself(tmp_path: Path) -> None:
     """Whatever the drawing does: here the application is held up from the key to the end of the arming."""
-    from textual import events
-
     with driven_daemon(config(tmp_path)) as running:
         running.client.arm(600.0)
 
         async def act(monitor: MonitorApp, pilot: Any) -> None:
             await until(pilot, lambda: "ARMED" in screen(monitor), "the arming on the screen")
-            driver = monitor._driver
-            assert driver is not None
+            # what runs without a terminal has a driver of its own: this is the one that a terminal gets
+            driver = quick_driver(HeadlessDriver)(monitor)
             keyboard = threading.Thread(target=driver.process_message, args=(events.Key("s", "s"),))
             keyboard.start()
             # no await: nothing of the application runs
             wait_until(lambda: running.health["stimulation"]["state"] == "disarmed", "the end of the arming")
+            assert running.health["stimulation"]["disarmed_by"] in BY_STOP
             await until(pilot, lambda: not keyboard.is_alive(), "the key")
 
         watch(running.daemon.addresses, act)
