@@ -11,12 +11,12 @@ test: .venv/ready-dev
 	+$(MAKE) -j3 --output-sync=target test-computing test-waiting test-loop
 
 # what computes, or heeds no clock, in an order in which what needs the loop comes when it is compiled
-COMPUTING := $(filter-out %/test_soak.py,$(wildcard tests/bench/test_*.py)) tests/engine tests/fuzz tests/sorting \
-  tests/conformance/test_neurons.py tests/test_packaging.py \
+COMPUTING := tests/engine tests/fuzz tests/sorting tests/conformance/test_neurons.py tests/test_packaging.py \
+  $(addprefix tests/bench/test_,bench_fixed.py floor.py) \
   $(addprefix tests/adapters/test_,calibration.py decoder.py fpga_simulated.py hdl.py recordings.py sortable.py) \
   $(addprefix tests/bridge/test_,baseline.py checkpoint.py config.py cortex.py export_nwb.py frames.py gate.py \
     gate_histories.py hil.py hil_files.py pipeline.py session_log.py sort.py wire.py \
-    bench.py calibrate.py certify.py demo.py hil_board.py monitor.py resume.py task.py)
+    bench.py calibrate.py certify.py demo.py hil_board.py monitor.py resume.py task.py) tests/bench/test_bench_service.py
 test-computing: lint
 	$(BIN)/pytest -m "not long" $(COMPUTING)
 

@@ -21,6 +21,12 @@ LONGEST_START_S = 600.0
 """How long a process is waited for that may have to compile the loop first: a slow, busy machine took four minutes."""
 
 _INFO = StreamInfo("warm", "signal", 1, 30000.0, ("a",), ("",))
+# no filter, since designing one takes a library that loads for a second; the types are those of every session
+_SESSION = """
+source = {kind = "lsl", name = "warm"}
+[front_end]
+features = ["raw"]
+"""
 
 
 def is_compiled() -> bool:
@@ -35,7 +41,7 @@ def warm_loop() -> None:
     """
     if not is_compiled():
         log.warning("compiling the real-time loop; this takes about a minute, once per version")
-    parts = assemble(parse('source = {kind = "lsl", name = "warm"}'), _INFO)
+    parts = assemble(parse(_SESSION), _INFO)
     loop = rt.make_loop(
         native.c_functions(),
         source=rt.SOURCE_RING,

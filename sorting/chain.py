@@ -78,7 +78,7 @@ def band_pass(config: ChainConfig, sampling_frequency: float) -> NDArray[np.floa
             f"a pass band of {config.low_hz:g} to {config.high_hz:g} Hz at {sampling_frequency:g} Hz; it must ascend "
             f"and lie below {0.5 * sampling_frequency:g} Hz"
         )
-    import scipy.signal  # a second, of which a daemon whose session sorts nothing would not know the use
+    import scipy.signal  # takes longer to import than all else here
 
     # up to 0.9 of the Nyquist frequency, so that one parameter file serves slower amplifiers
     high_hz = min(config.high_hz, 0.45 * sampling_frequency)
@@ -123,7 +123,8 @@ def make_chain(
     n_padded = -(-n_channels // _PAD) * _PAD
     frame = frame_samples(sampling_frequency)
     n_window = -(-window_samples // frame) * frame
-    sos = band_pass(config, sampling_frequency)
+    # nothing is filtered where nothing is sorted
+    sos = band_pass(config, sampling_frequency) if n_channels else np.zeros((0, 5))
     clip = np.full(n_padded, np.inf)
     if noise is not None:
         clip[:n_channels] = np.where(noise > 0.0, config.clip_noise * noise, np.inf)

@@ -767,6 +767,7 @@ def test_beside_a_daemon_the_board_follows_its_network_and_mostly_fires_as_it_do
             if k == 150:
                 client.send_reward(0.5)
             if k == 200:
+                daemon.records.wait_for(before + k)  # commands come another way, and what a pause finds moves nothing
                 client.request("pause")
                 client.request("resume")
             client.send_stimuli(row)
