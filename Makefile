@@ -15,13 +15,14 @@ COMPUTING := tests/engine tests/fuzz tests/sorting tests/conformance/test_neuron
   $(addprefix tests/bench/test_,bench_fixed.py floor.py) \
   $(addprefix tests/adapters/test_,calibration.py decoder.py fpga_simulated.py hdl.py recordings.py sortable.py) \
   $(addprefix tests/bridge/test_,baseline.py checkpoint.py config.py cortex.py export_nwb.py frames.py gate.py \
-    gate_histories.py hil.py hil_files.py pipeline.py session_log.py sort.py wire.py \
+    gate_histories.py hil.py hil_files.py pipeline.py session_log.py wire.py \
     bench.py calibrate.py certify.py demo.py hil_board.py monitor.py resume.py task.py) tests/bench/test_bench_service.py
-test-computing: lint
+test-computing: .venv/ready-dev
 	$(BIN)/pytest -m "not long" $(COMPUTING)
 
-# beside it, what waits for sockets and clocks: at first what needs no loop, for that is being compiled
-test-waiting: .venv/ready-dev
+# beside it, what waits for sockets and clocks, and lint and test_sort.py, so that all three take as long; what needs the
+# loop is apart, for that has to be compiled first
+test-waiting: lint
 	$(BIN)/pytest -m "not long and not compiled_loop" $(COMPUTING:%=--ignore=%)
 test-loop: warm
 	$(BIN)/pytest -m "not long and compiled_loop" $(COMPUTING:%=--ignore=%)

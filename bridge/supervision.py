@@ -32,7 +32,7 @@ class Supervision:
     Attributes
     ----------
     is_kept_up : bool
-        Whether a service manager or a supervisor has started it, which is to be a service whenever its source is there.
+        Whether a service manager has started it, or a supervisor anew: then it waits for its source without end.
     """
 
     def __init__(
