@@ -51,7 +51,7 @@ class LslConfig(_StreamQuery, frozen=True, extra="forbid"):
     max_buflen_s : float
         How much liblsl may hold for us before it drops the oldest.
     resolve_timeout_s : float
-        How long to look for the stream.
+        How long to look for the stream. A daemon that a service manager started, or a supervisor anew, looks on.
     """
 
     kind: Literal["lsl"] = "lsl"

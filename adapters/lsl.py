@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 
 # How often a search is looked at. It runs on threads of liblsl, so that Python goes on answering signals.
 _POLL_S = 0.002
+_ANSWER_S = 1.0  # however short the search: clock probes alone take 0.64 s
 # How long a second stream that also matches gets to answer, from the moment the search begins. Two streams of one
 # machine may need both waves of a search (multicast, then one by one 0.5 s later); the clock takes as long anyway.
 _RIVAL_S = 0.65
@@ -150,9 +151,10 @@ class _Connection:
                 f"no LSL stream with {self.description} within {timeout_s:g} s; seen: {_listing(list_streams(0.6))}. "
                 "Start the stream, mend the words, or see `neuromod doctor` if a stream that runs is not seen"
             )
-        described = self._attach(found[0], timeout_s)
+        answer_s = max(_ANSWER_S, timeout_s)
+        described = self._attach(found[0], answer_s)
         try:
-            self._learn_clock(timeout_s)
+            self._learn_clock(answer_s)
             while time.monotonic() < begun + _RIVAL_S and len(found) < 2:
                 time.sleep(_POLL_S)
                 found = self._known(resolver.results())
@@ -164,7 +166,7 @@ class _Connection:
             self._check_allowed(described)
             check(described)
             if subscribed:
-                self.subscribe(timeout_s)
+                self.subscribe(answer_s)
         except BaseException:
             self.close()
             raise
@@ -187,7 +189,7 @@ class _Connection:
             return False
         self._search = None
         newest = max(found, key=lambda info: float(info.created_at()))
-        left_s = max(1.0, deadline - time.monotonic())
+        left_s = max(_ANSWER_S, deadline - time.monotonic())
         try:
             described = self._attach(newest, left_s)
             self._check_allowed(described)
